@@ -1,0 +1,196 @@
+"""What this daemon was told: one frozen settings object, read once, from the TOML file, then the environment, then flags.
+
+An unknown key is an error. Every field has its unit in its name or its description, a range, and a default with a reason. With no
+file at all: SQLite and an NVMe tier under `$CKPTSTORE_HOME` (default `~/.ckptstore`), and no network port.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from ckptstore.errors import ConfigInvalid
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
+_SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(i?)B?(?:/s)?\s*$", re.IGNORECASE)
+
+
+def parse_size(value: object) -> int:
+    """`"8GiB"`, `"500MB/s"` or a number of bytes → bytes (per second)."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"a size is a number of bytes or a text such as '8GiB', not {value!r}")
+    if not isinstance(value, str):
+        return int(value)
+    match = _SIZE.match(value)
+    if match is None:
+        raise ValueError(f"{value!r} is no size; write a number of bytes, or for example '8GiB' or '500MB'")
+    number, unit, binary = match.groups()
+    factor = 1024 ** "KMGTP".index(unit.upper()) * 1024 if unit and binary else _UNITS[unit.upper()]
+    return int(float(number) * factor)
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
+
+
+class TierSettings(BaseModel):
+    """One `[[tiers]]` table. The order in the file is the order of the tiers, from fastest to most durable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$", description="what `wait(name)` and `status` call it")
+    kind: Literal["posix", "object"]
+    path: Path | None = Field(None, description="posix: the folder that holds the tier")
+    url: str | None = Field(None, description="object: s3://bucket/prefix, or any fsspec URL")
+    options: dict[str, Any] = Field(default_factory=dict, description="object: endpoint_url, profile, region, or fsspec's own options")
+    capacity: Size | None = Field(None, description="bytes; unset: what the device has")
+    shared: bool | None = Field(None, description="whether every node sees the same objects; default: object yes, posix no")
+    durable: bool = Field(True, description="whether a replica here counts towards publishing")
+    bandwidth_limit: Size | None = Field(None, description="bytes per second that drains into this tier may use")
+    compression: Literal["none", "zstd"] = Field("none", description="zstd: the seekable format, `zstd -d` gives the file back")
+    high_water: float = Field(0.90, gt=0, le=1, description="fraction of the capacity above which evictable replicas go")
+    low_water: float = Field(0.80, gt=0, le=1, description="fraction that eviction goes down to")
+    direct_io: Literal["auto", "always", "never"] = Field("auto", description="posix: O_DIRECT, with a buffered fallback when auto")
+
+    @property
+    def is_shared(self) -> bool:
+        return self.shared if self.shared is not None else self.kind == "object"
+
+    @model_validator(mode="after")
+    def _place_fits_kind(self) -> TierSettings:
+        if self.name in ("snapshot", "memory"):
+            raise ValueError(f"the tier name {self.name!r} is taken by the store itself")
+        if self.kind == "posix" and (self.path is None or self.url is not None or not self.path.is_absolute()):
+            raise ValueError(f"tier {self.name!r} is posix: it needs an absolute `path` and no `url`")
+        if self.kind == "object" and (self.url is None or self.path is not None):
+            raise ValueError(f"tier {self.name!r} is object: it needs a `url` and no `path`")
+        if self.low_water >= self.high_water:
+            raise ValueError(f"tier {self.name!r}: low_water must be below high_water")
+        return self
+
+
+class MemorySettings(BaseModel):
+    """The `[memory]` table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    limit: Size | None = Field(None, description="bytes of segments; unset: half of the memory that is free at start")
+    slots: int = Field(2, ge=1, le=64, description="segments per rank: with two, one save is drained while the next is staged")
+    idle_release_s: float = Field(300.0, ge=0, description="seconds after which segments that nobody uses are given back")
+    huge_pages: bool = Field(True, description="ask for transparent huge pages: a pre-fault is five times faster")
+
+
+def default_home() -> Path:
+    return Path(os.environ.get("CKPTSTORE_HOME") or Path.home() / ".ckptstore")
+
+
+class Settings(BaseSettings):
+    """Everything the daemon is told. `read_settings` is how to get one."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="CKPTSTORE_", env_nested_delimiter="__")
+
+    home: Path = Field(default_factory=default_home, description="catalog, sockets, log and lock of this node's daemon")
+    memory: MemorySettings = Field(default_factory=MemorySettings)
+    tiers: tuple[TierSettings, ...] = Field((), description="empty: one NVMe tier under the home")
+    catalog_url: str | None = Field(None, description="sqlite:////path or postgresql://…; unset: SQLite under the home")
+    listen: str | None = Field(None, description="host:port of the network API; unset: none")
+    token: SecretStr | None = Field(None, description="bearer token of the network API; required with `listen`")
+    attempt_timeout_s: float = Field(600.0, gt=0, description="an attempt without progress for this long is aborted")
+    grace_s: float = Field(300.0, ge=0, description="how long a deleted object's bytes stay for readers that hold them")
+    drain_workers: int = Field(2, ge=1, le=64, description="objects drained at once, per tier")
+    queue_limit: Size = Field(1 << 40, description="bytes that may wait to be drained before saves are slowed down")
+    idle_exit_s: float | None = Field(None, ge=0, description="a daemon nobody uses exits after this; set for auto-started ones")
+    max_request: Size = Field(64 << 20, description="bytes of one API request's JSON body")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("home")
+    @classmethod
+    def _home_is_absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _whole_fits_together(self) -> Settings:
+        names = [tier.name for tier in self.effective_tiers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two tiers have the same name: {', '.join(names)}")
+        if not any(tier.durable for tier in self.effective_tiers):
+            raise ValueError("no tier is durable: nothing could ever be published")
+        if self.listen is not None:
+            host, _, port = self.listen.rpartition(":")
+            if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+                raise ValueError(f"listen must be host:port, not {self.listen!r}")
+            if self.token is None or len(self.token.get_secret_value()) < 8:
+                raise ValueError("listen needs a token of at least 8 characters")
+        return self
+
+    @property
+    def effective_tiers(self) -> tuple[TierSettings, ...]:
+        """The configured tiers, or the default one."""
+        return self.tiers or (TierSettings(name="nvme", kind="posix", path=self.home / "nvme"),)
+
+    @property
+    def effective_catalog_url(self) -> str:
+        return self.catalog_url or f"sqlite:///{self.home / 'catalog.sqlite3'}"
+
+    @property
+    def api_socket(self) -> Path:
+        return self.home / "api.sock"
+
+    @property
+    def fd_socket(self) -> Path:
+        return self.home / "fd.sock"
+
+    def tier(self, name: str) -> TierSettings | None:
+        return next((tier for tier in self.effective_tiers if tier.name == name), None)
+
+
+def config_file(home: Path | None = None) -> Path:
+    """`$CKPTSTORE_CONFIG`, or `config.toml` in the home."""
+    named = os.environ.get("CKPTSTORE_CONFIG")
+    return Path(named) if named else (home or default_home()) / "config.toml"
+
+
+def read_settings(file: Path | None = None, **flags: Any) -> Settings:
+    """Settings from `file` (or the default place, if it exists), then the environment, then `flags` that are not None.
+
+    Raises ConfigInvalid that names the file and the key.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    home = Path(given["home"]).expanduser().absolute() if "home" in given else None
+    place = file or config_file(home)
+    document: dict[str, Any] = {}
+    if file is not None or place.exists():
+        try:
+            document = tomllib.loads(place.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigInvalid(str(error), operation="read configuration", subject=str(place)) from error
+    try:
+        return Settings(**_merge(document, _environment(), given))
+    except ValidationError as error:
+        raise ConfigInvalid(_first_faults(error), operation="read configuration", subject=str(place)) from error
+
+
+def _environment() -> dict[str, Any]:
+    """What the CKPTSTORE_… variables say, as nested keys; CONFIG, GROUP, TOKEN_FILE and URL are the client's own."""
+    source = EnvSettingsSource(Settings)
+    return {key: value for key, value in source().items() if key in Settings.model_fields}
+
+
+def _merge(*layers: dict[str, Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old = merged.get(key)
+            merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _first_faults(error: ValidationError) -> str:
+    """The faults as one line: `tiers.0.kind: Input should be 'posix' or 'object'; …`."""
+    lines = [f"{'.'.join(str(part) for part in fault['loc']) or 'settings'}: {fault['msg']}" for fault in error.errors()[:5]]
+    return "; ".join(lines)
