@@ -1,0 +1,198 @@
+"""What the catalog speaks of: plain values that cross from the database to the daemon and on to the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What one publish makes visible."""
+
+    CHECKPOINT = "checkpoint"
+    FOLDER = "folder"  # files that were put together, atomically
+    FILE = "file"
+
+
+class AttemptState(StrEnum):
+    """open → complete (every rank stored) → published; or open | complete → aborted. Each arrow is one conditional transition."""
+
+    OPEN = "open"
+    COMPLETE = "complete"
+    PUBLISHED = "published"
+    ABORTED = "aborted"
+
+
+class RankState(StrEnum):
+    STAGING = "staging"
+    SNAPSHOT = "snapshot"  # the daemon owns the bytes: the trainer may die
+    STORED = "stored"  # in a durable tier
+
+
+@dataclass(frozen=True)
+class TierRow:
+    """A tier as the catalog knows it; `position` orders them from fastest to most durable."""
+
+    name: str
+    position: int
+    shared: bool
+    durable: bool
+
+
+@dataclass(frozen=True)
+class Join:
+    """One rank's wish to take part in an attempt. (path, token, ordinal) names the attempt."""
+
+    path: str
+    token: str
+    ordinal: int
+    rank: int
+    world_size: int
+    kind: Kind
+    node: str
+    session: str
+    replace: bool = False
+    step: int | None = None
+    metadata: str = "{}"  # JSON
+
+
+@dataclass(frozen=True)
+class NewObject:
+    """An object whose id is recorded, before its first byte is written anywhere."""
+
+    object_id: str
+    name: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Ticket:
+    attempt_id: str
+    state: AttemptState
+    objects: tuple[NewObject, ...]
+
+
+@dataclass(frozen=True)
+class AttemptView:
+    attempt_id: str
+    path: str
+    kind: Kind
+    state: AttemptState
+    reason: str | None  # why it was aborted
+    world_size: int
+    step: int | None
+    metadata: str
+    replace: bool
+    joined: int  # ranks that have joined
+    snapshots: int  # ranks in SNAPSHOT or STORED
+    stored: int
+    publication_id: str | None
+    opened_at_s: float  # by the database's clock
+    idle_s: float  # since the last progress, by the database's clock
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of an attempt or a publication, with the object that holds its bytes."""
+
+    object_id: str
+    name: str  # relative to the publication's path; "" when the publication is one file
+    rank: int
+    key: str
+    node: str  # where it was ingested
+    size_bytes: int
+    root: str  # BlockDigests.root
+    blocks: bytes  # BlockDigests.blocks; b"" where a call says that it leaves them out
+
+
+@dataclass(frozen=True)
+class Publication:
+    publication_id: str
+    path: str
+    kind: Kind
+    sequence: int  # publish order over the whole store
+    opened: int  # order in which attempts were opened: what @latest goes by
+    world_size: int
+    step: int | None
+    metadata: str
+    size_bytes: int
+    file_count: int
+    opened_at_s: float
+    published_at_s: float
+    live: bool
+    durability: tuple[str, ...]  # durable tiers that hold every object and the commit record, in order
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a listing."""
+
+    path: str
+    name: str
+    kind: str  # "folder" (made by what lies below it), or a Kind
+    size_bytes: int
+    publication: Publication | None
+
+
+@dataclass(frozen=True)
+class Replica:
+    object_id: str
+    tier: str
+    node: str  # "" for a shared tier
+    verified_at_s: float
+    damaged: bool
+
+
+@dataclass(frozen=True)
+class Drain:
+    """One object on its way to one tier."""
+
+    object_id: str
+    publication_id: str
+    path: str  # of the file
+    key: str
+    tier: str
+    size_bytes: int
+    sequence: int
+    tries: int
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What waits to be drained into one tier."""
+
+    tier: str
+    objects: int
+    size_bytes: int
+    oldest_age_s: float
+    last_error: str | None
+
+
+class Act(StrEnum):
+    """The steps of deleting, in the order in which they may be taken in one tier."""
+
+    WRITE_TOMBSTONE = "write_tombstone"
+    DELETE_RECORD = "delete_record"
+    DELETE_OBJECT = "delete_object"
+    DELETE_TOMBSTONE = "delete_tombstone"
+
+
+@dataclass(frozen=True)
+class Chore:
+    """One step of a deletion that this node owes in one tier. Doing it twice is harmless; `chore_done` says that it is done."""
+
+    chore_id: int
+    act: Act
+    tier: str
+    publication_id: str | None
+    object_id: str | None
+    key: str  # the document's or the object's key in the tier
+    document: bytes  # what a tombstone holds
+
+
+def record_key(publication_id: str) -> str:
+    return f"records/{publication_id}.jsonl"
+
+
+def tombstone_key(publication_id: str) -> str:
+    return f"tombstones/{publication_id}.json"

@@ -1,0 +1,237 @@
+"""What client and daemon say to each other: the JSON bodies of the API, and the messages of the descriptor socket.
+
+The API is HTTP under `/v1`, over the unix socket `api.sock` or TCP. The descriptor socket `fd.sock` carries one JSON object a line
+each way, with file descriptors attached (SCM_RIGHTS); a client keeps its connection to it open for as long as it lives, and the daemon
+takes a hang-up as the client's death. Unknown fields are refused on both.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+API_VERSION = 1
+#: Header that carries the session id that the descriptor socket (or POST /v1/sessions) gave.
+SESSION_HEADER = "x-ckptstore-session"
+#: The longest that one request waits in the daemon before the client asks again, in seconds.
+LONG_POLL_S = 20.0
+
+Base64 = Annotated[
+    bytes,
+    BeforeValidator(lambda value: base64.b64decode(value, validate=True) if isinstance(value, str) else value),
+    PlainSerializer(lambda value: base64.b64encode(value).decode("ascii"), return_type=str, when_used="json"),
+]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Hello(Message):
+    """GET /v1/hello."""
+
+    api: int
+    version: str
+    store: str
+    node: str
+    pid: int
+    tiers: list[str]  # names, in order
+    durable_tiers: list[str]
+
+
+class OpenAttempt(Message):
+    """POST /v1/attempts: join (or repeat joining) an attempt as one rank."""
+
+    path: str
+    token: str = Field(min_length=8, max_length=128)
+    ordinal: int = Field(ge=0)
+    rank: int = Field(ge=0)
+    world_size: int = Field(ge=1, le=1 << 20)
+    kind: Literal["checkpoint", "folder", "file"] = "checkpoint"
+    replace: bool = False
+    step: int | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    size_bytes: int = Field(0, ge=0, description="checkpoint: bytes of this rank's file, for its segment")
+    on_busy: Literal["wait", "skip", "fail"] = "wait"
+
+
+class SegmentGrant(Message):
+    """A slot that the client may write into until it hands it over. Its descriptor comes over the descriptor socket."""
+
+    segment_id: str
+    generation: int
+    capacity_bytes: int
+
+
+class AttemptOpened(Message):
+    attempt_id: str
+    file_name: str | None = None  # checkpoint: the name of this rank's file
+    segment: SegmentGrant | None = None  # None over TCP, and for kinds folder and file
+    skipped: bool = False  # on_busy="skip" and no slot was free: the attempt is aborted
+
+
+class HandOver(Message):
+    """POST /v1/attempts/{attempt_id}/ranks/{rank}/handover: the segment holds the whole file; the daemon owns it now."""
+
+    segment_id: str
+    generation: int
+    size_bytes: int = Field(ge=1)
+
+
+class Abort(Message):
+    reason: str = Field(max_length=1000)
+
+
+class AttemptStatus(Message):
+    """GET /v1/attempts/{attempt_id}?wait=TIER&timeout_s=S, and what handover and commit answer."""
+
+    attempt_id: str
+    path: str
+    state: Literal["open", "complete", "published", "aborted"]
+    reason: str | None
+    snapshot: bool  # every rank has handed over
+    durability: list[str]  # tiers that hold all of it, in order; empty before it is published
+    publication_id: str | None
+    timings_s: dict[str, float] = Field(default_factory=dict)  # seconds since this daemon opened it: snapshot, nvme, …
+
+
+class Durability(Message):
+    tiers: list[str]
+    memory: bool  # whether this node's memory still holds (part of) it
+
+
+class PublicationInfo(Message):
+    publication_id: str
+    path: str
+    kind: Literal["checkpoint", "folder", "file"]
+    sequence: int
+    world_size: int
+    step: int | None
+    metadata: dict[str, Any]
+    size_bytes: int
+    file_count: int
+    opened_at_s: float
+    published_at_s: float
+    durability: list[str]
+
+
+class FileInfo(Message):
+    """One file of a publication: GET /v1/publications/{id}/files."""
+
+    object_id: str
+    name: str
+    rank: int
+    size_bytes: int
+    digest: str
+    blocks: Base64 = b""
+
+
+class FilePage(Message):
+    files: list[FileInfo]
+    after: str | None  # ask again with this; None at the end
+
+
+class ReplicaInfo(Message):
+    tier: str
+    kind: Literal["memory", "posix", "object"]
+    openable: bool  # whether this daemon can hand out a descriptor for it
+    node: str = ""
+
+
+class Located(Message):
+    """GET /v1/objects/{object_id}/replicas, nearest first."""
+
+    object_id: str
+    replicas: list[ReplicaInfo]
+
+
+class Damage(Message):
+    """POST /v1/objects/{object_id}/damage: a reader found a block that differs from its checksum."""
+
+    tier: str
+    block: int = Field(ge=0)
+
+
+class EntryInfo(Message):
+    path: str
+    name: str
+    kind: Literal["folder", "checkpoint", "file"]
+    size_bytes: int
+    step: int | None = None
+    world_size: int | None = None
+    published_at_s: float | None = None
+    durability: list[str] = Field(default_factory=list)
+    publication_id: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    files: int | None = None
+
+
+class EntryPage(Message):
+    entries: list[EntryInfo]
+    after: str | None
+
+
+class Usage(Message):
+    path: str
+    publications: int
+    files: int
+    size_bytes: int
+
+
+class Removed(Message):
+    removed: list[str]
+
+
+# --- the descriptor socket ---------------------------------------------------------------------------------------------------------
+
+
+class FdHello(Message):
+    """First line from the client. The answer is FdWelcome."""
+
+    op: Literal["hello"] = "hello"
+    api: int
+    pid: int
+
+
+class FdWelcome(Message):
+    session: str
+
+
+class FdSegment(Message):
+    """Ask for the descriptor of a granted segment; answered by FdReady with one descriptor (read and write)."""
+
+    op: Literal["segment"] = "segment"
+    segment_id: str
+
+
+class FdOpen(Message):
+    """Ask for a read-only descriptor of an object's replica; answered by FdReady with one descriptor."""
+
+    op: Literal["open"] = "open"
+    object_id: str
+    tier: str
+
+
+class FdIngest(Message):
+    """Hand the daemon a file to store as `name` of an attempt of kind folder or file; the descriptor is attached.
+
+    Answered by FdReady once the bytes are in a durable tier.
+    """
+
+    op: Literal["ingest"] = "ingest"
+    attempt_id: str
+    name: str
+    size_bytes: int = Field(ge=0)
+
+
+class FdReady(Message):
+    """The answer; or `error` as CkptStoreError.to_wire() wrote it, and no descriptor."""
+
+    size_bytes: int = 0
+    capacity_bytes: int = 0
+    generation: int = 0
+    direct: bool = False  # whether the descriptor may be read with O_DIRECT (it was opened so)
+    digest: str = ""
+    error: dict[str, Any] | None = None
