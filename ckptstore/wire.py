@@ -3,6 +3,32 @@
 The API is HTTP under `/v1`, over the unix socket `api.sock` or TCP. The descriptor socket `fd.sock` carries one JSON object a line
 each way, with file descriptors attached (SCM_RIGHTS); a client keeps its connection to it open for as long as it lives, and the daemon
 takes a hang-up as the client's death. Unknown fields are refused on both.
+
+    GET    /v1/hello                                      → Hello
+    POST   /v1/sessions                                   → SessionOpened      (TCP clients; over the unix socket fd.sock opens one)
+    POST   /v1/attempts                    OpenAttempt    → AttemptOpened      (Busy: repeat it, joining is idempotent)
+    POST   /v1/attempts/{id}/ranks/{rank}/handover  HandOver → AttemptStatus
+    PUT    /v1/attempts/{id}/ranks/{rank}/body   <bytes>  → AttemptStatus      (a save over TCP: body, then handed over)
+    PUT    /v1/attempts/{id}/files?name=N        <bytes>  → FileStored         (a put over TCP)
+    POST   /v1/attempts/{id}/commit                       → AttemptStatus      (kinds folder and file: all files are stored)
+    POST   /v1/attempts/{id}/abort         Abort          → AttemptStatus
+    GET    /v1/attempts/{id}?wait=TIER&timeout_s=S        → AttemptStatus      (answers early when TIER is reached or it is aborted)
+    GET    /v1/publications?path=P                        → PublicationInfo    (P may end with /@latest)
+    GET    /v1/publications/{id}?wait=TIER&timeout_s=S    → PublicationInfo    (answers early when TIER is reached)
+    GET    /v1/publications/{id}/files?rank=R&name=N&after=A&limit=L → FilePage (rank, name and after are optional)
+    GET    /v1/objects/{id}/replicas                      → Located            (recalls the object first if no replica is openable here)
+    GET    /v1/objects/{id}/content        [Range]        → bytes, 200 or 206  (each block verified before it is sent)
+    POST   /v1/objects/{id}/damage         Damage         → Located            (what is left after checking and dropping the bad one)
+    GET    /v1/entries?path=P&after=A&limit=L             → EntryPage
+    GET    /v1/entry?path=P                               → EntryInfo
+    GET    /v1/usage?path=P                               → Usage
+    DELETE /v1/entries?path=P&recursive=B                 → Removed
+    POST   /v1/verify?path=P                              → one VerifyLine of JSON a line, while it goes on
+    GET    /v1/status                                     → Status
+    POST   /v1/stop                                       → 202                (unix socket only)
+    GET    /metrics                                       → Prometheus text
+
+An error is its HTTP status with `CkptStoreError.to_wire()` as the body.
 """
 
 from __future__ import annotations
@@ -72,6 +98,16 @@ class AttemptOpened(Message):
     skipped: bool = False  # on_busy="skip" and no slot was free: the attempt is aborted
 
 
+class SessionOpened(Message):
+    session: str
+
+
+class FileStored(Message):
+    object_id: str
+    size_bytes: int
+    digest: str
+
+
 class HandOver(Message):
     """POST /v1/attempts/{attempt_id}/ranks/{rank}/handover: the segment holds the whole file; the daemon owns it now."""
 
@@ -95,11 +131,6 @@ class AttemptStatus(Message):
     durability: list[str]  # tiers that hold all of it, in order; empty before it is published
     publication_id: str | None
     timings_s: dict[str, float] = Field(default_factory=dict)  # seconds since this daemon opened it: snapshot, nvme, …
-
-
-class Durability(Message):
-    tiers: list[str]
-    memory: bool  # whether this node's memory still holds (part of) it
 
 
 class PublicationInfo(Message):
@@ -182,6 +213,81 @@ class Usage(Message):
 
 class Removed(Message):
     removed: list[str]
+
+
+class VerifyLine(Message):
+    """One replica, or an open question about one (`problem`); the last line has `done`."""
+
+    path: str = ""
+    tier: str = ""
+    size_bytes: int = 0
+    problem: str | None = None  # None: the replica is whole
+    repaired: bool = False
+    done: bool = False
+    replicas: int = 0  # on the last line: how many were read
+    problems: int = 0  # on the last line: how many were found
+
+
+class TierStatus(Message):
+    name: str
+    kind: str
+    location: str
+    shared: bool
+    durable: bool
+    state: Literal["ok", "full", "down"]
+    used_bytes: int
+    limit_bytes: int | None
+    free_bytes: int | None
+    rate_bytes_s: float  # written over the last minute
+    bandwidth_limit: int | None
+    waiting_objects: int
+    waiting_bytes: int
+    oldest_waiting_s: float
+    last_error: str | None
+    details: dict[str, str]
+
+
+class MemoryStatus(Message):
+    limit_bytes: int
+    segments: int
+    lent_bytes: int
+    held_bytes: int
+    replica_bytes: int
+    free_bytes: int
+    dies_with_job: str | None  # advice, if the daemon lives in a job's cgroup
+
+
+class ErrorLine(Message):
+    at_s: float
+    where: str
+    what: str
+
+
+class AttemptLine(Message):
+    path: str
+    state: str
+    joined: int
+    snapshots: int
+    stored: int
+    world_size: int
+    age_s: float
+
+
+class Status(Message):
+    """GET /v1/status: everything an operator asks first, in one answer."""
+
+    hello: Hello
+    uptime_s: float
+    home: str
+    catalog: str
+    counts: dict[str, int]
+    sessions: int
+    memory: MemoryStatus
+    tiers: list[TierStatus]
+    attempts: list[AttemptLine]
+    errors: list[ErrorLine]
+    resident_bytes: int
+    stopping: bool
 
 
 # --- the descriptor socket ---------------------------------------------------------------------------------------------------------
