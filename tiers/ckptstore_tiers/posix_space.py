@@ -1,0 +1,82 @@
+"""How much does a posix tier hold, and does one more object fit?
+
+A node's own root, and any root with a configured capacity, is walked once when the tier is opened; after that the count is
+kept in memory, so that asking costs nothing however many objects there are. A shared root without a capacity is not walked
+(a thousand nodes would each walk all of it): its use is what its file system reports.
+
+Space is reserved before the first byte of an object is written and becomes used when the object is visible, so that several
+puts at once cannot together pass the capacity. Any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ckptstore.errors import TierFull
+from ckptstore_tiers.interface import TierUsage
+from ckptstore_tiers.keys import UNFINISHED
+
+
+def walk_size_bytes(root: Path) -> int:
+    """The sizes of all files below `root`, unfinished ones aside. What vanishes meanwhile does not count."""
+    total = 0
+    for folder, folders, files in os.walk(root):
+        if Path(folder) == root and UNFINISHED in folders:
+            folders.remove(UNFINISHED)
+        for name in files:
+            try:
+                total += (Path(folder) / name).lstat().st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+class Space:
+    def __init__(self, root: Path, *, tier: str, shared: bool, capacity_bytes: int | None) -> None:
+        self._root = root
+        self._tier = tier
+        self._capacity_bytes = capacity_bytes
+        self._counted = capacity_bytes is not None or not shared
+        self._used_bytes = walk_size_bytes(root) if self._counted else 0
+        self._reserved_bytes = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def reserved(self, size_bytes: int, *, operation: str, key: str) -> Iterator[None]:
+        """Hold room for a file during a `with` block; TierFull, with the figures, if the capacity has none."""
+        with self._lock:
+            used = self._used_bytes + self._reserved_bytes
+            if self._capacity_bytes is not None and used + size_bytes > self._capacity_bytes:
+                raise TierFull(
+                    f"{size_bytes} bytes do not fit: {used} of {self._capacity_bytes} bytes are used",
+                    operation=operation,
+                    subject=key,
+                    tier=self._tier,
+                    hint="remove checkpoints, or raise the tier's `capacity`",
+                )
+            self._reserved_bytes += size_bytes
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reserved_bytes -= size_bytes
+
+    def changed(self, by_bytes: int) -> None:
+        """Note that files of so many bytes have become visible, or, negative, have gone."""
+        with self._lock:
+            self._used_bytes = max(0, self._used_bytes + by_bytes)
+
+    def usage(self) -> TierUsage:
+        """Raises OSError if the file system does not answer."""
+        device = os.statvfs(self._root)
+        device_bytes = device.f_blocks * device.f_frsize
+        free_bytes = device.f_bavail * device.f_frsize
+        with self._lock:
+            used = self._used_bytes if self._counted else device_bytes - device.f_bfree * device.f_frsize
+            if self._capacity_bytes is not None:
+                free_bytes = min(free_bytes, max(0, self._capacity_bytes - used - self._reserved_bytes))
+        return TierUsage(used, self._capacity_bytes if self._capacity_bytes is not None else device_bytes, free_bytes)
