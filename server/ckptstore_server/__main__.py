@@ -1,0 +1,38 @@
+"""`python -m ckptstore_server`: what `ckptstore serve` and the auto-start run."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ckptstore.config import read_settings
+from ckptstore.errors import CkptStoreError
+
+app = typer.Typer(add_completion=False, no_args_is_help=False)
+
+
+@app.command()
+def serve(
+    home: Annotated[Path | None, typer.Option(help="the home folder")] = None,
+    config: Annotated[Path | None, typer.Option(help="the configuration file")] = None,
+    listen: Annotated[str | None, typer.Option(help="host:port of the network API")] = None,
+    catalog_url: Annotated[str | None, typer.Option(help="sqlite:////path or postgresql://…")] = None,
+    idle_exit_s: Annotated[float | None, typer.Option(help="exit when nobody has used the daemon for so long")] = None,
+) -> None:
+    """Serve this node until told to stop."""
+    from ckptstore_server.daemon import Daemon
+
+    try:
+        settings = read_settings(config, home=home, listen=listen, catalog_url=catalog_url, idle_exit_s=idle_exit_s)
+        asyncio.run(Daemon(settings).run())
+    except CkptStoreError as error:
+        print(f"ckptstore: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+
+
+if __name__ == "__main__":
+    app()

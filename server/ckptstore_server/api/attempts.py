@@ -1,0 +1,64 @@
+"""Routes of a save or a put: open, hand over or stream, commit, abort, wait."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from ckptstore.errors import InvalidInput
+from ckptstore.wire import Abort, AttemptOpened, AttemptStatus, FileStored, HandOver, OpenAttempt, SessionOpened
+from ckptstore_server.api.dependencies import IsLocal, TheServices, TheSession, bounded_wait, check_id
+from ckptstore_server.spool import spool_body
+
+router = APIRouter(prefix="/v1", tags=["attempts"])
+
+
+@router.post("/sessions")
+async def open_session(services: TheServices) -> SessionOpened:
+    """For clients over TCP. A session ends when nothing is heard of it for `attempt_timeout_s`."""
+    return SessionOpened(session=services.sessions.open_remote())
+
+
+@router.post("/attempts")
+async def open_attempt(services: TheServices, session: TheSession, local: IsLocal, message: OpenAttempt) -> AttemptOpened:
+    return await services.attempts.open(message, session=session, lend=local)
+
+
+@router.post("/attempts/{attempt_id}/ranks/{rank}/handover")
+async def hand_over(services: TheServices, session: TheSession, attempt_id: str, rank: int, message: HandOver) -> AttemptStatus:
+    return await services.attempts.hand_over(check_id(attempt_id), rank, message, session=session)
+
+
+@router.put("/attempts/{attempt_id}/ranks/{rank}/body")
+async def put_body(services: TheServices, session: TheSession, attempt_id: str, rank: int, request: Request) -> AttemptStatus:
+    """A rank's whole file, streamed into the slot that opening the attempt granted; then handed over."""
+    return await services.attempts.receive(check_id(attempt_id), rank, content_length(request), request.stream(), session=session)
+
+
+@router.put("/attempts/{attempt_id}/files")
+async def put_file(services: TheServices, session: TheSession, attempt_id: str, name: str, request: Request) -> FileStored:
+    """One file of a put, streamed."""
+    async with spool_body(services.node, request.stream(), content_length(request)) as source:
+        return await services.attempts.store_file(check_id(attempt_id), name, source)
+
+
+@router.post("/attempts/{attempt_id}/commit")
+async def commit(services: TheServices, session: TheSession, attempt_id: str) -> AttemptStatus:
+    return await services.attempts.commit(check_id(attempt_id))
+
+
+@router.post("/attempts/{attempt_id}/abort")
+async def abort(services: TheServices, attempt_id: str, message: Abort) -> AttemptStatus:
+    return await services.attempts.abort(check_id(attempt_id), message.reason)
+
+
+@router.get("/attempts/{attempt_id}")
+async def attempt(services: TheServices, attempt_id: str, wait: str | None = None, timeout_s: float = 0.0) -> AttemptStatus:
+    return await services.attempts.status(check_id(attempt_id), wait=wait, timeout_s=bounded_wait(timeout_s))
+
+
+def content_length(request: Request) -> int:
+    """Bytes of the body that follows; a body of unknown length is refused, since room is reserved before it is read."""
+    length = request.headers.get("content-length", "")
+    if not length.isdigit():
+        raise InvalidInput("a body needs a Content-Length", operation="PUT", subject=request.url.path)
+    return int(length)

@@ -1,0 +1,52 @@
+"""Routes of the namespace: what is published where, and removing it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from ckptstore.wire import EntryInfo, EntryPage, FilePage, PublicationInfo, Removed, Usage
+from ckptstore_server.api.dependencies import TheServices, bounded_wait, check_id
+
+router = APIRouter(prefix="/v1", tags=["namespace"])
+
+Limit = Annotated[int, Query(ge=1, le=10_000)]
+
+
+@router.get("/publications")
+async def resolve(services: TheServices, path: str) -> PublicationInfo:
+    """What is published at a path; `…/@latest` is the newest checkpoint of a folder."""
+    return await services.namespace.resolve(path)
+
+
+@router.get("/publications/{publication_id}")
+async def publication(services: TheServices, publication_id: str, wait: str | None = None, timeout_s: float = 0.0) -> PublicationInfo:
+    return await services.namespace.publication(check_id(publication_id), wait=wait, timeout_s=bounded_wait(timeout_s))
+
+
+@router.get("/publications/{publication_id}/files")
+async def files(
+    services: TheServices, publication_id: str, rank: int | None = None, name: str | None = None, after: str = "", limit: Limit = 1000
+) -> FilePage:
+    return await services.namespace.files(check_id(publication_id), rank=rank, name=name, after=after, limit=limit)
+
+
+@router.get("/entries")
+async def entries(services: TheServices, path: str = "/", after: str = "", limit: Limit = 1000) -> EntryPage:
+    return await services.namespace.list(path, after=after, limit=limit)
+
+
+@router.get("/entry")
+async def entry(services: TheServices, path: str) -> EntryInfo:
+    return await services.namespace.stat(path)
+
+
+@router.get("/usage")
+async def usage(services: TheServices, path: str = "/") -> Usage:
+    return await services.namespace.usage(path)
+
+
+@router.delete("/entries")
+async def remove(services: TheServices, path: str, recursive: bool = False) -> Removed:
+    return await services.namespace.remove(path, recursive=recursive)

@@ -1,0 +1,32 @@
+"""Routes of objects: where the bytes are, the bytes themselves, and reports of damage."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header
+from fastapi.responses import StreamingResponse
+
+from ckptstore.wire import Damage, Located
+from ckptstore_server.api.dependencies import TheServices, check_id
+
+router = APIRouter(prefix="/v1", tags=["objects"])
+
+
+@router.get("/objects/{object_id}/replicas")
+async def locate(services: TheServices, object_id: str) -> Located:
+    return await services.recall.locate(check_id(object_id))
+
+
+@router.get("/objects/{object_id}/content")
+async def content(services: TheServices, object_id: str, range_: Annotated[str | None, Header(alias="range")] = None) -> StreamingResponse:
+    """The object's bytes, or one range of them; each block is verified before it is sent."""
+    stream = await services.content.open(check_id(object_id), range_)
+    return StreamingResponse(stream.chunks(), status_code=stream.status, headers=stream.headers, media_type="application/octet-stream")
+
+
+@router.post("/objects/{object_id}/damage")
+async def damage(services: TheServices, object_id: str, message: Damage) -> Located:
+    """A reader found a bad block: checked here, and if it is bad, the replica is taken out of use and replaced."""
+    await services.verifier.reported(check_id(object_id), message)
+    return await services.recall.locate(object_id)

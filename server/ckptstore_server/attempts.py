@@ -1,0 +1,318 @@
+"""One try at saving a checkpoint by all its ranks, from its opening until it is published or aborted.
+
+The catalog decides every transition; this service moves bytes and tells waiters. It lives on the event loop. What this daemon holds
+for an attempt (slots, running ingests) is in memory only: if the daemon dies, the attempts whose bytes were not yet in a durable tier
+are aborted by `abandon` at the next start, and the rest goes on from the catalog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ckptstore.catalog.model import AttemptState, AttemptView, Join, Kind, NewObject, Ticket
+from ckptstore.errors import AttemptAborted, Busy, CkptStoreError, InvalidInput, NotFound, TierFull, WaitTimeout
+from ckptstore.manifest import part_file_name
+from ckptstore.paths import check_path, check_relative
+from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, HandOver, OpenAttempt, SegmentGrant
+from ckptstore_server.ingest import Ingest
+from ckptstore_server.node import Node
+from ckptstore_server.publish import Publisher
+from ckptstore_tiers.interface import BlockSource
+from ckptstore_tiers.memory import Segment
+
+#: How long one request waits for a slot before the client repeats it: short, so that a client that dies is noticed.
+SLOT_WAIT_S = 10.0
+#: How often a waiter looks at the catalog when other nodes may change it, in seconds.
+OTHER_NODES_POLL_S = 0.25
+#: The same when only this daemon can: announcements wake it, this is the safety net.
+SAFETY_POLL_S = 5.0
+
+
+@dataclass
+class Grant:
+    """A slot that this daemon lent for one rank of an attempt."""
+
+    attempt_id: str
+    rank: int
+    session: str
+    new_object: NewObject
+    segment: Segment
+    generation: int
+
+
+class AttemptService:
+    def __init__(self, node: Node, ingest: Ingest, publisher: Publisher) -> None:
+        self._node = node
+        self._ingest = ingest
+        self._publisher = publisher
+        self._grants: dict[tuple[str, int], Grant] = {}
+        self._files: dict[tuple[str, str], NewObject] = {}  # (attempt, name) of puts that are under way
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.accepting = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether some bytes have been handed over that are in no durable tier yet."""
+        return bool(self._tasks)
+
+    # --- opening ---------------------------------------------------------------------------------------------------------------
+
+    async def open(self, request: OpenAttempt, *, session: str, lend: bool) -> AttemptOpened:
+        """Join the attempt; for a checkpoint, with a slot to write into.
+
+        Raises AlreadyExists, PathConflict, AttemptAborted, InvalidInput; Busy when no slot is free (with `on_busy="wait"` the rank
+        stays joined, and asking again goes on waiting; with "fail" the attempt is aborted).
+        """
+        if not self.accepting:
+            raise Busy("the daemon is stopping", operation="save", subject=request.path, hint="try again when it is back")
+        check_path(request.path, operation="save")
+        kind = Kind(request.kind)
+        if kind is not Kind.CHECKPOINT and request.world_size != 1:
+            raise InvalidInput("files are put by one process: world_size must be 1", operation="put", subject=request.path)
+        names = self._names(request, kind)
+        ticket = await self._node.query(self._node.catalog.join, self._join(request, kind, session), names)
+        self._node.timings.open(ticket.attempt_id)
+        if kind is not Kind.CHECKPOINT:
+            for new_object in ticket.objects:
+                self._files[ticket.attempt_id, new_object.name] = new_object
+            return AttemptOpened(attempt_id=ticket.attempt_id)
+        if not lend and request.size_bytes == 0:
+            return AttemptOpened(attempt_id=ticket.attempt_id, file_name=names[0])
+        try:
+            await self._check_queue(request.path)
+            segment = await self._slot(ticket, request, session)
+        except (Busy, TierFull) as error:
+            return await self._no_slot(ticket, request, error)
+        grant = SegmentGrant(segment_id=segment.segment_id, generation=segment.generation, capacity_bytes=segment.capacity_bytes)
+        return AttemptOpened(attempt_id=ticket.attempt_id, file_name=names[0], segment=grant)
+
+    @staticmethod
+    def _names(request: OpenAttempt, kind: Kind) -> tuple[str, ...]:
+        if kind is Kind.CHECKPOINT:
+            if request.rank >= request.world_size:
+                why = f"rank {request.rank} is outside a world of {request.world_size}"
+                raise InvalidInput(why, operation="save", subject=request.path)
+            return (part_file_name(request.rank, request.world_size),)
+        return ("",) if kind is Kind.FILE else ()
+
+    def _join(self, request: OpenAttempt, kind: Kind, session: str) -> Join:
+        return Join(
+            path=request.path,
+            token=request.token,
+            ordinal=request.ordinal,
+            rank=request.rank,
+            world_size=request.world_size,
+            kind=kind,
+            node=self._node.node_id,
+            session=session,
+            replace=request.replace,
+            step=request.step,
+            metadata=json.dumps(request.metadata, ensure_ascii=False, separators=(",", ":")),
+        )
+
+    async def _check_queue(self, path: str) -> None:
+        """Slow savers down when more waits to be drained than the configured bound."""
+        waiting = await self._node.query(self._node.catalog.backlog)
+        for backlog in waiting:
+            if backlog.size_bytes > self._node.settings.queue_limit:
+                raise Busy(
+                    f"{backlog.size_bytes} bytes wait to be drained, the bound is {self._node.settings.queue_limit}",
+                    operation="save",
+                    subject=path,
+                    tier=backlog.tier,
+                    hint="raise queue_limit, or find out with `ckptstore status` why the tier is slow",
+                )
+
+    async def _slot(self, ticket: Ticket, request: OpenAttempt, session: str) -> Segment:
+        held = self._grants.get((ticket.attempt_id, request.rank))
+        if held is not None and held.session == session and held.segment.capacity_bytes >= request.size_bytes:
+            return held.segment
+        timeout_s = SLOT_WAIT_S if request.on_busy == "wait" else 0.0
+        acquire = self._node.pool.acquire
+        segment = await self._node.run(self._node.read_executor, acquire, session, request.size_bytes, timeout_s=timeout_s)
+        grant = Grant(ticket.attempt_id, request.rank, session, ticket.objects[0], segment, segment.generation)
+        self._grants[ticket.attempt_id, request.rank] = grant
+        view = await self._node.query(self._node.catalog.attempt, ticket.attempt_id)
+        if view.state is AttemptState.ABORTED:  # while this rank waited for its slot
+            self._give_up_slots(view.attempt_id)
+            raise _aborted(view)
+        return segment
+
+    async def _no_slot(self, ticket: Ticket, request: OpenAttempt, error: CkptStoreError) -> AttemptOpened:
+        if isinstance(error, Busy) and request.on_busy == "wait":
+            raise error
+        outcome = "skipped this save" if request.on_busy == "skip" else "failed"
+        await self.abort(ticket.attempt_id, f"rank {request.rank} {outcome}: {error.why}")
+        if request.on_busy == "skip" and isinstance(error, Busy):
+            return AttemptOpened(attempt_id=ticket.attempt_id, skipped=True)
+        raise error
+
+    # --- handing over ----------------------------------------------------------------------------------------------------------
+
+    async def hand_over(self, attempt_id: str, rank: int, message: HandOver, *, session: str) -> AttemptStatus:
+        """From here on the bytes are the daemon's: the trainer may die."""
+        grant = self._grants.get((attempt_id, rank))
+        if grant is None or grant.session != session:
+            await self._raise_if_aborted(attempt_id)
+            raise NotFound("this session holds no slot for that rank", operation="hand over", subject=f"{attempt_id} rank {rank}")
+        if message.segment_id != grant.segment.segment_id or message.generation != grant.generation:
+            raise InvalidInput("the segment is not the one that was lent", operation="hand over", subject=message.segment_id)
+        if message.size_bytes > grant.segment.capacity_bytes:
+            why = f"{message.size_bytes} bytes do not fit the segment's {grant.segment.capacity_bytes}"
+            raise InvalidInput(why, operation="hand over", subject=message.segment_id)
+        del self._grants[attempt_id, rank]
+        segment = self._node.pool.hold(grant.segment.segment_id, grant.generation)
+        try:
+            view = await self._node.query(self._node.catalog.snapshot_taken, attempt_id, rank)
+        except CkptStoreError:
+            self._node.pool.release(segment)
+            raise
+        self._start(lambda: self._ingest.segment(attempt_id, grant.new_object, segment, message.size_bytes), attempt_id, rank)
+        if view.snapshots == view.world_size:
+            self._node.timings.reach(attempt_id, "snapshot")
+        self._node.board.announce()
+        return self._status(view, [])
+
+    async def store_file(self, attempt_id: str, name: str, source: BlockSource) -> FileStored:
+        """One file of a put, into the first durable tier that takes it. Blocks the caller until it is there."""
+        new_object = self._files.get((attempt_id, name))
+        if new_object is None:
+            view = await self._raise_if_aborted(attempt_id)
+            if view.kind is not Kind.FOLDER:
+                raise InvalidInput(f"an attempt of kind {view.kind} takes no file {name!r}", operation="put", subject=view.path)
+            check_relative(name)
+            (new_object,) = await self._node.query(self._node.catalog.add_objects, attempt_id, 0, [name])
+            self._files[attempt_id, name] = new_object
+        digests = await self._ingest.file(attempt_id, new_object, source)
+        return FileStored(object_id=new_object.object_id, size_bytes=digests.size_bytes, digest=digests.root)
+
+    async def commit(self, attempt_id: str) -> AttemptStatus:
+        """All files of a put are stored: publish."""
+        await self._node.query(self._node.catalog.snapshot_taken, attempt_id, 0)
+        self._node.timings.reach(attempt_id, "snapshot")
+        await self._publisher.arrive(attempt_id, 0)
+        self._forget_files(attempt_id)
+        return await self.status(attempt_id)
+
+    def _start(self, store: Callable[[], object], attempt_id: str, rank: int) -> None:
+        task = asyncio.create_task(self._finish(store, attempt_id, rank), name=f"ingest {attempt_id} rank {rank}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _finish(self, store: Callable[[], object], attempt_id: str, rank: int) -> None:
+        """The top of an ingest task: what goes wrong aborts the attempt, for all its ranks."""
+        try:
+            await store()  # type: ignore[misc]
+            await self._publisher.arrive(attempt_id, rank)
+        except CkptStoreError as error:
+            if not isinstance(error, AttemptAborted):
+                self._node.remark(f"save, rank {rank}", error)
+            await self._abort_quietly(attempt_id, f"rank {rank}: {error}")
+        except Exception as error:  # noqa: BLE001 - the top of a task: an unknown fault ends this attempt, not the daemon
+            self._node.remark(f"save, rank {rank}", error)
+            await self._abort_quietly(attempt_id, f"rank {rank}: a fault in the daemon ({type(error).__name__}: {error})")
+
+    async def _abort_quietly(self, attempt_id: str, reason: str) -> None:
+        try:
+            await self.abort(attempt_id, reason)
+        except CkptStoreError as error:
+            self._node.remark("abort", error)
+
+    # --- ending ----------------------------------------------------------------------------------------------------------------
+
+    async def abort(self, attempt_id: str, reason: str) -> AttemptStatus:
+        view = await self._node.query(self._node.catalog.abort, attempt_id, reason)
+        self.ended([view])
+        return self._status(view, [])
+
+    def ended(self, views: list[AttemptView]) -> None:
+        """Free what this daemon holds for attempts that are over, and tell whoever waits."""
+        for view in views:
+            self._give_up_slots(view.attempt_id)
+            self._forget_files(view.attempt_id)
+        if views:
+            self._node.board.announce()
+
+    async def session_lost(self, session: str) -> None:
+        """A client is gone: what it had not handed over is aborted, and its slots are freed."""
+        views = await self._node.query(self._node.catalog.session_lost, session, "the client that was saving it is gone")
+        self.ended(views)
+        for key in [key for key, grant in self._grants.items() if grant.session == session]:
+            self._release(self._grants.pop(key))
+        self._node.pool.owner_gone(session)
+
+    def _give_up_slots(self, attempt_id: str) -> None:
+        for key in [key for key in self._grants if key[0] == attempt_id]:
+            self._release(self._grants.pop(key))
+
+    def _release(self, grant: Grant) -> None:
+        # The client may still be copying into the slot. Only its owner ever gets the slot again, and an owner copies one save after
+        # the other, so a late write lands in its own next snapshot at worst, which the checksums then refuse.
+        self._node.pool.release(grant.segment)
+
+    def _forget_files(self, attempt_id: str) -> None:
+        for key in [key for key in self._files if key[0] == attempt_id]:
+            del self._files[key]
+
+    # --- waiting ---------------------------------------------------------------------------------------------------------------
+
+    async def status(self, attempt_id: str, *, wait: str | None = None, timeout_s: float = 0.0) -> AttemptStatus:
+        """Where the attempt is; with `wait`, once it reached that stage or was aborted, at the latest after `timeout_s`."""
+        if wait not in (None, "snapshot"):
+            self._node.handle(str(wait))
+        deadline = time.monotonic() + timeout_s
+        while True:
+            ticket = self._node.board.ticket()
+            status = await self._look(attempt_id)
+            over = status.state == "aborted" or wait is None or time.monotonic() >= deadline
+            if over or (wait == "snapshot" and status.snapshot) or wait in status.durability:
+                return status
+            await self._node.board.heard(ticket, self._poll_s(deadline))
+
+    def _poll_s(self, deadline: float) -> float:
+        alone = self._node.settings.effective_catalog_url.startswith("sqlite")
+        return min(SAFETY_POLL_S if alone else OTHER_NODES_POLL_S, max(0.0, deadline - time.monotonic()))
+
+    async def _look(self, attempt_id: str) -> AttemptStatus:
+        view = await self._node.query(self._node.catalog.attempt, attempt_id)
+        durability: list[str] = []
+        if view.publication_id is not None:
+            publication = await self._node.query(self._node.catalog.publication, view.publication_id)
+            durability = list(publication.durability)
+            for tier in durability:
+                self._node.timings.reach(attempt_id, tier)
+        return self._status(view, durability)
+
+    def _status(self, view: AttemptView, durability: list[str]) -> AttemptStatus:
+        return AttemptStatus(
+            attempt_id=view.attempt_id,
+            path=view.path,
+            state=view.state.value,
+            reason=view.reason,
+            snapshot=view.snapshots == view.world_size and view.state is not AttemptState.ABORTED,
+            durability=durability,
+            publication_id=view.publication_id,
+            timings_s=self._node.timings.of(view.attempt_id),
+        )
+
+    async def _raise_if_aborted(self, attempt_id: str) -> AttemptView:
+        view = await self._node.query(self._node.catalog.attempt, attempt_id)
+        if view.state is AttemptState.ABORTED:
+            raise _aborted(view)
+        return view
+
+    async def drain_ingests(self, timeout_s: float) -> None:
+        """Wait until everything that was handed over is stored, for a graceful stop."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
+            if late:
+                why = f"{len(late)} snapshots were not stored in {timeout_s:.0f} s"
+                self._node.remark("stop", WaitTimeout(why, operation="stop"))
+
+
+def _aborted(view: AttemptView) -> AttemptAborted:
+    return AttemptAborted(view.reason or "the attempt was aborted", operation="save", subject=view.path)

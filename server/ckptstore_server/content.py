@@ -1,0 +1,133 @@
+"""An object's bytes as a stream, for readers that cannot open a replica themselves. Slower, never different.
+
+Each 4 MiB block is read from the nearest replica, verified, and only then sent; a bad or vanished replica is passed over in the middle
+of the stream. If no good copy of a block is left, the connection is broken off: the reader sees a short body, never wrong bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from ckptstore.catalog.model import StoredFile
+from ckptstore.errors import ChecksumMismatch, CkptStoreError, InvalidInput, NotFound, TierUnavailable
+from ckptstore_server.node import Node
+from ckptstore_server.replicas import Replicas, digests_of
+from ckptstore_tiers.checksums import BLOCK_BYTES, block_length
+from ckptstore_tiers.interface import ObjectReader
+from ckptstore_tiers.scratch import Scratch
+
+_RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Bytes `start` to `stop` (exclusive) of an object."""
+
+    start: int
+    stop: int
+
+
+class Content:
+    def __init__(self, node: Node, replicas: Replicas) -> None:
+        self._node = node
+        self._replicas = replicas
+
+    async def open(self, object_id: str, range_header: str | None) -> ObjectStream:
+        """The stream for a request; InvalidInput for a range that is none, or lies outside. Its first block is already verified."""
+        file = await self._node.query(self._node.catalog.object, object_id)
+        stream = ObjectStream(self._node, self._replicas, file, parse_range(range_header, file), partial=range_header is not None)
+        await stream.start()
+        return stream
+
+
+def parse_range(header: str | None, file: StoredFile) -> Extent:
+    """A single HTTP range, as RFC 9110 section 14 writes it; the whole object without one."""
+    if header is None:
+        return Extent(0, file.size_bytes)
+    match = _RANGE.match(header)
+    first, last = match.groups() if match else ("", "")
+    if first:
+        start, stop = int(first), min(int(last) + 1 if last else file.size_bytes, file.size_bytes)
+    elif last:
+        start, stop = max(0, file.size_bytes - int(last)), file.size_bytes
+    else:
+        raise InvalidInput(f"{header!r} is not one range of bytes", operation="read", subject=file.key)
+    if start >= stop:
+        raise InvalidInput(f"the range {header!r} lies outside the {file.size_bytes} bytes", operation="read", subject=file.key)
+    return Extent(start, stop)
+
+
+class ObjectStream:
+    """One answer to GET content. Used by one request; the blocks are read on the read executor."""
+
+    def __init__(self, node: Node, replicas: Replicas, file: StoredFile, extent: Extent, *, partial: bool) -> None:
+        self._node = node
+        self._replicas = replicas
+        self._file = file
+        self._extent = extent
+        self._digests = digests_of(file)
+        self._stack = ExitStack()
+        self._reader: tuple[str, ObjectReader] | None = None
+        self._first: bytes | None = None
+        self.status = 206 if partial else 200
+        self.headers = {"content-length": str(extent.stop - extent.start), "etag": f'"{file.root}"', "accept-ranges": "bytes"}
+        if partial:
+            self.headers["content-range"] = f"bytes {extent.start}-{extent.stop - 1}/{file.size_bytes}"
+
+    async def start(self) -> None:
+        """Read the first block, so that an object without a good replica is an error response and not a broken stream."""
+        if self._extent.start < self._extent.stop:
+            try:
+                self._first = await self._node.run(self._node.read_executor, self._read, self._extent.start // BLOCK_BYTES)
+            except CkptStoreError:
+                self._stack.close()
+                raise
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        try:
+            for index in range(self._extent.start // BLOCK_BYTES, -(-self._extent.stop // BLOCK_BYTES)):
+                block = self._first
+                self._first = None
+                if block is None:
+                    block = await self._node.run(self._node.read_executor, self._read, index)
+                begin = index * BLOCK_BYTES
+                yield block[max(0, self._extent.start - begin) : self._extent.stop - begin]
+        finally:
+            self._stack.close()
+
+    def _read(self, index: int) -> bytes:
+        """Block `index`, verified, from the reader at hand or the next replica."""
+        bad: list[str] = []
+        last: CkptStoreError | None = None
+        while True:
+            opened = self._reader or self._open_next(bad)
+            if opened is None:
+                raise last or ChecksumMismatch("no replica of the object is left", operation="read", subject=self._file.key)
+            tier, reader = opened
+            try:
+                with Scratch() as scratch:
+                    view = scratch.view[: block_length(index, self._file.size_bytes)]
+                    reader.read_into(index * BLOCK_BYTES, view)
+                    self._digests.check(index, view, operation="read", subject=self._file.key, tier=tier)
+                    return bytes(view)
+            except (ChecksumMismatch, NotFound) as error:
+                last = error
+                self._replicas.damaged(self._file, tier, error.why)
+            except TierUnavailable as error:
+                last = error
+            bad.append(tier)
+            self._reader = None
+
+    def _open_next(self, bad: list[str]) -> tuple[str, ObjectReader] | None:
+        for tier in self._replicas.sources(self._file):
+            if tier in bad:
+                continue
+            try:
+                self._reader = tier, self._stack.enter_context(self._replicas.reader(self._file, tier))
+                return self._reader
+            except (NotFound, TierUnavailable):
+                bad.append(tier)
+        return None

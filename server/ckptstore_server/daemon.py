@@ -1,0 +1,185 @@
+"""`ckptstore serve`: one process per node, from its lock to its last flush.
+
+Start, in order: the home and its lock (a second daemon is refused by name), the catalog, the tiers (a root of another store is refused,
+a tier that does not answer is not), attempts that died with the last daemon are aborted and interrupted publishes finished, then the
+sockets. Stop: no new saves, what was handed over is stored, drains stay in the catalog for the next daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import IO
+
+from granian.constants import Interfaces
+from granian.server.embed import Server
+
+from ckptstore.catalog import Catalog
+from ckptstore.catalog.model import TierRow
+from ckptstore.config import Settings
+from ckptstore.errors import AlreadyRunning, ConfigInvalid, TierUnavailable, WrongStore
+from ckptstore.paths import is_id, new_id
+from ckptstore_server.api.app import create_app
+from ckptstore_server.fd_server import DescriptorServer
+from ckptstore_server.lending import Lending
+from ckptstore_server.node import Node
+from ckptstore_server.services import Services
+from ckptstore_server.tier_handle import TierHandle
+from ckptstore_server.upkeep import Upkeep
+from ckptstore_tiers.memory import SegmentPool
+
+#: How long a graceful stop waits for what was handed over, in seconds.
+STOP_TIMEOUT_S = 120.0
+
+
+def lock_home(home: Path) -> IO[str]:
+    """Create the home (mode 0700) and take its lock; AlreadyRunning, with the pid, if another daemon has it."""
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = open(home / "daemon.lock", "a+", encoding="ascii")  # noqa: SIM115 - held for the life of the process
+    except OSError as error:
+        raise ConfigInvalid(f"the home cannot be used: {error.strerror}", operation="serve", subject=str(home)) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        lock.close()
+        why = f"another daemon (pid {holder}) serves this home"
+        raise AlreadyRunning(why, operation="serve", subject=str(home), hint="use it, stop it, or choose another home") from error
+    lock.seek(0)
+    lock.truncate()
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def node_identity(home: Path) -> str:
+    """This node's id: made once, kept in the home."""
+    place = home / "node"
+    if place.exists():
+        node_id = place.read_text("ascii").strip()
+        if not is_id(node_id):
+            raise ConfigInvalid("the file does not hold a node's id", operation="serve", subject=str(place))
+        return node_id
+    node_id = new_id()
+    fresh = place.with_suffix(".new")
+    with open(fresh, "w", encoding="ascii") as file:
+        file.write(f"{node_id}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.rename(place)
+    return node_id
+
+
+def open_node(settings: Settings) -> Node:
+    """Catalog, tiers and memory of a home, without serving anything. WrongStore if a tier's root belongs elsewhere."""
+    node_id = node_identity(settings.home)
+    catalog = Catalog.open(settings.effective_catalog_url, node=node_id, node_name=socket.gethostname())
+    try:
+        catalog.register_tiers(
+            [TierRow(t.name, position, t.is_shared, t.durable) for position, t in enumerate(settings.effective_tiers)]
+        )
+        fresh = catalog.is_empty()
+        handles = tuple(
+            TierHandle(tier, home=settings.home, store_id=catalog.store_id, fresh_store=fresh) for tier in settings.effective_tiers
+        )
+        pool = SegmentPool(settings.memory.limit, settings.memory.slots, settings.memory.huge_pages)
+    except BaseException:
+        catalog.close()
+        raise
+    return Node(settings=settings, catalog=catalog, node_id=node_id, handles=handles, pool=pool)
+
+
+class Daemon:
+    """Owns everything that runs. `run` returns when the daemon was told to stop and has done so."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        lock = lock_home(self._settings.home)
+        try:
+            node = await asyncio.to_thread(open_node, self._settings)
+            try:
+                await self._serve(node)
+            finally:
+                await asyncio.to_thread(node.close)
+        finally:
+            lock.close()
+
+    async def _serve(self, node: Node) -> None:
+        await self._open_tiers(node)
+        services = Services.build(node, self._stop.set)
+        lost = await node.query(node.catalog.abandon, node.node_id, "the daemon that held its snapshot was restarted")
+        services.attempts.ended(lost)
+        await services.publisher.resume()
+        upkeep = Upkeep(services)
+        upkeep.start()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        lending = Lending(node, services.sessions, services.attempts, loop)
+        descriptors = DescriptorServer(self._settings.fd_socket, lending)
+        servers = [(server, asyncio.create_task(server.serve())) for server in self._http_servers(services)]
+        try:
+            await asyncio.to_thread(descriptors.start)
+            await self._announce(servers)
+            await self._until_stopped([task for _, task in servers])
+            services.attempts.accepting = False
+            await services.attempts.drain_ingests(STOP_TIMEOUT_S)
+        finally:
+            for server, _ in servers:
+                server.stop()
+            await asyncio.gather(*(task for _, task in servers), return_exceptions=True)
+            await asyncio.to_thread(descriptors.stop)
+            await upkeep.stop()
+            self._settings.api_socket.unlink(missing_ok=True)
+
+    async def _open_tiers(self, node: Node) -> None:
+        """A wrong root stops the start; a tier that is down does not."""
+        for handle in node.handles:
+            try:
+                await asyncio.to_thread(handle.open)
+            except TierUnavailable as error:
+                node.remark(f"open {handle.name}", error)
+            except WrongStore:
+                raise
+
+    def _http_servers(self, services: Services) -> list[Server]:
+        self._settings.api_socket.unlink(missing_ok=True)  # the lock is ours: a socket file that is left is stale
+        local = create_app(services, local=True)
+        servers = [Server(local, uds=self._settings.api_socket, interface=Interfaces.ASGI, log_enabled=False, websockets=False)]
+        if self._settings.listen is not None:
+            host, _, port = self._settings.listen.rpartition(":")
+            remote = create_app(services, local=False)
+            servers.append(Server(remote, address=host.strip("[]"), port=int(port), interface=Interfaces.ASGI, log_enabled=False, websockets=False))
+        return servers
+
+    async def _announce(self, servers: list[tuple[Server, asyncio.Task[None]]]) -> None:
+        """Wait until the socket answers, and close it to other users."""
+        for _ in range(500):
+            if self._settings.api_socket.exists():
+                self._settings.api_socket.chmod(0o600)
+                print(f"ckptstore: serving {self._settings.home} (pid {os.getpid()})", file=sys.stderr, flush=True)
+                return
+            for _, task in servers:
+                if task.done():
+                    task.result()
+            await asyncio.sleep(0.01)
+        raise ConfigInvalid("the API socket did not come up", operation="serve", subject=str(self._settings.api_socket))
+
+    async def _until_stopped(self, servers: list[asyncio.Task[None]]) -> None:
+        stop = asyncio.create_task(self._stop.wait())
+        done, _ = await asyncio.wait({stop, *servers}, return_when=asyncio.FIRST_COMPLETED)
+        if stop not in done:
+            stop.cancel()
+            for task in done:
+                task.result()
+            raise ConfigInvalid("a server ended by itself", operation="serve", hint="is the address free?")

@@ -1,0 +1,63 @@
+"""Deleting what the catalog has already let go: tombstones, then records, then objects, then the tombstones themselves.
+
+The catalog holds the order (see `ckptstore.catalog.chores`): it offers a step only when the steps before it are done in every tier
+that must have done them. Doing a step twice is harmless, so a crash between the deed and the note costs nothing.
+"""
+
+from __future__ import annotations
+
+from ckptstore.catalog.model import Act, Chore
+from ckptstore.errors import CkptStoreError
+from ckptstore.failpoints import failpoint
+from ckptstore_server.drain import pause_after
+from ckptstore_server.node import Node
+from ckptstore_server.publish import Publisher
+from ckptstore_server.tier_handle import TierHandle
+
+#: Steps that one look at the catalog brings.
+CHORES_PER_LOOK = 128
+
+
+class Deletion:
+    def __init__(self, node: Node, publisher: Publisher) -> None:
+        self._node = node
+        self._publisher = publisher
+        self._failures: dict[str, int] = {}
+
+    async def work_off(self) -> int:
+        """Do every step that may be done now; how many were done."""
+        done = 0
+        for handle in self._node.durable:
+            # No record may be written while records are deleted: see Publisher.record_locks.
+            async with self._publisher.record_locks[handle.name]:
+                done += await self._node.run(self._node.upkeep_executor, self._work_off_tier, handle)
+        return done
+
+    def _work_off_tier(self, handle: TierHandle) -> int:
+        done = 0
+        while chores := self._node.catalog.chores(handle.name, grace_s=self._node.settings.grace_s, limit=CHORES_PER_LOOK):
+            for chore in chores:
+                try:
+                    self._do(handle, chore)
+                except CkptStoreError as error:
+                    self._node.remark(f"delete in {handle.name}", error)
+                    tries = self._failures.get(handle.name, 0)
+                    self._node.catalog.chore_failed(chore, str(error), pause_after(tries))
+                    self._failures[handle.name] = tries + 1
+                    return done
+                self._node.catalog.chore_done(chore)
+                self._failures.pop(handle.name, None)
+                done += 1
+        return done
+
+    def _do(self, handle: TierHandle, chore: Chore) -> None:
+        failpoint(f"delete.before_{chore.act.value}")
+        with handle.watched() as tier:
+            if chore.act is Act.WRITE_TOMBSTONE:
+                tier.put_document(chore.key, chore.document)
+            else:
+                if chore.act is Act.DELETE_OBJECT and chore.object_id is not None:
+                    self._node.pool.forget(chore.object_id)
+                    tier.sweep([chore.object_id])
+                tier.delete(chore.key)
+        failpoint(f"delete.after_{chore.act.value}")

@@ -1,0 +1,60 @@
+"""Keeping a tier below its high-water mark, so that a long run never fills the disk.
+
+Only replicas whose object is verified, with its commit record, in a deeper durable tier go, oldest use first; the catalog tests that in
+the transaction that drops the replica, so the last copy cannot go. The transaction also notes the deletion that is owed: a crash before
+the bytes are gone leaves a chore, not a leak.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from ckptstore.errors import CkptStoreError, NotFound
+from ckptstore.failpoints import failpoint
+from ckptstore_server.node import Node
+from ckptstore_server.tier_handle import TierHandle
+
+#: Candidates that one look at the catalog brings.
+CANDIDATES_PER_LOOK = 64
+
+
+class Evictor:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._locks = {handle.name: asyncio.Lock() for handle in node.handles}
+
+    async def keep_below_mark(self) -> None:
+        for handle in self._node.durable:
+            if handle.opened is not None and handle.fill() > handle.settings.high_water:
+                await self.make_room(handle)
+
+    async def make_room(self, handle: TierHandle) -> int:
+        """Evict down to the low-water mark, or until nothing may go; bytes freed."""
+        freed_bytes = 0
+        async with self._locks[handle.name]:
+            while handle.opened is not None and handle.fill() > handle.settings.low_water:
+                freed = await self._node.run(self._node.upkeep_executor, self._evict_some, handle)
+                if freed == 0:
+                    break
+                freed_bytes += freed
+        return freed_bytes
+
+    def _evict_some(self, handle: TierHandle) -> int:
+        freed_bytes = 0
+        for candidate in self._node.catalog.eviction_candidates(handle.name, limit=CANDIDATES_PER_LOOK):
+            if handle.fill() <= handle.settings.low_water:
+                break
+            failpoint("evict.before_catalog")
+            if not self._node.catalog.drop_replica(candidate.object_id, handle.name):
+                continue
+            failpoint("evict.after_catalog")
+            try:
+                with handle.watched() as tier:
+                    tier.delete(candidate.key)
+            except NotFound:
+                continue
+            except CkptStoreError as error:
+                self._node.remark(f"evict from {handle.name}", error)
+                return freed_bytes
+            freed_bytes += candidate.size_bytes
+        return freed_bytes

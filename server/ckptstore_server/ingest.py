@@ -1,0 +1,97 @@
+"""From what a client handed over to the first durable tier that takes it.
+
+The bytes go straight from the segment: each block is hashed, written, and hashed again, since the client can still write into what it
+handed over; a block that changed is written anew, one that keeps changing aborts the attempt. The header is parsed from a private copy
+first: what is stored is a well-formed file, or nothing is. Which tier: the first durable one, in order; a full or failing one is passed
+over (its own copy follows by drain), and if none takes the bytes, the ingest waits and tries again while the attempt lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from ckptstore.catalog.model import NewObject
+from ckptstore.errors import AttemptAborted, InvalidInput, TierFull, TierUnavailable
+from ckptstore.failpoints import failpoint
+from ckptstore.part import read_part
+from ckptstore.safetensors_format import MAX_HEADER_BYTES, parse_header
+from ckptstore_server.evict import Evictor
+from ckptstore_server.node import Node
+from ckptstore_server.tier_handle import TierHandle
+from ckptstore_tiers.checksums import BlockDigests
+from ckptstore_tiers.interface import BlockSource
+from ckptstore_tiers.memory import Segment
+from ckptstore_tiers.sources import MemorySource
+
+#: The pauses between rounds over all tiers, in seconds: short at first, since a drain or an eviction may be about to make room.
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 5.0
+
+
+class Ingest:
+    def __init__(self, node: Node, evictor: Evictor) -> None:
+        self._node = node
+        self._evictor = evictor
+
+    async def segment(self, attempt_id: str, new_object: NewObject, segment: Segment, size_bytes: int) -> None:
+        """Store a rank's segment; afterwards the segment stays as a memory replica."""
+        stored = False
+        try:
+            await self._node.run(self._node.ingest_executor, check_file, segment.view[:size_bytes], new_object.name)
+            source = MemorySource(segment.view[:size_bytes], stable=False)
+            await self._store(attempt_id, new_object, source)
+            stored = True
+        finally:
+            if stored:
+                self._node.pool.keep_as_replica(segment, new_object.object_id, size_bytes)
+            else:
+                self._node.pool.release(segment)
+
+    async def file(self, attempt_id: str, new_object: NewObject, source: BlockSource) -> BlockDigests:
+        return await self._store(attempt_id, new_object, source)
+
+    async def _store(self, attempt_id: str, new_object: NewObject, source: BlockSource) -> BlockDigests:
+        async for handle in self._rounds(attempt_id):
+            try:
+                digests = await self._node.run(self._node.ingest_executor, self._put, handle, new_object, source)
+            except (TierFull, TierUnavailable) as error:
+                self._node.remark(f"store into {handle.name}", error)
+                if isinstance(error, TierFull):
+                    await self._evictor.make_room(handle)
+                continue
+            failpoint("ingest.before_catalog")
+            stored = self._node.catalog.object_stored
+            if not await self._node.query(stored, new_object.object_id, digests, tier=handle.name):
+                raise AttemptAborted("the attempt was aborted while its bytes were written", operation="save", subject=new_object.name)
+            failpoint("ingest.after_catalog")
+            return digests
+        raise AttemptAborted("the attempt is over", operation="save", subject=new_object.name)
+
+    def _put(self, handle: TierHandle, new_object: NewObject, source: BlockSource) -> BlockDigests:
+        with handle.watched() as tier:
+            digests = tier.put(new_object.key, source)
+            handle.written.add(source.size_bytes)
+            return digests
+
+    async def _rounds(self, attempt_id: str) -> AsyncIterator[TierHandle]:
+        """The durable tiers, in order, over and over with growing pauses, for as long as the attempt is alive."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            for handle in self._node.durable:
+                yield handle
+            view = await self._node.query(self._node.catalog.attempt, attempt_id)
+            if view.reason is not None:
+                raise AttemptAborted(view.reason, operation="save", subject=view.path)
+            await self._node.query(self._node.catalog.progress, attempt_id)  # waiting for room is not being dead
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+
+def check_file(view: memoryview, name: str) -> None:
+    """Refuse a rank's file unless its header and its part are well-formed and fit the file. Works on a private copy."""
+    length = int.from_bytes(bytes(view[:8]), "little")
+    if length > MAX_HEADER_BYTES or 8 + length > len(view):
+        raise InvalidInput(f"a header of {length} bytes does not fit the file", operation="save", subject=name)
+    header = parse_header(bytes(view[: 8 + length]), len(view))
+    read_part(header)

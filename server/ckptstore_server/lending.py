@@ -1,0 +1,86 @@
+"""What the daemon does for the descriptor socket: sessions, segments, open replicas, files to ingest.
+
+The descriptor server calls these methods on its own threads; what concerns the event loop is handed over to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from ckptstore.errors import NotFound, TierUnavailable
+from ckptstore.wire import FdIngest, FdOpen, FdReady, FdSegment
+from ckptstore_server.attempts import AttemptService
+from ckptstore_server.node import Node
+from ckptstore_server.replicas import MEMORY
+from ckptstore_server.sessions import Sessions
+from ckptstore_tiers.sources import FileSource
+
+T = TypeVar("T")
+
+#: The longest that storing one handed-over file may take before its client is told to give up, in seconds.
+INGEST_TIMEOUT_S = 24 * 3600.0
+
+
+class Lending:
+    """Implements `fd_server.Handler`."""
+
+    def __init__(self, node: Node, sessions: Sessions, attempts: AttemptService, loop: asyncio.AbstractEventLoop) -> None:
+        self._node = node
+        self._sessions = sessions
+        self._attempts = attempts
+        self._loop = loop
+
+    def _on_loop(self, work: Coroutine[Any, Any, T], timeout_s: float | None = 60.0) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
+
+    def connected(self, session: str, pid: int, uid: int) -> None:
+        async def note() -> None:
+            self._sessions.open_local(session, pid)
+
+        self._on_loop(note())
+
+    def disconnected(self, session: str) -> None:
+        async def note() -> None:
+            self._sessions.close(session)
+            await self._attempts.session_lost(session)
+
+        if self._loop.is_running():
+            self._on_loop(note())
+
+    def segment(self, session: str, message: FdSegment) -> tuple[FdReady, int | None]:
+        segment = self._node.pool.lent(message.segment_id, session)
+        ready = FdReady(capacity_bytes=segment.capacity_bytes, generation=segment.generation)
+        return ready, segment.duplicate_fd()
+
+    def open(self, session: str, message: FdOpen) -> tuple[FdReady, int | None]:
+        """A read-only descriptor. The reader checks every block; for memory also that the generation is still the same."""
+        file = self._node.catalog.object(message.object_id)
+        if message.tier == MEMORY:
+            segment = self._node.pool.find(message.object_id)
+            if segment is None:
+                raise NotFound("the object is no longer in memory", operation="open", subject=file.key, tier=MEMORY)
+            ready = FdReady(size_bytes=file.size_bytes, capacity_bytes=segment.capacity_bytes, generation=segment.generation)
+            return ready, segment.read_only_fd()
+        fd = self._replica_fd(message, file.key)
+        self._node.catalog.touch([message.object_id], message.tier)
+        return FdReady(size_bytes=file.size_bytes, capacity_bytes=file.size_bytes), fd
+
+    def _replica_fd(self, message: FdOpen, key: str) -> int:
+        with self._node.handle(message.tier).watched() as tier:
+            reader = tier.open(key)
+            try:
+                fd = reader.fileno()
+                if fd is None:
+                    raise TierUnavailable(
+                        "this tier has no descriptors to hand out", operation="open", subject=key, tier=message.tier, hint="stream the content"
+                    )
+                return os.dup(fd)
+            finally:
+                reader.close()
+
+    def ingest(self, session: str, message: FdIngest, fd: int) -> tuple[FdReady, int | None]:
+        stored = self._on_loop(self._attempts.store_file(message.attempt_id, message.name, FileSource(fd, message.size_bytes)), INGEST_TIMEOUT_S)
+        return FdReady(size_bytes=stored.size_bytes, digest=stored.digest), None

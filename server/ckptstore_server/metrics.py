@@ -1,0 +1,42 @@
+"""The same figures as `status`, for Prometheus. A registry per scrape: nothing here is global, nothing grows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+from ckptstore_server.status import collect
+
+if TYPE_CHECKING:
+    from ckptstore_server.services import Services
+
+#: name → (attribute of TierStatus, help)
+_TIER_GAUGES = {
+    "ckptstore_tier_used_bytes": ("used_bytes", "Bytes that the tier holds"),
+    "ckptstore_tier_waiting_bytes": ("waiting_bytes", "Bytes that wait to be drained into the tier"),
+    "ckptstore_tier_waiting_objects": ("waiting_objects", "Objects that wait to be drained into the tier"),
+    "ckptstore_tier_oldest_waiting_seconds": ("oldest_waiting_s", "Age of the oldest object that waits"),
+    "ckptstore_tier_write_rate_bytes_per_second": ("rate_bytes_s", "Bytes written per second, over the last minute"),
+}
+
+
+async def render(services: Services) -> str:
+    status = await collect(services)
+    registry = CollectorRegistry()
+    for name, (attribute, text) in _TIER_GAUGES.items():
+        gauge = Gauge(name, text, ["tier"], registry=registry)
+        for tier in status.tiers:
+            gauge.labels(tier.name).set(getattr(tier, attribute))
+    up = Gauge("ckptstore_tier_up", "1 while the tier takes writes", ["tier"], registry=registry)
+    for tier in status.tiers:
+        up.labels(tier.name).set(tier.state == "ok")
+    memory = Gauge("ckptstore_memory_bytes", "Bytes of segments by state", ["state"], registry=registry)
+    for state in ("limit", "lent", "held", "replica", "free"):
+        memory.labels(state).set(getattr(status.memory, f"{state}_bytes"))
+    Gauge("ckptstore_sessions", "Connected clients", registry=registry).set(status.sessions)
+    Gauge("ckptstore_resident_bytes", "The daemon's own memory", registry=registry).set(status.resident_bytes)
+    counts = Gauge("ckptstore_catalog_rows", "What the catalog holds", ["kind"], registry=registry)
+    for kind, count in status.counts.items():
+        counts.labels(kind).set(count)
+    return generate_latest(registry).decode("utf-8")

@@ -1,0 +1,110 @@
+"""Questions to the namespace, answered from the catalog in the words of the wire."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from ckptstore.catalog.model import Entry, Publication, StoredFile
+from ckptstore.paths import check_folder, check_path
+from ckptstore.wire import EntryInfo, EntryPage, FileInfo, FilePage, PublicationInfo, Removed, Usage
+from ckptstore_server.node import Node
+
+#: How often a waiter looks at the catalog, since other nodes may change it.
+WAIT_POLL_S = 0.5
+
+
+class Namespace:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def resolve(self, path: str) -> PublicationInfo:
+        check_path(path, operation="resolve", latest_allowed=True)
+        return publication_info(await self._node.query(self._node.catalog.resolve, path))
+
+    async def publication(self, publication_id: str, *, wait: str | None = None, timeout_s: float = 0.0) -> PublicationInfo:
+        """The publication; with `wait`, once that tier holds all of it, at the latest after `timeout_s`."""
+        if wait is not None and wait != "snapshot":
+            self._node.handle(wait)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            ticket = self._node.board.ticket()
+            publication = await self._node.query(self._node.catalog.publication, publication_id)
+            left_s = deadline - time.monotonic()
+            if wait is None or wait == "snapshot" or wait in publication.durability or left_s <= 0:
+                return publication_info(publication)
+            await self._node.board.heard(ticket, min(WAIT_POLL_S, left_s))
+
+    async def files(self, publication_id: str, *, rank: int | None, name: str | None, after: str, limit: int) -> FilePage:
+        files = self._node.catalog.files
+        if name is not None:
+            # `name` is exact; the names that sort right before it are of no interest, so the page starts just below.
+            found = await self._node.query(files, publication_id, name=name, with_blocks=True)
+            return FilePage(files=[file_info(file) for file in found], after=None)
+        page = await self._node.query(files, publication_id, rank=rank, after=after, limit=limit, with_blocks=True)
+        return FilePage(files=[file_info(file) for file in page], after=page[-1].name if len(page) == limit else None)
+
+    async def list(self, path: str, *, after: str, limit: int) -> EntryPage:
+        folder = check_folder(path, operation="list")
+        page = await self._node.query(self._node.catalog.list_folder, folder, after=after, limit=limit)
+        return EntryPage(entries=[entry_info(entry) for entry in page], after=page[-1].name if len(page) == limit else None)
+
+    async def stat(self, path: str) -> EntryInfo:
+        check_folder(path, operation="stat") if not path.endswith("/@latest") else check_path(path, latest_allowed=True)
+        if path.endswith("/@latest"):
+            path = (await self._node.query(self._node.catalog.resolve, path)).path
+        return entry_info(await self._node.query(self._node.catalog.entry, path))
+
+    async def usage(self, path: str) -> Usage:
+        folder = check_folder(path, operation="du")
+        publications, files, size_bytes = await self._node.query(self._node.catalog.usage, folder)
+        return Usage(path=folder, publications=publications, files=files, size_bytes=size_bytes)
+
+    async def remove(self, path: str, *, recursive: bool) -> Removed:
+        check_path(path, operation="rm")
+        removed = await self._node.query(self._node.catalog.remove, path, recursive=recursive)
+        self._node.board.announce()
+        return Removed(removed=sorted({publication.path for publication in removed}))
+
+
+def publication_info(publication: Publication) -> PublicationInfo:
+    return PublicationInfo(
+        publication_id=publication.publication_id,
+        path=publication.path,
+        kind=publication.kind.value,
+        sequence=publication.sequence,
+        world_size=publication.world_size,
+        step=publication.step,
+        metadata=json.loads(publication.metadata),
+        size_bytes=publication.size_bytes,
+        file_count=publication.file_count,
+        opened_at_s=publication.opened_at_s,
+        published_at_s=publication.published_at_s,
+        durability=list(publication.durability),
+    )
+
+
+def file_info(file: StoredFile) -> FileInfo:
+    return FileInfo(
+        object_id=file.object_id, name=file.name, rank=file.rank, size_bytes=file.size_bytes, digest=file.root, blocks=file.blocks
+    )
+
+
+def entry_info(entry: Entry) -> EntryInfo:
+    publication = entry.publication
+    if publication is None:
+        return EntryInfo(path=entry.path, name=entry.name, kind="file" if entry.kind == "file" else "folder", size_bytes=entry.size_bytes)
+    kind = entry.kind if entry.kind in ("folder", "checkpoint", "file") else "folder"
+    return EntryInfo(
+        path=entry.path,
+        name=entry.name,
+        kind=kind,  # type: ignore[arg-type]
+        size_bytes=entry.size_bytes,
+        step=publication.step,
+        world_size=publication.world_size,
+        published_at_s=publication.published_at_s,
+        durability=list(publication.durability),
+        publication_id=publication.publication_id,
+        metadata=json.loads(publication.metadata),
+        files=publication.file_count,
+    )

@@ -1,0 +1,145 @@
+"""What every part of the daemon works with: settings, catalog, tiers, memory, executors, and the board that says that something changed.
+
+The event loop never touches a file, a socket of a store or the database: blocking work goes through `Node.run` into one of the bounded
+executors that the node owns. `Board` is how waiters hear of progress without polling; it belongs to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
+
+from ckptstore.catalog import Catalog
+from ckptstore.config import Settings
+from ckptstore.errors import CkptStoreError, NotFound
+from ckptstore_server.tier_handle import TierHandle
+from ckptstore_tiers.memory import SegmentPool
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: How many errors `status` remembers.
+REMEMBERED_ERRORS = 50
+#: How many attempts' timings are kept for clients that ask late.
+REMEMBERED_TIMINGS = 4096
+
+
+class Board:
+    """Tells everybody who waits that the catalog may have changed. One condition for all: waiters look again, and are few."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+
+    def announce(self) -> None:
+        """Wake all who wait. Call it on the event loop."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def ticket(self) -> asyncio.Event:
+        """Take it before looking at the catalog: it is set by the first announcement after this call."""
+        return self._changed
+
+    @staticmethod
+    async def heard(ticket: asyncio.Event, timeout_s: float) -> None:
+        """Return at the first announcement since the ticket was taken, or after `timeout_s`."""
+        try:
+            async with asyncio.timeout(max(0.0, timeout_s)):
+                await ticket.wait()
+        except TimeoutError:
+            return
+
+
+class Timings:
+    """Seconds from an attempt's opening here until each of its stages, by this daemon's clock."""
+
+    def __init__(self) -> None:
+        self._opened: OrderedDict[str, float] = OrderedDict()
+        self._stages: dict[str, dict[str, float]] = {}
+
+    def open(self, attempt_id: str) -> None:
+        if attempt_id not in self._opened:
+            self._opened[attempt_id] = time.monotonic()
+            self._stages[attempt_id] = {}
+            while len(self._opened) > REMEMBERED_TIMINGS:
+                oldest, _ = self._opened.popitem(last=False)
+                del self._stages[oldest]
+
+    def reach(self, attempt_id: str, stage: str) -> None:
+        opened = self._opened.get(attempt_id)
+        if opened is not None:
+            self._stages[attempt_id].setdefault(stage, time.monotonic() - opened)
+
+    def of(self, attempt_id: str) -> dict[str, float]:
+        return dict(self._stages.get(attempt_id, {}))
+
+
+@dataclass(frozen=True)
+class Remark:
+    """An error that `status` shows."""
+
+    at_s: float
+    where: str
+    what: str
+
+
+@dataclass
+class Node:
+    """The daemon's inside. Built once by `daemon.Daemon`; its fields do not change afterwards."""
+
+    settings: Settings
+    catalog: Catalog
+    node_id: str
+    handles: tuple[TierHandle, ...]  # in configured order
+    pool: SegmentPool
+    board: Board = field(default_factory=Board)
+    timings: Timings = field(default_factory=Timings)
+    remarks: deque[Remark] = field(default_factory=lambda: deque(maxlen=REMEMBERED_ERRORS))
+    started_s: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        # Catalog calls are short and serialised by the database; ingests wait for the disk; the rest is reads for clients.
+        self.catalog_executor = ThreadPoolExecutor(4, "catalog")
+        self.ingest_executor = ThreadPoolExecutor(8, "ingest")
+        self.read_executor = ThreadPoolExecutor(8, "read")
+        self.upkeep_executor = ThreadPoolExecutor(4, "upkeep")
+
+    async def run(self, executor: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(executor, lambda: call(*args, **kwargs))
+
+    async def query(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A catalog call."""
+        return await self.run(self.catalog_executor, call, *args, **kwargs)
+
+    def handle(self, name: str) -> TierHandle:
+        for handle in self.handles:
+            if handle.name == name:
+                return handle
+        known = ", ".join(handle.name for handle in self.handles)
+        raise NotFound(f"there is no tier {name!r}", operation="use tier", subject=name, hint=f"the configured tiers are: {known}")
+
+    @property
+    def durable(self) -> tuple[TierHandle, ...]:
+        return tuple(handle for handle in self.handles if handle.settings.durable)
+
+    @property
+    def node_local(self) -> tuple[TierHandle, ...]:
+        """This node's own posix tiers: what a recall fills."""
+        return tuple(h for h in self.handles if h.settings.kind == "posix" and not h.settings.is_shared)
+
+    def remark(self, where: str, error: BaseException) -> None:
+        """Note an error for `status`. Errors that an operator should see end here; it is also where they are logged."""
+        what = str(error) if isinstance(error, CkptStoreError) else f"{type(error).__name__}: {error}"
+        self.remarks.append(Remark(time.time(), where, what))
+
+    def close(self) -> None:
+        for executor in (self.ingest_executor, self.read_executor, self.upkeep_executor, self.catalog_executor):
+            executor.shutdown(wait=True, cancel_futures=True)
+        for handle in self.handles:
+            handle.close()
+        self.pool.close()
+        self.catalog.close()

@@ -1,0 +1,119 @@
+"""Making a checkpoint visible, and leaving its commit record in every durable tier that holds all of it.
+
+Order, and what a crash leaves: (1) the last rank's arrival makes the attempt COMPLETE, for exactly one daemon; a crash here is found at
+the next start, and the publish goes on. (2) `checkpoint.json` is stored as an object of its own. (3) One catalog transaction publishes.
+(4) The commit record is written into the tier, durably, and (5) the catalog notes it; only then does `wait(tier)` return. A crash
+between (3) and (5) leaves an owed record, which `settle` writes after the restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from ckptstore.catalog.model import AttemptState, AttemptView, Kind, NewObject, StoredFile, record_key
+from ckptstore.errors import AlreadyExists, CkptStoreError, PathConflict, TierFull, TierUnavailable
+from ckptstore.failpoints import failpoint
+from ckptstore.manifest import build_index
+from ckptstore.paths import INDEX_NAME
+from ckptstore_server.node import Node
+from ckptstore_server.tier_handle import TierHandle
+from ckptstore_tiers.sources import MemorySource
+
+#: Records that one round writes before it looks again.
+RECORDS_PER_ROUND = 64
+
+
+class Publisher:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        # One writer of records per tier: a record must not be written while the deletion of the same publication is under way.
+        self.record_locks = {handle.name: asyncio.Lock() for handle in node.durable}
+        self.published = asyncio.Event()  # set at every publish: drains look at it
+
+    async def arrive(self, attempt_id: str, rank: int) -> None:
+        """A rank's bytes are stored. The arrival that completes the attempt publishes it."""
+        view, completed = await self._node.query(self._node.catalog.rank_stored, attempt_id, rank)
+        self._node.board.announce()
+        if completed:
+            failpoint("publish.complete")
+            await self.publish(view)
+
+    async def publish(self, view: AttemptView) -> None:
+        """COMPLETE → PUBLISHED, with index and record. Repeating it after a crash at any point is harmless."""
+        try:
+            if view.kind is Kind.CHECKPOINT:
+                await self._store_index(view)
+            failpoint("publish.before_catalog")
+            await self._node.query(self._node.catalog.publish, view.attempt_id)
+        except (AlreadyExists, PathConflict):
+            self._node.board.announce()  # the catalog has aborted the attempt in the same transaction
+            return
+        failpoint("publish.after_catalog")
+        self._node.timings.reach(view.attempt_id, "published")
+        self.published.set()
+        self._node.board.announce()
+        await self.settle_all()
+
+    async def _store_index(self, view: AttemptView) -> None:
+        document = await self._node.query(self._build_index, view)
+        if document is None:
+            return
+        new_object, data = document
+        await self._node.run(self._node.ingest_executor, self._put_index, new_object, data)
+
+    def _build_index(self, view: AttemptView) -> tuple[NewObject, bytes] | None:
+        """`checkpoint.json`, unless it is already stored (a publish that a crash interrupted)."""
+        files = list(self._node.catalog.attempt_files(view.attempt_id))
+        if any(file.name == INDEX_NAME and file.root for file in files):
+            return None
+        parts: Iterator[StoredFile] = (file for file in files if file.name != INDEX_NAME)
+        (new_object,) = self._node.catalog.add_objects(view.attempt_id, 0, [INDEX_NAME])
+        return new_object, build_index(view, parts)
+
+    def _put_index(self, new_object: NewObject, data: bytes) -> None:
+        last: CkptStoreError | None = None
+        for handle in self._node.durable:
+            try:
+                with handle.watched() as tier:
+                    digests = tier.put(new_object.key, MemorySource(memoryview(data), stable=True))
+                self._node.catalog.object_stored(new_object.object_id, digests, tier=handle.name)
+                return
+            except (TierFull, TierUnavailable) as error:
+                last = error
+        raise last or TierUnavailable("no durable tier is configured", operation="publish")
+
+    # --- records ---------------------------------------------------------------------------------------------------------------
+
+    async def settle_all(self) -> None:
+        await asyncio.gather(*(self.settle(handle) for handle in self._node.durable))
+
+    async def settle(self, handle: TierHandle) -> None:
+        """Write the commit records that this node owes in a tier; after each, the tier counts as holding the checkpoint."""
+        async with self.record_locks[handle.name]:
+            while owed := await self._node.query(self._node.catalog.owed_records, handle.name, limit=RECORDS_PER_ROUND):
+                for publication_id in owed:
+                    try:
+                        await self._node.run(self._node.upkeep_executor, self._write_record, handle, publication_id)
+                    except CkptStoreError as error:
+                        self._node.remark(f"commit record in {handle.name}", error)
+                        return
+                    self._node.board.announce()
+
+    def _write_record(self, handle: TierHandle, publication_id: str) -> None:
+        record = self._node.catalog.record(publication_id, tier=handle.name)
+        with handle.watched() as tier:
+            tier.put_document(record_key(publication_id), record)
+        failpoint("publish.record_written")
+        self._node.catalog.record_written(publication_id, handle.name)
+
+    # --- what a crash left -----------------------------------------------------------------------------------------------------
+
+    async def resume(self) -> None:
+        """At start: publish what was complete, and write the records that were owed."""
+        for view in await self._node.query(self._node.catalog.attempts, [AttemptState.COMPLETE]):
+            try:
+                await self.publish(view)
+            except CkptStoreError as error:
+                self._node.remark("publish after restart", error)
+        await self.settle_all()

@@ -1,0 +1,157 @@
+"""Where an object's bytes are, nearest first; opening, checking and repairing replicas.
+
+Nearest: this node's memory, then the tiers in their configured order. What is in memory is known to this daemon alone; everything else
+is the catalog's word. A replica that turns out damaged or missing is marked in the catalog, never silently passed over twice, and is
+replaced from a good one. Blocking: executors' threads call these methods.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+
+from ckptstore.catalog.model import Replica, StoredFile
+from ckptstore.errors import ChecksumMismatch, CkptStoreError, NotFound, TierUnavailable
+from ckptstore_server.node import Node
+from ckptstore_server.tier_handle import TierHandle
+from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, block_length
+from ckptstore_tiers.interface import ObjectReader
+from ckptstore_tiers.sources import ReaderSource
+
+MEMORY = "memory"
+
+
+def digests_of(file: StoredFile) -> BlockDigests:
+    return BlockDigests(file.size_bytes, file.blocks)
+
+
+@contextmanager
+def block_buffer() -> Iterator[memoryview]:
+    """4 MiB of page-aligned memory, as O_DIRECT wants it; given back at the end."""
+    area = mmap.mmap(-1, BLOCK_BYTES)
+    view = memoryview(area)
+    try:
+        yield view
+    finally:
+        view.release()
+        area.close()
+
+
+class Replicas:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def recorded(self, object_id: str) -> list[tuple[TierHandle, Replica]]:
+        """The catalog's undamaged replicas that this node can reach, nearest first."""
+        mine = (self._node.node_id, "")
+        known = {r.tier: r for r in self._node.catalog.replicas(object_id) if not r.damaged and r.node in mine}
+        return [(handle, known[handle.name]) for handle in self._node.handles if handle.name in known]
+
+    @contextmanager
+    def reader(self, file: StoredFile, tier: str) -> Iterator[ObjectReader]:
+        """One replica, open. NotFound if it is not there (any more), TierUnavailable if the tier does not answer."""
+        if tier == MEMORY:
+            with self._node.pool.reader(file.object_id) as reader:
+                yield reader
+            return
+        with self._node.handle(tier).watched() as opened, closing(opened.open(file.key)) as reader:
+            yield reader
+
+    def sources(self, file: StoredFile, *, excluding: str = "") -> Iterator[str]:
+        """Names of the places to read from, nearest first."""
+        if self._node.pool.find(file.object_id) is not None:
+            yield MEMORY
+        for handle, _ in self.recorded(file.object_id):
+            if handle.name != excluding:
+                yield handle.name
+
+    # --- checking --------------------------------------------------------------------------------------------------------------
+
+    def check(self, file: StoredFile, tier: str) -> str | None:
+        """Read a replica whole against its checksums; what is wrong with it, or None. TierUnavailable if that cannot be told."""
+        digests = digests_of(file)
+        try:
+            with self.reader(file, tier) as reader, block_buffer() as buffer:
+                if reader.size_bytes != file.size_bytes and tier != MEMORY:
+                    return f"it has {reader.size_bytes} bytes, {file.size_bytes} were saved"
+                for index in range(digests.count):
+                    view = buffer[: block_length(index, file.size_bytes)]
+                    reader.read_into(index * BLOCK_BYTES, view)
+                    digests.check(index, view, operation="verify", subject=file.key, tier=tier)
+        except NotFound:
+            return "it is missing"
+        except ChecksumMismatch as error:
+            return error.why
+        return None
+
+    def check_block(self, file: StoredFile, tier: str, index: int) -> bool:
+        """Whether one block of a replica is what was saved."""
+        digests = digests_of(file)
+        if index >= digests.count:
+            raise NotFound(f"the object has {digests.count} blocks", operation="check block", subject=file.key, tier=tier)
+        try:
+            with self.reader(file, tier) as reader, block_buffer() as buffer:
+                view = buffer[: block_length(index, file.size_bytes)]
+                reader.read_into(index * BLOCK_BYTES, view)
+                digests.check(index, view, operation="check block", subject=file.key, tier=tier)
+        except (NotFound, ChecksumMismatch):
+            return False
+        return True
+
+    # --- repairing -------------------------------------------------------------------------------------------------------------
+
+    def damaged(self, file: StoredFile, tier: str, why: str) -> None:
+        """Take a replica out of use."""
+        if tier == MEMORY:
+            self._node.pool.forget(file.object_id)
+        else:
+            self._node.catalog.mark_damaged(file.object_id, tier)
+            self._node.remark(
+                f"replica in {tier}", ChecksumMismatch(why, operation="read", subject=file.key, tier=tier, hint="it is replaced from a good one")
+            )
+
+    def copy(self, file: StoredFile, into: TierHandle) -> None:
+        """Put the object into a tier from its nearest good replica, and record it. The one way in which bytes move between tiers.
+
+        A source that turns out damaged is marked and the next one taken; ChecksumMismatch when none is left. If the object was
+        deleted meanwhile, what was written is removed again.
+        """
+        digests = digests_of(file)
+        last: CkptStoreError | None = None
+        for tier in list(self.sources(file, excluding=into.name)):
+            try:
+                with ExitStack() as stack:
+                    source = ReaderSource(stack.enter_context(self.reader(file, tier)))
+                    target = stack.enter_context(into.watched())
+                    target.put(file.key, into.paced(source), expected=digests)
+                    into.written.add(file.size_bytes)
+                if not self._node.catalog.add_replica(file.object_id, into.name):
+                    target.delete(file.key)
+                return
+            except NotFound as error:
+                last = error
+                self.damaged(file, tier, "it is missing")
+            except ChecksumMismatch as error:
+                last = error
+                problem = self.check(file, tier)
+                if problem is None:
+                    raise  # the source is good: it is the target that stored something else
+                self.damaged(file, tier, problem)
+        if isinstance(last, ChecksumMismatch | NotFound) or last is None:
+            raise ChecksumMismatch("no good replica is left to copy from", operation="copy", subject=file.key, tier=into.name)
+        raise last
+
+    def repair(self, file: StoredFile, tier: str) -> bool:
+        """Replace a damaged replica from a good one; False when no good one can be had now."""
+        handle = self._node.handle(tier)
+        if not any(True for _ in self.sources(file, excluding=tier)):
+            return False
+        try:
+            with handle.watched() as opened:
+                opened.delete(file.key)
+            self.copy(file, handle)
+        except (TierUnavailable, ChecksumMismatch) as error:
+            self._node.remark(f"repair in {tier}", error)
+            return False
+        return True

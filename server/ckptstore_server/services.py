@@ -1,0 +1,59 @@
+"""The daemon's services, wired together once: what the API and the descriptor socket call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ckptstore_server.attempts import AttemptService
+from ckptstore_server.content import Content
+from ckptstore_server.deletion import Deletion
+from ckptstore_server.drain import Drainer
+from ckptstore_server.evict import Evictor
+from ckptstore_server.ingest import Ingest
+from ckptstore_server.namespace import Namespace
+from ckptstore_server.node import Node
+from ckptstore_server.publish import Publisher
+from ckptstore_server.recall import Recall
+from ckptstore_server.replicas import Replicas
+from ckptstore_server.sessions import Sessions
+from ckptstore_server.verify import Verifier
+
+
+@dataclass(frozen=True)
+class Services:
+    node: Node
+    sessions: Sessions
+    evictor: Evictor
+    publisher: Publisher
+    attempts: AttemptService
+    replicas: Replicas
+    drainer: Drainer
+    recall: Recall
+    deletion: Deletion
+    namespace: Namespace
+    content: Content
+    verifier: Verifier
+    request_stop: Callable[[], None]
+
+    @classmethod
+    def build(cls, node: Node, request_stop: Callable[[], None]) -> Services:
+        evictor = Evictor(node)
+        publisher = Publisher(node)
+        replicas = Replicas(node)
+        recall = Recall(node, replicas, evictor)
+        return cls(
+            node=node,
+            sessions=Sessions(),
+            evictor=evictor,
+            publisher=publisher,
+            attempts=AttemptService(node, Ingest(node, evictor), publisher),
+            replicas=replicas,
+            drainer=Drainer(node, publisher, replicas, evictor),
+            recall=recall,
+            deletion=Deletion(node, publisher),
+            namespace=Namespace(node),
+            content=Content(node, replicas),
+            verifier=Verifier(node, replicas),
+            request_stop=request_stop,
+        )

@@ -1,0 +1,139 @@
+"""A configured tier as the daemon holds it: opened when it answers, watched, measured.
+
+A tier that is down when the daemon starts (an object store, a mount) must not keep the daemon from starting, since saves go on without
+it; so a handle opens its tier when it is first needed, and again after a failure, with growing pauses. Opening includes the check that
+the root belongs to this store: a tier of another store is never used. Thread-safe: executors' threads share a handle.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from ckptstore.config import TierSettings
+from ckptstore.errors import CkptStoreError, TierFull, TierUnavailable, WrongStore
+from ckptstore_server.identity import claim_root
+from ckptstore_tiers.interface import BlockSource, Tier, TierUsage
+from ckptstore_tiers.open_tiers import open_tier
+from ckptstore_tiers.paced import Pace, PacedSource
+
+#: The pauses between attempts to open a tier that is down, in seconds.
+REOPEN_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+#: The window over which `status` shows a tier's write rate, in seconds.
+RATE_WINDOW_S = 60.0
+
+
+class RateMeter:
+    """Bytes per second over the last minute."""
+
+    def __init__(self) -> None:
+        self._points: deque[tuple[float, int]] = deque(maxlen=4096)
+        self._lock = threading.Lock()
+        self.total_bytes = 0
+
+    def add(self, size_bytes: int) -> None:
+        with self._lock:
+            self._points.append((time.monotonic(), size_bytes))
+            self.total_bytes += size_bytes
+
+    def rate_bytes_s(self) -> float:
+        oldest = time.monotonic() - RATE_WINDOW_S
+        with self._lock:
+            return sum(size for at, size in self._points if at >= oldest) / RATE_WINDOW_S
+
+
+class TierHandle:
+    """Name, settings, state and, once it answers, the tier itself."""
+
+    def __init__(self, settings: TierSettings, *, home: Path, store_id: str, fresh_store: bool) -> None:
+        self.settings = settings
+        self.name = settings.name
+        self.written = RateMeter()
+        self.last_error: str | None = None
+        self.state: Literal["ok", "full", "down"] = "down"
+        self._home = home
+        self._store_id = store_id
+        self._fresh_store = fresh_store
+        self._tier: Tier | None = None
+        self._pace = Pace(settings.bandwidth_limit) if settings.bandwidth_limit else None
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._not_before_s = 0.0
+
+    def open(self) -> Tier:
+        """The tier; opens it if need be. TierUnavailable while it is down, WrongStore if it belongs to another store."""
+        with self._lock:
+            if self._tier is not None:
+                return self._tier
+            if time.monotonic() < self._not_before_s:
+                raise TierUnavailable(self.last_error or "the tier is down", operation="open tier", tier=self.name)
+            try:
+                tier = open_tier(self.settings, self._home)
+                try:
+                    claim_root(tier, self._store_id, fresh=self._fresh_store)
+                except CkptStoreError:
+                    tier.close()
+                    raise
+            except CkptStoreError as error:
+                self._note_failure(error)
+                raise
+            self._tier = tier
+            self._note_success()
+            return tier
+
+    @property
+    def opened(self) -> Tier | None:
+        """The tier if it is open, without trying."""
+        return self._tier
+
+    def paced(self, source: BlockSource) -> BlockSource:
+        """`source`, slowed down to the tier's bandwidth limit."""
+        return PacedSource(source, self._pace) if self._pace is not None else source
+
+    def usage(self) -> TierUsage:
+        tier = self._tier
+        return tier.usage() if tier is not None else TierUsage(0, self.settings.capacity, None)
+
+    def fill(self) -> float:
+        """Used fraction of what the tier may hold; 0 where it has no bound."""
+        usage = self.usage()
+        if not usage.limit_bytes or usage.free_bytes is None:
+            return 0.0
+        return 1.0 - usage.free_bytes / usage.limit_bytes
+
+    def close(self) -> None:
+        with self._lock:
+            if self._tier is not None:
+                self._tier.close()
+                self._tier = None
+
+    @contextmanager
+    def watched(self) -> Iterator[Tier]:
+        """The tier for one piece of work, whose outcome decides the state that `status` shows."""
+        tier = self.open()
+        try:
+            yield tier
+        except (TierFull, TierUnavailable) as error:
+            with self._lock:
+                self._note_failure(error)
+            raise
+        else:
+            if self.state != "ok":
+                with self._lock:
+                    self._note_success()
+
+    def _note_failure(self, error: CkptStoreError) -> None:
+        self.last_error = str(error)
+        self.state = "full" if isinstance(error, TierFull) else "down"
+        if self._tier is None and not isinstance(error, WrongStore):
+            self._not_before_s = time.monotonic() + REOPEN_PAUSES_S[min(self._failures, len(REOPEN_PAUSES_S) - 1)]
+            self._failures += 1
+
+    def _note_success(self) -> None:
+        self.state = "ok"
+        self._failures = 0
