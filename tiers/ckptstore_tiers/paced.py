@@ -1,0 +1,67 @@
+"""How fast may bytes go into a tier? A source that gives its blocks no faster than a pace that all puts into the tier share.
+
+The pace is a leaky bucket: each block takes its share of time, and what was not used for a while is worth one burst at most,
+so that over any longer stretch the configured bytes per second hold. Waiting happens in the thread that asks for the block,
+outside the lock; blocks are let through in the order in which they asked.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from ckptstore.errors import ConfigInvalid
+from ckptstore_tiers.checksums import BLOCK_BYTES, block_length
+from ckptstore_tiers.interface import BlockSource
+
+
+class Pace:
+    """Bytes per second, shared by whoever holds this object. `clock` and `sleep` are the test's to replace, in seconds."""
+
+    def __init__(
+        self,
+        bytes_per_s: int,
+        *,
+        burst_bytes: int = BLOCK_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        if bytes_per_s <= 0:
+            raise ConfigInvalid(f"a pace of {bytes_per_s} bytes per second would never let anything through", operation="set pace")
+        self._bytes_per_s = bytes_per_s
+        self._burst_s = burst_bytes / bytes_per_s
+        self._clock = clock
+        self._sleep = sleep
+        self._paid_until_s = clock() - self._burst_s
+        self._lock = threading.Lock()
+
+    def take(self, size_bytes: int) -> None:
+        """Wait until `size_bytes` more may pass."""
+        with self._lock:
+            now_s = self._clock()
+            start_s = max(self._paid_until_s, now_s - self._burst_s)
+            self._paid_until_s = start_s + size_bytes / self._bytes_per_s
+            wait_s = self._paid_until_s - now_s
+        if wait_s > 0:
+            self._sleep(wait_s)
+
+
+class PacedSource:
+    """Another source, at a pace. A block that is read again (it changed, or its file is written anew) is paid for again."""
+
+    def __init__(self, source: BlockSource, pace: Pace) -> None:
+        self._source = source
+        self._pace = pace
+
+    @property
+    def size_bytes(self) -> int:
+        return self._source.size_bytes
+
+    @property
+    def stable(self) -> bool:
+        return self._source.stable
+
+    def block(self, index: int, scratch: memoryview) -> memoryview:
+        self._pace.take(max(0, block_length(index, self.size_bytes)))
+        return self._source.block(index, scratch)
