@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+
+from ckptstore.manifest import part_file_name
 
 from ckptstore.catalog.model import AttemptState, AttemptView, Join, Kind, NewObject, Ticket
 from ckptstore.errors import AttemptAborted, Busy, CkptStoreError, InvalidInput, NotFound, TierFull, WaitTimeout
-from ckptstore.manifest import part_file_name
 from ckptstore.paths import check_path, check_relative
 from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, HandOver, OpenAttempt, SegmentGrant
 from ckptstore_server.ingest import Ingest
@@ -26,6 +27,8 @@ from ckptstore_tiers.memory import Segment
 
 #: How long one request waits for a slot before the client repeats it: short, so that a client that dies is noticed.
 SLOT_WAIT_S = 10.0
+#: How often a body that is still coming in counts as progress, in seconds.
+PROGRESS_S = 5.0
 #: How often a waiter looks at the catalog when other nodes may change it, in seconds.
 OTHER_NODES_POLL_S = 0.25
 #: The same when only this daemon can: announcements wake it, this is the safety net.
@@ -61,7 +64,7 @@ class AttemptService:
 
     # --- opening ---------------------------------------------------------------------------------------------------------------
 
-    async def open(self, request: OpenAttempt, *, session: str, lend: bool) -> AttemptOpened:
+    async def open(self, request: OpenAttempt, *, session: str) -> AttemptOpened:
         """Join the attempt; for a checkpoint, with a slot to write into.
 
         Raises AlreadyExists, PathConflict, AttemptAborted, InvalidInput; Busy when no slot is free (with `on_busy="wait"` the rank
@@ -80,8 +83,6 @@ class AttemptService:
             for new_object in ticket.objects:
                 self._files[ticket.attempt_id, new_object.name] = new_object
             return AttemptOpened(attempt_id=ticket.attempt_id)
-        if not lend and request.size_bytes == 0:
-            return AttemptOpened(attempt_id=ticket.attempt_id, file_name=names[0])
         try:
             await self._check_queue(request.path)
             segment = await self._slot(ticket, request, session)
@@ -137,8 +138,8 @@ class AttemptService:
         grant = Grant(ticket.attempt_id, request.rank, session, ticket.objects[0], segment, segment.generation)
         self._grants[ticket.attempt_id, request.rank] = grant
         view = await self._node.query(self._node.catalog.attempt, ticket.attempt_id)
-        if view.state is AttemptState.ABORTED:  # while this rank waited for its slot
-            self._give_up_slots(view.attempt_id)
+        if view.state is AttemptState.ABORTED:  # while this rank waited for its slot: its client has not been told of it yet
+            self._give_up_slots(view.attempt_id, session)
             raise _aborted(view)
         return segment
 
@@ -165,7 +166,7 @@ class AttemptService:
             why = f"{message.size_bytes} bytes do not fit the segment's {grant.segment.capacity_bytes}"
             raise InvalidInput(why, operation="hand over", subject=message.segment_id)
         del self._grants[attempt_id, rank]
-        segment = self._node.pool.hold(grant.segment.segment_id, grant.generation)
+        segment = self._node.pool.hold(grant.segment.segment_id, grant.generation, owner=session)
         try:
             view = await self._node.query(self._node.catalog.snapshot_taken, attempt_id, rank)
         except CkptStoreError:
@@ -189,6 +190,29 @@ class AttemptService:
             self._files[attempt_id, name] = new_object
         digests = await self._ingest.file(attempt_id, new_object, source)
         return FileStored(object_id=new_object.object_id, size_bytes=digests.size_bytes, digest=digests.root)
+
+    async def receive(self, attempt_id: str, rank: int, size_bytes: int, body: AsyncIterator[bytes], *, session: str) -> AttemptStatus:
+        """A save over TCP: the body goes into the slot that `open` granted, and is handed over when it is whole."""
+        grant = self._grants.get((attempt_id, rank))
+        if grant is None or grant.session != session:
+            await self._raise_if_aborted(attempt_id)
+            raise NotFound("this session holds no slot for that rank", operation="save", subject=f"{attempt_id} rank {rank}")
+        if size_bytes > grant.segment.capacity_bytes:
+            why = f"{size_bytes} bytes do not fit the {grant.segment.capacity_bytes} asked for"
+            raise InvalidInput(why, operation="save", subject=attempt_id)
+        received_bytes, heard_s = 0, time.monotonic()
+        async for chunk in body:
+            if received_bytes + len(chunk) > size_bytes:
+                raise InvalidInput(f"the body is longer than the {size_bytes} bytes announced", operation="save", subject=attempt_id)
+            grant.segment.view[received_bytes : received_bytes + len(chunk)] = chunk
+            received_bytes += len(chunk)
+            if time.monotonic() - heard_s > PROGRESS_S:
+                heard_s = time.monotonic()
+                await self._node.query(self._node.catalog.progress, attempt_id)
+        if received_bytes != size_bytes:
+            raise InvalidInput(f"the body ended after {received_bytes} of {size_bytes} bytes", operation="save", subject=attempt_id)
+        message = HandOver(segment_id=grant.segment.segment_id, generation=grant.generation, size_bytes=size_bytes)
+        return await self.hand_over(attempt_id, rank, message, session=session)
 
     async def commit(self, attempt_id: str) -> AttemptStatus:
         """All files of a put are stored: publish."""
@@ -224,15 +248,21 @@ class AttemptService:
 
     # --- ending ----------------------------------------------------------------------------------------------------------------
 
-    async def abort(self, attempt_id: str, reason: str) -> AttemptStatus:
+    async def abort(self, attempt_id: str, reason: str, *, session: str | None = None) -> AttemptStatus:
+        """End the attempt for all its ranks. A client that aborts its own save gives its slot back by it (`session`)."""
         view = await self._node.query(self._node.catalog.abort, attempt_id, reason)
+        if session is not None:
+            self._give_up_slots(attempt_id, session)
         self.ended([view])
         return self._status(view, [])
 
     def ended(self, views: list[AttemptView]) -> None:
-        """Free what this daemon holds for attempts that are over, and tell whoever waits."""
+        """Attempts that are over: tell whoever waits.
+
+        A slot that is lent stays lent until its client comes back (to hand over, or to abort) or is gone: it may be copying into it
+        right now, and another save of the same client must not get the slot meanwhile, or the two would mix unseen.
+        """
         for view in views:
-            self._give_up_slots(view.attempt_id)
             self._forget_files(view.attempt_id)
         if views:
             self._node.board.announce()
@@ -242,17 +272,12 @@ class AttemptService:
         views = await self._node.query(self._node.catalog.session_lost, session, "the client that was saving it is gone")
         self.ended(views)
         for key in [key for key, grant in self._grants.items() if grant.session == session]:
-            self._release(self._grants.pop(key))
+            del self._grants[key]
         self._node.pool.owner_gone(session)
 
-    def _give_up_slots(self, attempt_id: str) -> None:
-        for key in [key for key in self._grants if key[0] == attempt_id]:
-            self._release(self._grants.pop(key))
-
-    def _release(self, grant: Grant) -> None:
-        # The client may still be copying into the slot. Only its owner ever gets the slot again, and an owner copies one save after
-        # the other, so a late write lands in its own next snapshot at worst, which the checksums then refuse.
-        self._node.pool.release(grant.segment)
+    def _give_up_slots(self, attempt_id: str, session: str) -> None:
+        for key in [key for key, grant in self._grants.items() if key[0] == attempt_id and grant.session == session]:
+            self._node.pool.release(self._grants.pop(key).segment)
 
     def _forget_files(self, attempt_id: str) -> None:
         for key in [key for key in self._files if key[0] == attempt_id]:

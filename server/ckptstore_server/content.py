@@ -17,7 +17,6 @@ from ckptstore_server.node import Node
 from ckptstore_server.replicas import Replicas, digests_of
 from ckptstore_tiers.checksums import BLOCK_BYTES, block_length
 from ckptstore_tiers.interface import ObjectReader
-from ckptstore_tiers.scratch import Scratch
 
 _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
 
@@ -108,8 +107,8 @@ class ObjectStream:
                 raise last or ChecksumMismatch("no replica of the object is left", operation="read", subject=self._file.key)
             tier, reader = opened
             try:
-                with Scratch() as scratch:
-                    view = scratch.view[: block_length(index, self._file.size_bytes)]
+                with self._node.scratch.borrow() as scratch:
+                    view = scratch[: block_length(index, self._file.size_bytes)]
                     reader.read_into(index * BLOCK_BYTES, view)
                     self._digests.check(index, view, operation="read", subject=self._file.key, tier=tier)
                     return bytes(view)

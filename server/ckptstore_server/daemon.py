@@ -82,9 +82,7 @@ def open_node(settings: Settings) -> Node:
     node_id = node_identity(settings.home)
     catalog = Catalog.open(settings.effective_catalog_url, node=node_id, node_name=socket.gethostname())
     try:
-        catalog.register_tiers(
-            [TierRow(t.name, position, t.is_shared, t.durable) for position, t in enumerate(settings.effective_tiers)]
-        )
+        catalog.register_tiers([TierRow(t.name, position, t.is_shared, t.durable) for position, t in enumerate(settings.effective_tiers)])
         fresh = catalog.is_empty()
         handles = tuple(
             TierHandle(tier, home=settings.home, store_id=catalog.store_id, fresh_store=fresh) for tier in settings.effective_tiers
@@ -159,7 +157,9 @@ class Daemon:
         if self._settings.listen is not None:
             host, _, port = self._settings.listen.rpartition(":")
             remote = create_app(services, local=False)
-            servers.append(Server(remote, address=host.strip("[]"), port=int(port), interface=Interfaces.ASGI, log_enabled=False, websockets=False))
+            servers.append(
+                Server(remote, address=host.strip("[]"), port=int(port), interface=Interfaces.ASGI, log_enabled=False, websockets=False)
+            )
         return servers
 
     async def _announce(self, servers: list[tuple[Server, asyncio.Task[None]]]) -> None:

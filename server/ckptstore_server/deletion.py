@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ckptstore.catalog.model import Act, Chore
 from ckptstore.errors import CkptStoreError
-from ckptstore.failpoints import failpoint
+from ckptstore.failpoints import declare, failpoint
 from ckptstore_server.drain import pause_after
 from ckptstore_server.node import Node
 from ckptstore_server.publish import Publisher
@@ -16,6 +16,8 @@ from ckptstore_server.tier_handle import TierHandle
 
 #: Steps that one look at the catalog brings.
 CHORES_PER_LOOK = 128
+BEFORE = {act: declare(f"delete.before_{act.value}") for act in Act}
+AFTER = {act: declare(f"delete.after_{act.value}") for act in Act}
 
 
 class Deletion:
@@ -51,7 +53,7 @@ class Deletion:
         return done
 
     def _do(self, handle: TierHandle, chore: Chore) -> None:
-        failpoint(f"delete.before_{chore.act.value}")
+        failpoint(BEFORE[chore.act])
         with handle.watched() as tier:
             if chore.act is Act.WRITE_TOMBSTONE:
                 tier.put_document(chore.key, chore.document)
@@ -60,4 +62,4 @@ class Deletion:
                     self._node.pool.forget(chore.object_id)
                     tier.sweep([chore.object_id])
                 tier.delete(chore.key)
-        failpoint(f"delete.after_{chore.act.value}")
+        failpoint(AFTER[chore.act])

@@ -12,7 +12,7 @@ import random
 
 from ckptstore.catalog.model import Drain
 from ckptstore.errors import ChecksumMismatch, CkptStoreError, NotFound, TierFull
-from ckptstore.failpoints import failpoint
+from ckptstore.failpoints import declare, failpoint
 from ckptstore_server.evict import Evictor
 from ckptstore_server.node import Node
 from ckptstore_server.publish import Publisher
@@ -29,6 +29,10 @@ IDLE_LOOK_S = 2.0
 def pause_after(tries: int) -> float:
     """Seconds until the next try."""
     return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(tries, 16)) * random.uniform(0.75, 1.25)
+
+
+BEFORE_PUT = declare("drain.before_put")
+AFTER_CATALOG = declare("drain.after_catalog")
 
 
 class Drainer:
@@ -91,9 +95,9 @@ class Drainer:
 
     def _move(self, handle: TierHandle, drain: Drain) -> None:
         file = self._node.catalog.object(drain.object_id)
-        failpoint("drain.before_put")
+        failpoint(BEFORE_PUT)
         self._replicas.copy(file, handle)
-        failpoint("drain.after_catalog")
+        failpoint(AFTER_CATALOG)
 
     async def _put_back(self, handle: TierHandle, drain: Drain, error: CkptStoreError) -> None:
         if isinstance(error, NotFound):

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 
 from ckptstore.errors import CkptStoreError, NotFound
-from ckptstore.failpoints import failpoint
+from ckptstore.failpoints import declare, failpoint
 from ckptstore_server.node import Node
 from ckptstore_server.tier_handle import TierHandle
 
 #: Candidates that one look at the catalog brings.
 CANDIDATES_PER_LOOK = 64
+BEFORE_CATALOG = declare("evict.before_catalog")
+AFTER_CATALOG = declare("evict.after_catalog")
 
 
 class Evictor:
@@ -44,10 +46,10 @@ class Evictor:
         for candidate in self._node.catalog.eviction_candidates(handle.name, limit=CANDIDATES_PER_LOOK):
             if handle.fill() <= handle.settings.low_water:
                 break
-            failpoint("evict.before_catalog")
+            failpoint(BEFORE_CATALOG)
             if not self._node.catalog.drop_replica(candidate.object_id, handle.name):
                 continue
-            failpoint("evict.after_catalog")
+            failpoint(AFTER_CATALOG)
             try:
                 with handle.watched() as tier:
                     tier.delete(candidate.key)

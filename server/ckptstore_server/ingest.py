@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 
 from ckptstore.catalog.model import NewObject
 from ckptstore.errors import AttemptAborted, InvalidInput, TierFull, TierUnavailable
-from ckptstore.failpoints import failpoint
+from ckptstore.failpoints import declare, failpoint
 from ckptstore.part import read_part
 from ckptstore.safetensors_format import MAX_HEADER_BYTES, parse_header
 from ckptstore_server.evict import Evictor
@@ -27,6 +27,8 @@ from ckptstore_tiers.sources import MemorySource
 #: The pauses between rounds over all tiers, in seconds: short at first, since a drain or an eviction may be about to make room.
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
+BEFORE_CATALOG = declare("ingest.before_catalog")
+AFTER_CATALOG = declare("ingest.after_catalog")
 
 
 class Ingest:
@@ -60,11 +62,11 @@ class Ingest:
                 if isinstance(error, TierFull):
                     await self._evictor.make_room(handle)
                 continue
-            failpoint("ingest.before_catalog")
+            failpoint(BEFORE_CATALOG)
             stored = self._node.catalog.object_stored
             if not await self._node.query(stored, new_object.object_id, digests, tier=handle.name):
                 raise AttemptAborted("the attempt was aborted while its bytes were written", operation="save", subject=new_object.name)
-            failpoint("ingest.after_catalog")
+            failpoint(AFTER_CATALOG)
             return digests
         raise AttemptAborted("the attempt is over", operation="save", subject=new_object.name)
 

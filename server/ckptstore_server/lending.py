@@ -75,12 +75,18 @@ class Lending:
                 fd = reader.fileno()
                 if fd is None:
                     raise TierUnavailable(
-                        "this tier has no descriptors to hand out", operation="open", subject=key, tier=message.tier, hint="stream the content"
+                        "this tier has no descriptors to hand out",
+                        operation="open",
+                        subject=key,
+                        tier=message.tier,
+                        hint="stream the content",
                     )
                 return os.dup(fd)
             finally:
                 reader.close()
 
     def ingest(self, session: str, message: FdIngest, fd: int) -> tuple[FdReady, int | None]:
-        stored = self._on_loop(self._attempts.store_file(message.attempt_id, message.name, FileSource(fd, message.size_bytes)), INGEST_TIMEOUT_S)
+        stored = self._on_loop(
+            self._attempts.store_file(message.attempt_id, message.name, FileSource(fd, message.size_bytes)), INGEST_TIMEOUT_S
+        )
         return FdReady(size_bytes=stored.size_bytes, digest=stored.digest), None

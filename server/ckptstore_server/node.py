@@ -19,6 +19,7 @@ from ckptstore.config import Settings
 from ckptstore.errors import CkptStoreError, NotFound
 from ckptstore_server.tier_handle import TierHandle
 from ckptstore_tiers.memory import SegmentPool
+from ckptstore_tiers.scratch import ScratchPool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -99,6 +100,7 @@ class Node:
     board: Board = field(default_factory=Board)
     timings: Timings = field(default_factory=Timings)
     remarks: deque[Remark] = field(default_factory=lambda: deque(maxlen=REMEMBERED_ERRORS))
+    scratch: ScratchPool = field(default_factory=ScratchPool)
     started_s: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
@@ -142,4 +144,5 @@ class Node:
         for handle in self.handles:
             handle.close()
         self.pool.close()
+        self.scratch.close()
         self.catalog.close()

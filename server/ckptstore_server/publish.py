@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+from ckptstore.manifest import build_index
+
 from ckptstore.catalog.model import AttemptState, AttemptView, Kind, NewObject, StoredFile, record_key
 from ckptstore.errors import AlreadyExists, CkptStoreError, PathConflict, TierFull, TierUnavailable
-from ckptstore.failpoints import failpoint
-from ckptstore.manifest import build_index
+from ckptstore.failpoints import declare, failpoint
 from ckptstore.paths import INDEX_NAME
 from ckptstore_server.node import Node
 from ckptstore_server.tier_handle import TierHandle
@@ -22,6 +23,10 @@ from ckptstore_tiers.sources import MemorySource
 
 #: Records that one round writes before it looks again.
 RECORDS_PER_ROUND = 64
+COMPLETE = declare("publish.complete")
+BEFORE_CATALOG = declare("publish.before_catalog")
+AFTER_CATALOG = declare("publish.after_catalog")
+RECORD_WRITTEN = declare("publish.record_written")
 
 
 class Publisher:
@@ -36,7 +41,7 @@ class Publisher:
         view, completed = await self._node.query(self._node.catalog.rank_stored, attempt_id, rank)
         self._node.board.announce()
         if completed:
-            failpoint("publish.complete")
+            failpoint(COMPLETE)
             await self.publish(view)
 
     async def publish(self, view: AttemptView) -> None:
@@ -44,12 +49,12 @@ class Publisher:
         try:
             if view.kind is Kind.CHECKPOINT:
                 await self._store_index(view)
-            failpoint("publish.before_catalog")
+            failpoint(BEFORE_CATALOG)
             await self._node.query(self._node.catalog.publish, view.attempt_id)
         except (AlreadyExists, PathConflict):
             self._node.board.announce()  # the catalog has aborted the attempt in the same transaction
             return
-        failpoint("publish.after_catalog")
+        failpoint(AFTER_CATALOG)
         self._node.timings.reach(view.attempt_id, "published")
         self.published.set()
         self._node.board.announce()
@@ -104,7 +109,7 @@ class Publisher:
         record = self._node.catalog.record(publication_id, tier=handle.name)
         with handle.watched() as tier:
             tier.put_document(record_key(publication_id), record)
-        failpoint("publish.record_written")
+        failpoint(RECORD_WRITTEN)
         self._node.catalog.record_written(publication_id, handle.name)
 
     # --- what a crash left -----------------------------------------------------------------------------------------------------

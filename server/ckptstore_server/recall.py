@@ -10,11 +10,14 @@ import asyncio
 
 from ckptstore.catalog.model import StoredFile
 from ckptstore.errors import Busy, CkptStoreError, TierFull
-from ckptstore.failpoints import failpoint
+from ckptstore.failpoints import declare, failpoint
 from ckptstore.wire import LONG_POLL_S, Located, ReplicaInfo
 from ckptstore_server.evict import Evictor
 from ckptstore_server.node import Node
 from ckptstore_server.replicas import MEMORY, Replicas
+
+BEFORE_PUT = declare("recall.before_put")
+AFTER_CATALOG = declare("recall.after_catalog")
 
 
 class Recall:
@@ -62,9 +65,9 @@ class Recall:
             if handle.settings.compression != "none":
                 continue
             try:
-                failpoint("recall.before_put")
+                failpoint(BEFORE_PUT)
                 await self._node.run(self._node.upkeep_executor, self._replicas.copy, file, handle)
-                failpoint("recall.after_catalog")
+                failpoint(AFTER_CATALOG)
                 return
             except CkptStoreError as error:
                 self._node.remark(f"recall into {handle.name}", error)

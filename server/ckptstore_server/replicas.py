@@ -7,12 +7,13 @@ replaced from a good one. Blocking: executors' threads call these methods.
 
 from __future__ import annotations
 
-import mmap
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 from ckptstore.catalog.model import Replica, StoredFile
 from ckptstore.errors import ChecksumMismatch, CkptStoreError, NotFound, TierUnavailable
+from ckptstore.failpoints import declare, failpoint
 from ckptstore_server.node import Node
 from ckptstore_server.tier_handle import TierHandle
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, block_length
@@ -20,27 +21,23 @@ from ckptstore_tiers.interface import ObjectReader
 from ckptstore_tiers.sources import ReaderSource
 
 MEMORY = "memory"
+COPIED = declare("copy.before_catalog")
+#: Stripes of the locks on (object, tier): enough that two objects seldom share one.
+PLACE_LOCKS = 256
 
 
 def digests_of(file: StoredFile) -> BlockDigests:
     return BlockDigests(file.size_bytes, file.blocks)
 
 
-@contextmanager
-def block_buffer() -> Iterator[memoryview]:
-    """4 MiB of page-aligned memory, as O_DIRECT wants it; given back at the end."""
-    area = mmap.mmap(-1, BLOCK_BYTES)
-    view = memoryview(area)
-    try:
-        yield view
-    finally:
-        view.release()
-        area.close()
-
-
 class Replicas:
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._places = tuple(threading.Lock() for _ in range(PLACE_LOCKS))
+
+    def place(self, object_id: str, tier: str) -> threading.Lock:
+        """Held while one object is written to or deleted from one tier: a late deletion must not meet a new copy."""
+        return self._places[hash((object_id, tier)) % PLACE_LOCKS]
 
     def recorded(self, object_id: str) -> list[tuple[TierHandle, Replica]]:
         """The catalog's undamaged replicas that this node can reach, nearest first."""
@@ -72,7 +69,7 @@ class Replicas:
         """Read a replica whole against its checksums; what is wrong with it, or None. TierUnavailable if that cannot be told."""
         digests = digests_of(file)
         try:
-            with self.reader(file, tier) as reader, block_buffer() as buffer:
+            with self.reader(file, tier) as reader, self._node.scratch.borrow() as buffer:
                 if reader.size_bytes != file.size_bytes and tier != MEMORY:
                     return f"it has {reader.size_bytes} bytes, {file.size_bytes} were saved"
                 for index in range(digests.count):
@@ -91,7 +88,7 @@ class Replicas:
         if index >= digests.count:
             raise NotFound(f"the object has {digests.count} blocks", operation="check block", subject=file.key, tier=tier)
         try:
-            with self.reader(file, tier) as reader, block_buffer() as buffer:
+            with self.reader(file, tier) as reader, self._node.scratch.borrow() as buffer:
                 view = buffer[: block_length(index, file.size_bytes)]
                 reader.read_into(index * BLOCK_BYTES, view)
                 digests.check(index, view, operation="check block", subject=file.key, tier=tier)
@@ -108,7 +105,8 @@ class Replicas:
         else:
             self._node.catalog.mark_damaged(file.object_id, tier)
             self._node.remark(
-                f"replica in {tier}", ChecksumMismatch(why, operation="read", subject=file.key, tier=tier, hint="it is replaced from a good one")
+                f"replica in {tier}",
+                ChecksumMismatch(why, operation="read", subject=file.key, tier=tier, hint="it is replaced from a good one"),
             )
 
     def copy(self, file: StoredFile, into: TierHandle) -> None:
@@ -124,10 +122,12 @@ class Replicas:
                 with ExitStack() as stack:
                     source = ReaderSource(stack.enter_context(self.reader(file, tier)))
                     target = stack.enter_context(into.watched())
+                    stack.enter_context(self.place(file.object_id, into.name))
                     target.put(file.key, into.paced(source), expected=digests)
                     into.written.add(file.size_bytes)
-                if not self._node.catalog.add_replica(file.object_id, into.name):
-                    target.delete(file.key)
+                    failpoint(COPIED)
+                    if not self._node.catalog.add_replica(file.object_id, into.name):
+                        target.delete(file.key)
                 return
             except NotFound as error:
                 last = error
@@ -148,7 +148,7 @@ class Replicas:
         if not any(True for _ in self.sources(file, excluding=tier)):
             return False
         try:
-            with handle.watched() as opened:
+            with handle.watched() as opened, self.place(file.object_id, tier):
                 opened.delete(file.key)
             self.copy(file, handle)
         except (TierUnavailable, ChecksumMismatch) as error:

@@ -51,7 +51,9 @@ class Sessions:
         self.last_use_s = time.monotonic()
         found = self._sessions.get(session or "")
         if found is None:
-            raise Unauthorized("this request needs an open session", operation="use session", hint="connect again: the daemon was restarted")
+            raise Unauthorized(
+                "this request needs an open session", operation="use session", hint="connect again: the daemon was restarted"
+            )
         found.seen_s = self.last_use_s
         return found.session
 

@@ -36,7 +36,9 @@ async def spool_body(node: Node, body: AsyncIterator[bytes], size_bytes: int) ->
                 await file.write(chunk)
             await file.flush()
         except OSError as error:
-            raise TierUnavailable(f"the body could not be kept: {error.strerror}", operation="put", subject=tempfile.gettempprefix()) from error
+            raise TierUnavailable(
+                f"the body could not be kept: {error.strerror}", operation="put", subject=tempfile.gettempprefix()
+            ) from error
         if received_bytes != size_bytes:
             raise InvalidInput(f"the body ended after {received_bytes} of {size_bytes} bytes", operation="put")
         yield FileSource(file.fileno(), size_bytes)

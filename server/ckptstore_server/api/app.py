@@ -66,7 +66,9 @@ def _check_length(request: Request, limit_bytes: int) -> None:
     if length is None and "transfer-encoding" in request.headers:
         raise InvalidInput("a body needs a Content-Length", operation=request.method, subject=request.url.path)
     if length is not None and (not length.isdigit() or int(length) > limit_bytes):
-        raise InvalidInput(f"a request of {length} bytes is over the limit of {limit_bytes}", operation=request.method, subject=request.url.path)
+        raise InvalidInput(
+            f"a request of {length} bytes is over the limit of {limit_bytes}", operation=request.method, subject=request.url.path
+        )
 
 
 def _response(error: CkptStoreError) -> JSONResponse:

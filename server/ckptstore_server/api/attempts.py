@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from ckptstore.errors import InvalidInput
 from ckptstore.wire import Abort, AttemptOpened, AttemptStatus, FileStored, HandOver, OpenAttempt, SessionOpened
-from ckptstore_server.api.dependencies import IsLocal, TheServices, TheSession, bounded_wait, check_id
+from ckptstore_server.api.dependencies import TheServices, TheSession, bounded_wait, check_id
 from ckptstore_server.spool import spool_body
 
 router = APIRouter(prefix="/v1", tags=["attempts"])
@@ -19,8 +19,8 @@ async def open_session(services: TheServices) -> SessionOpened:
 
 
 @router.post("/attempts")
-async def open_attempt(services: TheServices, session: TheSession, local: IsLocal, message: OpenAttempt) -> AttemptOpened:
-    return await services.attempts.open(message, session=session, lend=local)
+async def open_attempt(services: TheServices, session: TheSession, message: OpenAttempt) -> AttemptOpened:
+    return await services.attempts.open(message, session=session)
 
 
 @router.post("/attempts/{attempt_id}/ranks/{rank}/handover")
@@ -47,8 +47,8 @@ async def commit(services: TheServices, session: TheSession, attempt_id: str) ->
 
 
 @router.post("/attempts/{attempt_id}/abort")
-async def abort(services: TheServices, attempt_id: str, message: Abort) -> AttemptStatus:
-    return await services.attempts.abort(check_id(attempt_id), message.reason)
+async def abort(services: TheServices, session: TheSession, attempt_id: str, message: Abort) -> AttemptStatus:
+    return await services.attempts.abort(check_id(attempt_id), message.reason, session=session)
 
 
 @router.get("/attempts/{attempt_id}")
