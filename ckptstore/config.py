@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from ckptstore.errors import ConfigInvalid
+from ckptstore.sockets import socket_path
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(i?)B?(?:/s)?\s*$", re.IGNORECASE)
@@ -139,11 +140,11 @@ class Settings(BaseSettings):
 
     @property
     def api_socket(self) -> Path:
-        return self.home / "api.sock"
+        return socket_path(self.home, "api.sock")
 
     @property
     def fd_socket(self) -> Path:
-        return self.home / "fd.sock"
+        return socket_path(self.home, "fd.sock")
 
     def tier(self, name: str) -> TierSettings | None:
         return next((tier for tier in self.effective_tiers if tier.name == name), None)

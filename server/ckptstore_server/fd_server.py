@@ -189,7 +189,7 @@ class DescriptorServer:
             self._try_to_say(connection, error)
         except OSError:
             pass  # it hung up, or does not read: either way this connection has ended
-        except Exception:
+        except Exception:  # noqa: BLE001 - the top of a thread
             _log.exception("session %s", session)
             self._try_to_say(connection, CkptStoreError("a fault in the daemon; its log says more", operation="answer"))
         finally:
@@ -200,7 +200,7 @@ class DescriptorServer:
     def _say_goodbye(self, session: str) -> None:
         try:
             self._handler.disconnected(session)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the top of a thread
             _log.exception("session %s could not be ended", session)
 
     def _greet(self, connection: socket.socket) -> None:
