@@ -1,0 +1,87 @@
+# The commands of a developer. `make demo` and `make test` are all that a fresh machine with Python 3.11 or newer needs.
+#
+# Every target that runs Python depends on a stamp inside .venv, so that the environment is made on first use and again when
+# pyproject.toml or constraints.txt change. Nothing is installed outside .venv except the Debian packages named below, and these
+# only when running as root; otherwise the message says what to install.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Debian puts the servers of a file system where the PATH of an ordinary user does not look.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+# pytest's selection; `make test MARK='not soak and not pfs'` leaves out what needs the distributed file system.
+MARK ?= not soak
+# A file runs in one process, so that its servers are started once.
+WORKERS ?= 2
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+DEMO_ARGS ?=
+
+# $(call require,PROGRAM=DEBIAN_PACKAGE …,WHAT FOR): install what is missing when root, else say what to install.
+define require
+@missing=; for pair in $(1); do command -v "$${pair%%=*}" >/dev/null || missing="$$missing $${pair##*=}"; done; \
+if [ -z "$$missing" ]; then exit 0; fi; \
+if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+  echo "make: installing$$missing, for $(2)" >&2; \
+  export DEBIAN_FRONTEND=noninteractive; \
+  apt-get -qq update </dev/null >/dev/null && apt-get -qq install -y --no-install-recommends $$missing </dev/null >/dev/null; \
+else \
+  echo "make: $(2) need the Debian packages$$missing; install them as root: apt-get install$$missing" >&2; exit 1; \
+fi
+endef
+
+PFS_PROGRAMS := mfsmaster=moosefs-master mfschunkserver=moosefs-chunkserver mfsmount=moosefs-client
+
+.PHONY: help setup debian check test soak demo bench clean
+
+help:
+	@echo 'make demo    train, kill, resume from memory, NVMe and S3, and compare with an uninterrupted run'
+	@echo 'make test    ruff, mypy and the tests'
+	@echo 'make check   ruff and mypy only'
+	@echo 'make soak    the long tests: hundreds of random kills'
+	@echo 'make bench   the figures of docs/bench.md, measured on this machine (BENCH_ARGS="--only NAME")'
+	@echo 'make setup   the virtual environment and the Debian packages that the tests need'
+	@echo 'make clean   remove the virtual environment and all caches'
+
+setup: $(INSTALLED) debian
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("make: ckptstore needs Python 3.11 or newer, this is %s; try make PYTHON=python3.12" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo 'make: this Python cannot make virtual environments; on Debian, install python3-venv' >&2; exit 1; }
+	@echo 'make: installing into $(VENV) (some minutes the first time)' >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+debian:
+ifeq (,$(findstring not pfs,$(MARK)))
+	$(call require,$(PFS_PROGRAMS),the tests on a distributed file system)
+endif
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check debian
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m '$(MARK)' $(PYTEST_ARGS)
+
+soak: $(INSTALLED) debian
+	$(BIN)/python -m pytest -q --timeout 3600 -m soak $(PYTEST_ARGS)
+
+demo: $(INSTALLED)
+	$(BIN)/python -m ckptstore_bench.demo $(DEMO_ARGS)
+
+bench: $(INSTALLED)
+	$(call require,fio=fio,the figures beside the raw disk)
+	$(BIN)/python -m ckptstore_bench.figures $(BENCH_ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .make build dist
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
