@@ -1,0 +1,115 @@
+"""How bytes come back from S3: ranged GETs, several at once, received straight into the caller's buffer.
+
+A body that breaks is asked for again from where it broke. The ETag of the first HEAD pins the content: it is compared with every
+answer's own, since some servers refuse or ignore If-Match. Block digests are the caller's to check. A reader may be used from several
+threads; `read_into` returns, or raises, only when nobody writes into the buffer any more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+from botocore.exceptions import IncompleteReadError
+
+from ckptstore.errors import ChecksumMismatch, NotFound
+from ckptstore_tiers.s3_connection import S3Connection, StoredObject
+
+#: Received at a time; larger pieces leave the processor's cache before they are copied on.
+_RECEIVE_BYTES = 256 * 1024
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/")
+
+
+def pieces(body: Any, view: memoryview) -> Iterator[int]:
+    """Fill `view` from a response's body, telling after each piece how long it was; a body that ends early raises."""
+    filled = 0
+    while filled < len(view):
+        count = body.readinto(view[filled : filled + _RECEIVE_BYTES])
+        if count == 0:
+            raise IncompleteReadError(actual_bytes=filled, expected_bytes=len(view))
+        filled += count
+        yield count
+
+
+class S3Reader:
+    """An open S3 object: its size, its ETag, and a connection to ask."""
+
+    def __init__(self, connection: S3Connection, executor: ThreadPoolExecutor, stored: StoredObject) -> None:
+        self._connection = connection
+        self._executor = executor
+        self._stored = stored
+
+    @property
+    def size_bytes(self) -> int:
+        return self._stored.size_bytes
+
+    def fileno(self) -> int | None:
+        return None
+
+    def close(self) -> None:
+        """Nothing is held between reads."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        view = buffer.cast("B")
+        if offset < 0 or offset + len(view) > self.size_bytes:
+            raise ChecksumMismatch(
+                f"bytes {offset} to {offset + len(view)} were asked of an object of {self.size_bytes}",
+                operation="read",
+                subject=self._stored.key,
+                tier=self._connection.tier,
+            )
+        step = self._connection.options.part_size
+        if len(view) <= step:
+            self._read_range(offset, view)
+            return
+        starts = range(0, len(view), step)
+        ranges = [
+            self._executor.submit(self._read_range, offset + start, view[start : start + step]) for start in starts
+        ]
+        try:
+            for one in ranges:
+                one.result()
+        finally:
+            for one in ranges:
+                one.cancel()
+            wait(ranges)
+
+    def _read_range(self, start: int, view: memoryview) -> None:
+        """Fill `view` from `start`; each try goes on where the last one broke."""
+        filled = 0
+
+        def request(s3: Any) -> None:
+            nonlocal filled
+            wanted = len(view) - filled
+            if wanted == 0:
+                return
+            first = start + filled
+            answer = s3.get_object(
+                Bucket=self._connection.bucket,
+                Key=self._connection.name(self._stored.key),
+                Range=f"bytes={first}-{first + wanted - 1}",
+            )
+            try:
+                self._check_answer(answer, first, wanted)
+                for count in pieces(answer["Body"], view[filled:]):
+                    filled += count
+            finally:
+                if filled < len(view):
+                    answer["Body"].close()  # half an answer is left in this connection: it must not be used again
+
+        self._connection.call("read", self._stored.key, request)
+
+    def _check_answer(self, answer: dict[str, Any], first: int, wanted: int) -> None:
+        if answer.get("ETag", "") != self._stored.etag:
+            raise NotFound(
+                "another object took its place while it was being read",
+                operation="read",
+                subject=self._stored.key,
+                tier=self._connection.tier,
+            )
+        found = _CONTENT_RANGE.match(answer.get("ContentRange", ""))
+        begin = int(found[1]) if found else 0  # a server that ignores Range sends everything, from the start
+        if begin != first or answer["ContentLength"] != wanted:
+            raise IncompleteReadError(actual_bytes=answer["ContentLength"], expected_bytes=wanted)

@@ -1,0 +1,233 @@
+"""How an object gets into S3: one PutObject, or parts sent at once, verified before `put` returns, never over something else.
+
+Steps of a put, and what a crash after each leaves:
+1. HEAD: the key is free, or holds the right bytes already (then the put is done). Nothing is left.
+2. Small objects: PutObject with a checksum, If-None-Match where the server honours it. The object is visible, whole.
+   Large ones: CreateMultipartUpload, then the parts. An unfinished upload is left, invisible; `sweep` aborts it by the id in its key.
+3. CompleteMultipartUpload, conditional where honoured. The object is visible, whole.
+4. HEAD says size and whose it is. Where the server checks no checksums, the object is read back and removed if it differs: on such a
+   server only, wrong bytes may be visible until then, and a repeated put reads back what it finds instead of trusting it.
+
+An answer may get lost after the server has acted. Every try carries a random `ckptstore-put` in its metadata, by which it knows its own.
+`ckptstore-digest` holds the digest of the content where it was known before the first byte was sent.
+
+Memory: each put holds at most 128 MiB of parts (or one part, where a part is larger), and the tier as many parts as it has workers.
+Parts are copies: what was hashed is what is sent, also when a client still writes into the source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from ckptstore.errors import AlreadyExists, ChecksumMismatch, CkptStoreError, NotFound, TierUnavailable
+from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, DigestedBlocks, block_length
+from ckptstore_tiers.interface import BlockSource
+from ckptstore_tiers.s3_connection import S3Connection, StoredObject
+from ckptstore_tiers.s3_probe import S3Abilities, algorithm_of, checksum_of, part_of
+from ckptstore_tiers.s3_reader import S3Reader
+
+MAX_PARTS = 10_000
+PUT_MEMORY_BYTES = 128 * 1024 * 1024
+DIGEST_KEY = "ckptstore-digest"
+PUT_KEY = "ckptstore-put"
+_READ_BACK_BYTES = 8 * BLOCK_BYTES
+
+
+def part_bytes(size_bytes: int, configured: int) -> int:
+    """Bytes of one part: as configured, more where 10,000 such parts would not hold the object; whole blocks."""
+    blocks = -(-size_bytes // BLOCK_BYTES)
+    return max(configured, -(-blocks // MAX_PARTS) * BLOCK_BYTES)
+
+
+class S3Upload:
+    """One put: a key, a source, and what the server is able to do. Used once, by one thread; its parts run in the tier's executor."""
+
+    def __init__(
+        self,
+        connection: S3Connection,
+        abilities: S3Abilities,
+        executor: ThreadPoolExecutor,
+        key: str,
+        source: BlockSource,
+        expected: BlockDigests | None,
+    ) -> None:
+        self._connection = connection
+        self._abilities = abilities
+        self._executor = executor
+        self._key = key
+        self._size_bytes = source.size_bytes
+        self._blocks = DigestedBlocks(source, expected, subject=key, tier=connection.tier)
+        self._nonce = os.urandom(16).hex()
+        self._metadata = {PUT_KEY: self._nonce} | ({DIGEST_KEY: expected.root} if expected is not None else {})
+        self._part_bytes = part_bytes(self._size_bytes, connection.options.part_size)
+        self._stop = threading.Event()
+
+    def run(self) -> BlockDigests:
+        stored = self._find()
+        if stored is not None:
+            return self._accept(stored)
+        try:
+            if self._size_bytes < self._part_bytes:
+                self._put_whole()
+            else:
+                self._put_parts()
+        except (AlreadyExists, TierUnavailable, NotFound):
+            # Somebody was first; or our own request was carried out and its answer was lost.
+            stored = self._find()
+            if stored is None:
+                raise
+            if stored.metadata.get(PUT_KEY) != self._nonce:
+                return self._accept(stored)
+        return self._verified(self._blocks.digests())
+
+    def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:
+        return self._connection.ask("put", self._key, method, Key=self._connection.name(self._key), **parameters)
+
+    def _find(self) -> StoredObject | None:
+        try:
+            return self._connection.head("put", self._key)
+        except NotFound:
+            return None
+
+    def _accept(self, stored: StoredObject) -> BlockDigests:
+        """The source's digests, if `stored` holds its bytes: by the digest kept with it where the server checks, else by reading."""
+        if stored.size_bytes != self._size_bytes:
+            raise self._other_bytes(
+                f"an object of {stored.size_bytes} bytes is stored under this key, not {self._size_bytes}"
+            )
+        with _Scratch() as scratch:
+            for index in range(self._blocks.count):
+                self._blocks.pump(index, scratch, lambda view: None)
+        digests = self._blocks.digests()
+        if self._abilities.checksum == "none" or stored.metadata.get(DIGEST_KEY) != digests.root:
+            try:
+                self._read_back(stored, digests)
+            except ChecksumMismatch as error:
+                raise self._other_bytes("other bytes are stored under this key") from error
+        return digests
+
+    def _other_bytes(self, why: str) -> AlreadyExists:
+        return AlreadyExists(
+            why, operation="put", subject=self._key, tier=self._connection.tier, hint="delete the object first"
+        )
+
+    def _put_whole(self) -> None:
+        data = memoryview(bytearray(self._size_bytes))
+        with _Scratch() as scratch:
+            for index in range(self._blocks.count):
+                self._copy_block(index, scratch, data, index * BLOCK_BYTES)
+        metadata = self._metadata | {DIGEST_KEY: self._blocks.digests().root}
+        condition = {"IfNoneMatch": "*"} if self._abilities.conditional_put else {}
+        check = checksum_of(self._abilities.checksum, data)
+        self._ask("put_object", body=data, Metadata=metadata, **condition, **check)
+
+    def _copy_block(self, index: int, scratch: memoryview, data: memoryview, start: int) -> None:
+        place = data[start : start + block_length(index, self._size_bytes)]
+
+        def write(view: memoryview) -> None:
+            place[:] = view
+
+        self._blocks.pump(index, scratch, write)
+
+    def _put_parts(self) -> None:
+        begun = self._ask("create_multipart_upload", Metadata=self._metadata, **algorithm_of(self._abilities.checksum))
+        upload_id = begun["UploadId"]
+        try:
+            self._complete(upload_id, self._send_parts(upload_id))
+        except BaseException:
+            # If the store is gone, the upload stays until `sweep`; the first error says more than a second one would.
+            with contextlib.suppress(CkptStoreError):
+                self._ask("abort_multipart_upload", UploadId=upload_id, retry_for_s=0)
+            raise
+
+    def _send_parts(self, upload_id: str) -> list[dict[str, Any]]:
+        """Send every part, a bounded number at a time; at the first failure the rest is not begun, and what runs is waited for."""
+        in_flight = max(1, PUT_MEMORY_BYTES // self._part_bytes)
+        numbers = iter(range(1, 1 + -(-self._size_bytes // self._part_bytes)))
+        running: set[Future[dict[str, Any]]] = set()
+        parts: list[dict[str, Any]] = []
+        buffers: list[bytearray] = []
+        try:
+            while True:
+                for number in numbers:
+                    running.add(self._executor.submit(self._send_part, upload_id, number, buffers))
+                    if len(running) >= in_flight:
+                        break
+                if not running:
+                    return sorted(parts, key=lambda part: int(part["PartNumber"]))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                parts += [one.result() for one in done]
+        finally:
+            self._stop.set()
+            for one in running:
+                one.cancel()
+            wait(running)
+
+    def _send_part(self, upload_id: str, number: int, buffers: list[bytearray]) -> dict[str, Any]:
+        if self._stop.is_set():
+            raise TierUnavailable("another part failed", operation="put", subject=self._key, tier=self._connection.tier)
+        start = (number - 1) * self._part_bytes
+        length = min(self._part_bytes, self._size_bytes - start)
+        # Buffers are used again within one put, and freed with it: fresh memory would cost 0.3 CPU seconds a GB in page faults.
+        try:
+            buffer = buffers.pop()
+        except IndexError:
+            buffer = bytearray(self._part_bytes)
+        data = memoryview(buffer)[:length]
+        with _Scratch() as scratch:
+            for offset in range(0, length, BLOCK_BYTES):
+                self._copy_block((start + offset) // BLOCK_BYTES, scratch, data, offset)
+        check = checksum_of(self._abilities.checksum, data)
+        answer = self._ask("upload_part", UploadId=upload_id, PartNumber=number, body=data, **check)
+        buffers.append(buffer)
+        return part_of(number, answer, check)
+
+    def _complete(self, upload_id: str, parts: list[dict[str, Any]]) -> None:
+        condition = {"IfNoneMatch": "*"} if self._abilities.conditional_complete else {}
+        # botocore takes an error in the body of a 200 for the failure that it is.
+        self._ask("complete_multipart_upload", UploadId=upload_id, MultipartUpload={"Parts": parts}, **condition)
+
+    def _verified(self, digests: BlockDigests) -> BlockDigests:
+        """`digests`, once what is visible has been shown to be just that."""
+        stored = self._connection.head("put", self._key)
+        if stored.size_bytes == self._size_bytes and self._abilities.checksum != "none":
+            return digests
+        try:
+            if stored.size_bytes != self._size_bytes:
+                why = f"{self._size_bytes} bytes were sent, {stored.size_bytes} are stored"
+                raise ChecksumMismatch(why, operation="put", subject=self._key, tier=self._connection.tier)
+            self._read_back(stored, digests)
+        except CkptStoreError:
+            # Ours, and not shown to be whole: it must not stay. If the store is gone, a repeated put or a delete finds it.
+            with contextlib.suppress(CkptStoreError):
+                self._connection.delete(self._key)
+            raise
+        return digests
+
+    def _read_back(self, stored: StoredObject, digests: BlockDigests) -> None:
+        reader = S3Reader(self._connection, self._executor, stored)
+        buffer = memoryview(bytearray(min(_READ_BACK_BYTES, self._size_bytes)))
+        for start in range(0, self._size_bytes, _READ_BACK_BYTES):
+            view = buffer[: min(_READ_BACK_BYTES, self._size_bytes - start)]
+            reader.read_into(start, view)
+            for offset in range(0, len(view), BLOCK_BYTES):
+                index = (start + offset) // BLOCK_BYTES
+                block = view[offset : offset + BLOCK_BYTES]
+                digests.check(index, block, operation="put", subject=self._key, tier=self._connection.tier)
+
+
+class _Scratch:
+    """Four MiB of page-aligned memory, lent to a source that has to read its blocks from somewhere; untouched, it costs nothing."""
+
+    def __enter__(self) -> memoryview:
+        self._view = memoryview(mmap.mmap(-1, BLOCK_BYTES))
+        return self._view
+
+    def __exit__(self, *_: object) -> None:
+        # The mapping goes with the last view of it: a source may still hold one.
+        del self._view
