@@ -136,7 +136,7 @@ class Daemon:
             for server, _ in servers:
                 server.stop()
             await asyncio.gather(*(task for _, task in servers), return_exceptions=True)
-            await asyncio.to_thread(descriptors.stop)
+            await asyncio.to_thread(descriptors.close)
             await upkeep.stop()
             self._settings.api_socket.unlink(missing_ok=True)
 

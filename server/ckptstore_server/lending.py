@@ -16,6 +16,7 @@ from ckptstore_server.attempts import AttemptService
 from ckptstore_server.node import Node
 from ckptstore_server.replicas import MEMORY
 from ckptstore_server.sessions import Sessions
+from ckptstore_tiers.memory import in_job_cgroup
 from ckptstore_tiers.sources import FileSource
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ INGEST_TIMEOUT_S = 24 * 3600.0
 
 
 class Lending:
-    """Implements `fd_server.Handler`."""
+    """Implements `fd_server.DescriptorHandler`."""
 
     def __init__(self, node: Node, sessions: Sessions, attempts: AttemptService, loop: asyncio.AbstractEventLoop) -> None:
         self._node = node
@@ -37,8 +38,10 @@ class Lending:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
 
     def connected(self, session: str, pid: int, uid: int) -> None:
+        job = in_job_cgroup(pid)
+
         async def note() -> None:
-            self._sessions.open_local(session, pid)
+            self._sessions.open_local(session, pid, job.advice if job.shared else None)
 
         self._on_loop(note())
 
@@ -53,7 +56,7 @@ class Lending:
     def segment(self, session: str, message: FdSegment) -> tuple[FdReady, int | None]:
         segment = self._node.pool.lent(message.segment_id, session)
         ready = FdReady(capacity_bytes=segment.capacity_bytes, generation=segment.generation)
-        return ready, segment.duplicate_fd()
+        return ready, segment.duplicate()
 
     def open(self, session: str, message: FdOpen) -> tuple[FdReady, int | None]:
         """A read-only descriptor. The reader checks every block; for memory also that the generation is still the same."""

@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass, field
 
 from ckptstore.errors import Unauthorized
-from ckptstore_tiers.memory import in_job_cgroup
 
 
 @dataclass
@@ -36,10 +35,8 @@ class Sessions:
         self._sessions[session] = Session(session, None)
         return session
 
-    def open_local(self, session: str, pid: int) -> None:
-        shared = in_job_cgroup(pid)
-        advice = shared.advice if shared.shared else None
-        self._sessions[session] = Session(session, pid, dies_with_job=advice)
+    def open_local(self, session: str, pid: int, dies_with_job: str | None) -> None:
+        self._sessions[session] = Session(session, pid, dies_with_job=dies_with_job)
         self.last_use_s = time.monotonic()
 
     def close(self, session: str) -> None:
