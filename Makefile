@@ -57,7 +57,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo 'make: this Python cannot make virtual environments; on Debian, install python3-venv' >&2; exit 1; }
 	@echo 'make: installing into $(VENV) (some minutes the first time)' >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
 debian:
