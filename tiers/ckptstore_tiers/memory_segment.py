@@ -77,7 +77,7 @@ class Slot:
                 raise self._closed("read")
             return memoryview(self._memory)
 
-    def duplicate_fd(self) -> int:
+    def duplicate(self) -> int:
         with self._fd_lock:
             if self.fd < 0:
                 raise self._closed("lend")
@@ -160,7 +160,7 @@ class Segment:
 
     @property
     def fd(self) -> int:
-        """The daemon's own descriptor; it may be closed by another thread, so what is sent elsewhere is a `duplicate_fd`."""
+        """The daemon's own descriptor; it may be closed by another thread, so what is sent elsewhere is a `duplicate`."""
         return self.slot.fd
 
     @property
@@ -168,9 +168,9 @@ class Segment:
         """The whole slot, writable, in the daemon's mapping. NotFound once it was given back."""
         return self.slot.view
 
-    def duplicate_fd(self) -> int:
+    def duplicate(self) -> int:
         """A writable descriptor for the owner; the caller closes it."""
-        return self.slot.duplicate_fd()
+        return self.slot.duplicate()
 
     def read_only_fd(self) -> int:
         """A read-only descriptor for a reader; the caller closes it."""
