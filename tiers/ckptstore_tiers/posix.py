@@ -344,7 +344,8 @@ class PosixTier:
         owned, removed = set(owned_ids), 0
         with translated("sweep", UNFINISHED, self._name), self._folders.unfinished() as tmp, os.scandir(tmp) as entries:
             for entry in entries:
-                if entry.name.rpartition(".")[0] in owned:
+                owner, dot, _ = entry.name.rpartition(".")
+                if dot and owner in owned:
                     with suppress(FileNotFoundError):
                         disk_calls.unlink(SWEEP, entry.name, dir_fd=tmp)
                         removed += 1

@@ -54,7 +54,7 @@ def probe_mount(dir_fd: int, *, token: str, tier: str, location: str) -> MountAb
     try:
         direct = probe.direct()
         preallocate = probe.preallocates()
-        exclusive = {name: probe.exclusive(publish) for name, publish in PUBLISHERS.items()}
+        exclusive = {name: probe.exclusive(name) for name in PUBLISHERS}
         create_wins = probe.create_is_exclusive()
         atomic = probe.replace_is_atomic()
         locks = probe.locks()
@@ -131,12 +131,12 @@ class _Probe:
             os.close(fd)
         return True
 
-    def exclusive(self, publish: Callable[..., None]) -> bool:
+    def exclusive(self, publisher: str) -> bool:
         """Whether exactly one of several threads can give its own file a certain name, each time."""
 
         def attempt(target: str, racer: int) -> bool:
             try:
-                publish(PROBE, f"{target}.{racer}", target, dir_fd=self._dir_fd, new_dir_fd=self._dir_fd)
+                PUBLISHERS[publisher](PROBE, f"{target}.{racer}", target, dir_fd=self._dir_fd, new_dir_fd=self._dir_fd)
             except FileExistsError:
                 return False
             return True
@@ -145,7 +145,7 @@ class _Probe:
             for racer in range(RACERS):
                 os.close(self._create(f"{target.removeprefix(self._token + '.')}.{racer}"))
 
-        return self._one_winner(f"{publish.__name__}", prepare, attempt)
+        return self._one_winner(publisher, prepare, attempt)
 
     def create_is_exclusive(self) -> bool:
         def attempt(target: str, racer: int) -> bool:
