@@ -1,0 +1,173 @@
+"""How does a state get into a segment? By a plan that is made once and a copy that is made every time.
+
+The shape of a state repeats from save to save. So the plan (which tensor lies where, the header's table of tensors, the views of each segment) is kept and
+found again by comparing keys, dtypes, shapes and ties; only scalars, and with them the header's text, are written anew. Tensors whose sizes are multiples
+of 64 bytes come first, then those of 32, and so on: each tensor then starts aligned to its own dtype at least, and large ones to a cache line, without a
+byte of padding, which safetensors does not allow.
+
+The data is copied first and the header last: a segment without a header is no file. Nothing is hashed here; the daemon does that. A plan is immutable but
+for its header size, which only grows; `Staging` is guarded by a lock that is never held during a copy, so that saves from several threads overlap.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckptstore.errors import CkptStoreError
+from ckptstore.part import PART_KEY, Flattened, flatten, write_part
+from ckptstore.safetensors_format import TensorEntry, assemble_header, build_tensor_table
+from ckptstore_client.frameworks import TensorSpec, framework, leaf_encoders, tensor_tags
+
+CACHE_LINE_BYTES = 64
+#: A training script saves one or two shapes of state; more plans than this are forgotten, oldest use first.
+MAX_PLANS = 8
+#: Views kept: two slots for each of a few plans. Each set keeps its segment mapped.
+MAX_VIEW_SETS = 6
+
+
+@dataclass(eq=False)
+class Plan:
+    """Where everything lies. `leaf_*` are by leaf, in the order of places; the rest is by tensor that is stored."""
+
+    leaf_keys: list[str]
+    leaf_tags: list[str]
+    specs: dict[str, list[TensorSpec]]  # by tag, in the order of leaves
+    ties: dict[int, int]  # leaf → the leaf that it is tied to
+    entries: dict[str, list[TensorEntry]]  # by tag, those that are stored
+    stored: dict[str, list[int]]  # by tag: the leaf of each entry
+    table: bytes
+    data_size_bytes: int
+    header_size_bytes: int = 0
+
+
+@dataclass(eq=False)
+class StagedState:
+    """A state, planned and not yet copied."""
+
+    plan: Plan
+    values: list[Any]
+    header: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.header) + self.plan.data_size_bytes
+
+
+@dataclass
+class Staging:
+    """The plans and views of one client."""
+
+    _plans: list[Plan] = field(default_factory=list)
+    _views: OrderedDict[tuple[int, Hashable, int], dict[str, list[Any]]] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def plan(self, state: Any) -> StagedState:
+        """Take the state apart and find or make its plan. NotStorable, by place; nothing was written anywhere then."""
+        flat = flatten(state, tensor_tags(), leaf_encoders())
+        tags = [next(iter(node)) for node in flat.nodes]
+        plan = self._known(flat, tags) or self._keep(_make_plan(flat, tags))
+        for leaf, first in plan.ties.items():
+            flat.nodes[leaf][tags[leaf]] = flat.keys[first]
+        metadata = {"format": "pt", PART_KEY: write_part(flat.document)}
+        header = assemble_header(plan.table, metadata, size_bytes=plan.header_size_bytes)
+        plan.header_size_bytes = max(plan.header_size_bytes, len(header))
+        return StagedState(plan, flat.values, header)
+
+    def copy(self, staged: StagedState, segment: memoryview, segment_key: Hashable = None) -> None:
+        """Write the file into `segment`: the tensors, then the header. With a `segment_key` the views are kept for the next save."""
+        plan, data_start = staged.plan, len(staged.header)
+        if staged.size_bytes > len(segment):
+            raise CkptStoreError(f"the segment has {len(segment)} bytes, {staged.size_bytes} are needed", operation="save")
+        views = self._views_of(plan, data_start, segment, segment_key)
+        for tag, destinations in views.items():
+            framework(tag).copy(destinations, [staged.values[leaf] for leaf in plan.stored[tag]])
+        segment[:data_start] = staged.header
+
+    def forget(self, segment_key: Hashable) -> None:
+        """Drop the views of a segment, so that it can be unmapped."""
+        with self._lock:
+            for key in [key for key in self._views if key[1] == segment_key]:
+                del self._views[key]
+
+    def _known(self, flat: Flattened, tags: list[str]) -> Plan | None:
+        with self._lock:
+            candidates = [plan for plan in self._plans if plan.leaf_keys == flat.keys and plan.leaf_tags == tags]
+        for plan in candidates:
+            values = {tag: [v for v, t in zip(flat.values, tags, strict=True) if t == tag] for tag in plan.specs}
+            if all(framework(tag).unchanged(values[tag], specs) for tag, specs in plan.specs.items()) and plan.ties == _ties(flat, tags):
+                return plan
+        return None
+
+    def _keep(self, plan: Plan) -> Plan:
+        with self._lock:
+            self._plans = [plan, *self._plans[: MAX_PLANS - 1]]
+        return plan
+
+    def _views_of(self, plan: Plan, data_start: int, segment: memoryview, segment_key: Hashable) -> dict[str, list[Any]]:
+        key = (id(plan), segment_key, data_start)
+        with self._lock:
+            known = self._views.get(key)
+            if known is not None:
+                self._views.move_to_end(key)
+                return known
+        views = {tag: framework(tag).views(segment, entries, data_start) for tag, entries in plan.entries.items()}
+        if segment_key is not None:
+            with self._lock:
+                kept_plans = {id(kept) for kept in self._plans}
+                if id(plan) in kept_plans:  # a forgotten plan's id may be given to another
+                    self._views[key] = views
+                for stale in [k for k in self._views if k[0] not in kept_plans] + list(self._views)[:-MAX_VIEW_SETS]:
+                    self._views.pop(stale, None)
+        return views
+
+
+def _leaves_by_tag(tags: Sequence[str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for leaf, tag in enumerate(tags):
+        found.setdefault(tag, []).append(leaf)
+    return found
+
+
+def _ties(flat: Flattened, tags: list[str]) -> dict[int, int]:
+    ties: dict[int, int] = {}
+    for tag, leaves in _leaves_by_tag(tags).items():
+        found = framework(tag).ties([flat.values[leaf] for leaf in leaves])
+        ties |= {leaves[index]: leaves[first] for index, first in found.items()}
+    return ties
+
+
+def _make_plan(flat: Flattened, tags: list[str]) -> Plan:
+    by_tag = _leaves_by_tag(tags)
+    specs = {
+        tag: framework(tag).specs([flat.keys[leaf] for leaf in leaves], [flat.values[leaf] for leaf in leaves])
+        for tag, leaves in by_tag.items()
+    }
+    spec_of = {leaf: spec for tag, leaves in by_tag.items() for leaf, spec in zip(leaves, specs[tag], strict=True)}
+    ties = _ties(flat, tags)
+    order = sorted((leaf for leaf in range(len(tags)) if leaf not in ties), key=lambda leaf: -_alignment(spec_of[leaf].size_bytes))
+    entries: dict[int, TensorEntry] = {}
+    position = 0
+    for leaf in order:
+        spec = spec_of[leaf]
+        entries[leaf] = TensorEntry(flat.keys[leaf], spec.dtype, spec.shape, position, position + spec.size_bytes)
+        position += spec.size_bytes
+    stored = {tag: [leaf for leaf in leaves if leaf in entries] for tag, leaves in by_tag.items()}
+    return Plan(
+        leaf_keys=flat.keys,
+        leaf_tags=tags,
+        specs=specs,
+        ties=ties,
+        entries={tag: [entries[leaf] for leaf in leaves] for tag, leaves in stored.items()},
+        stored=stored,
+        table=build_tensor_table(entries.values()),
+        data_size_bytes=position,
+    )
+
+
+def _alignment(size_bytes: int) -> int:
+    """The largest power of two, up to a cache line, that divides the size."""
+    return min(size_bytes & -size_bytes, CACHE_LINE_BYTES) if size_bytes else CACHE_LINE_BYTES
