@@ -134,7 +134,7 @@ class Daemon:
             await services.attempts.drain_ingests(STOP_TIMEOUT_S)
         finally:
             for server, _ in servers:
-                server.stop()
+                server.stop()  # type: ignore[no-untyped-call]
             await asyncio.gather(*(task for _, task in servers), return_exceptions=True)
             await asyncio.to_thread(descriptors.close)
             await upkeep.stop()

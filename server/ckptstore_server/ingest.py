@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 from ckptstore.catalog.model import NewObject
 from ckptstore.errors import AttemptAborted, InvalidInput, TierFull, TierUnavailable
 from ckptstore.failpoints import declare, failpoint
-from ckptstore.part import read_part
-from ckptstore.safetensors_format import MAX_HEADER_BYTES, parse_header
+from ckptstore.part import Selection, parse_part
+from ckptstore.safetensors_format import header_size_bytes, parse_header
 from ckptstore_server.evict import Evictor
 from ckptstore_server.node import Node
 from ckptstore_server.tier_handle import TierHandle
@@ -27,6 +27,8 @@ from ckptstore_tiers.sources import MemorySource
 #: The pauses between rounds over all tiers, in seconds: short at first, since a drain or an eviction may be about to make room.
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
+#: Leaves of a part that need a framework to be decoded.
+FRAMEWORK_TAGS = ("$scalar", "$size", "$dtype", "$device")
 BEFORE_CATALOG = declare("ingest.before_catalog")
 AFTER_CATALOG = declare("ingest.after_catalog")
 
@@ -91,9 +93,16 @@ class Ingest:
 
 
 def check_file(view: memoryview, name: str) -> None:
-    """Refuse a rank's file unless its header and its part are well-formed and fit the file. Works on a private copy."""
-    length = int.from_bytes(bytes(view[:8]), "little")
-    if length > MAX_HEADER_BYTES or 8 + length > len(view):
-        raise InvalidInput(f"a header of {length} bytes does not fit the file", operation="save", subject=name)
-    header = parse_header(bytes(view[: 8 + length]), len(view))
-    read_part(header)
+    """Refuse a rank's file unless its header and its part are well-formed and fit the file. Works on a private copy.
+
+    Leaves that only a framework can decode (a torch dtype, say) are the reader's business: nothing here imports one.
+    """
+    try:
+        header = parse_header(bytes(view[: header_size_bytes(view[:8], len(view))]), len(view))
+        parse_part(header, Selection(None), {tag: _opaque for tag in FRAMEWORK_TAGS})
+    except InvalidInput as error:
+        raise InvalidInput(error.why, operation="save", subject=name, hint="the client handed over a file that is none") from error
+
+
+def _opaque(payload: object, place: str) -> None:
+    return None
