@@ -384,8 +384,8 @@ class SegmentPool:
         with self._tables():
             own = self._slots_of(owner)
             has_one = any(slot.capacity_bytes >= capacity_bytes and slot.idle for slot in own)
-            if self._closed or owner in self._gone or has_one or len(own) >= self._slots_per_owner:
-                return
+            if self._closed or owner in self._gone or has_one or not 0 < len(own) < self._slots_per_owner:
+                return  # without any slot now: what this was to stand beside has been given back meanwhile
             if not self._has_room(capacity_bytes):
                 return
             try:
