@@ -5,10 +5,14 @@ out of it. The root itself must exist: it is made once, when the tier is opened,
 vanished means that its file system is no longer mounted, and what would be written then would land on another disk.
 
 Durable when: the entry of a new folder is on disk once its parent was fsynced. That somebody else has made a folder says
-nothing about that, so the parent of each folder on the way is fsynced until it is known that this has been done. A node's own
-root remembers it; a shared root does not, since another node may remove a folder and make it again at any time.
+nothing about that, so this process fsyncs the parent of each folder on the way once, and remembers it.
 
-Threading: any thread. On a node's own root one lock orders making and removing folders, so that what is remembered is true.
+Empty folders are removed on a node's own root only. On a shared mount they stay, at the price of an inode each: other clients
+cache them (a second on MooseFS, up to a minute on NFS), and if one is removed and made again meanwhile, those clients do not
+find what is in the new one. Seen on MooseFS with two mounts: puts and reads in a folder that the other mount had just
+removed failed with ENOENT.
+
+Threading: any thread. One lock orders making and removing folders, so that what is remembered is true.
 """
 
 from __future__ import annotations
@@ -84,9 +88,11 @@ class Folders:
 
         Nothing is fsynced: a power cut that brings back an empty folder brings back nothing that anybody can see.
         """
+        if self._shared:
+            return
         for depth in range(len(names), 1, -1):
             try:
-                with self.opened(names[: depth - 1]) as parent, self._ordered():
+                with self.opened(names[: depth - 1]) as parent, self._lock:
                     self._durable.discard(names[:depth])
                     disk_calls.rmdir(REMOVE_FOLDER, names[depth - 1], dir_fd=parent)
             except OSError:
@@ -138,15 +144,14 @@ class Folders:
 
     def _ensure(self, parent: int, names: tuple[str, ...]) -> None:
         """1. mkdir: a crash leaves nothing, or an empty folder. 2. fsync of the parent: from here on the folder stays."""
-        with self._ordered():
+        with self._lock:
             made = self._make(parent, names[-1])
             if not made and names in self._durable:
                 return
             disk_calls.fsync(SYNC_PARENT, parent)
-            if not self._shared:
-                if len(self._durable) >= MAX_REMEMBERED:
-                    self._durable.clear()
-                self._durable.add(names)
+            if len(self._durable) >= MAX_REMEMBERED:
+                self._durable.clear()
+            self._durable.add(names)
 
     @staticmethod
     def _make(parent: int, name: str) -> bool:
@@ -157,6 +162,3 @@ class Folders:
                 disk_calls.mkdir(MAKE_FOLDER, name, dir_fd=parent)
                 return True
         return False
-
-    def _ordered(self) -> contextlib.AbstractContextManager[object]:
-        return contextlib.nullcontext() if self._shared else self._lock
