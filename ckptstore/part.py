@@ -332,7 +332,7 @@ class _Parser:
 
     def _list(self, nodes: list[Any], place: str | None, depth: int) -> Any:
         children = [self.outline(node, join_place(place, str(i)), depth + 1) for i, node in enumerate(nodes)]
-        if self._selection.everything or not nodes and self._selection.takes(place or ""):
+        if self._selection.everything or (not nodes and self._selection.takes(place or "")):
             return children
         return _kept(children)
 
@@ -364,7 +364,7 @@ class _Parser:
             child = self.outline(node, join_place(place, name), depth + 1)
             if child is not ABSENT:
                 made[key] = child
-        return made if made or self._selection.everything or not keys and self._selection.takes(place or "") else ABSENT
+        return made if made or self._selection.everything or (not keys and self._selection.takes(place or "")) else ABSENT
 
 
 def _kept(children: list[Any]) -> Any:

@@ -1,0 +1,30 @@
+"""What a training script or a container imports: a store to save into and load from.
+
+Lazy (PEP 562), like the façade `ckptstore`: importing the package opens nothing and starts no thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckptstore_client.connecting import connect as connect
+    from ckptstore_client.connecting import load as load
+    from ckptstore_client.connecting import save as save
+    from ckptstore_client.pending import PendingCheckpoint as PendingCheckpoint
+    from ckptstore_client.store import Store as Store
+
+__all__ = ["PendingCheckpoint", "Store", "connect", "load", "save"]
+
+_PLACES = {"connect": "connecting", "save": "connecting", "load": "connecting", "PendingCheckpoint": "pending", "Store": "store"}
+
+
+def __getattr__(name: str) -> Any:
+    module = _PLACES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value

@@ -97,11 +97,11 @@ def tensor_tags() -> Mapping[type, str]:
     """Exact type → tag, for what the program can hold at this moment."""
     from ckptstore_client.tensors_numpy import ARRAY_TYPES
 
-    tags = {kind: ARRAY for kind in ARRAY_TYPES}
+    tags = dict.fromkeys(ARRAY_TYPES, ARRAY)
     if "torch" in sys.modules:
         from ckptstore_client.tensors_torch import TENSOR_TYPES
 
-        tags |= {kind: TORCH for kind in TENSOR_TYPES}
+        tags |= dict.fromkeys(TENSOR_TYPES, TORCH)
     return tags
 
 

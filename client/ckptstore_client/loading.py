@@ -201,7 +201,7 @@ class _Match:
 
     def check(self, value: Any, outline: Any, place: str | None) -> None:
         if outline is ABSENT:
-            return
+            return None
         if type(outline) is TensorRef:
             return self._tensor(value, outline, place)
         if isinstance(outline, dict):

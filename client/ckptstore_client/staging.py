@@ -87,11 +87,10 @@ class Staging:
             framework(tag).copy(destinations, [staged.values[leaf] for leaf in plan.stored[tag]])
         segment[:data_start] = staged.header
 
-    def forget(self, segment_key: Hashable) -> None:
-        """Drop the views of a segment, so that it can be unmapped."""
+    def forget(self) -> None:
+        """Drop all views, so that the segments of a daemon that is gone can be unmapped."""
         with self._lock:
-            for key in [key for key in self._views if key[1] == segment_key]:
-                del self._views[key]
+            self._views.clear()
 
     def _known(self, flat: Flattened, tags: list[str]) -> Plan | None:
         with self._lock:

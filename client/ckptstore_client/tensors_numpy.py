@@ -148,4 +148,4 @@ def decode_scalar(payload: Any, place: str) -> Any:
         raise InvalidInput(f"{str(payload)[:80]!r} is no numpy scalar", operation="read part", subject=place) from error
 
 
-SCALAR_ENCODERS: dict[type, Callable[[Any, str], Any]] = {kind: _encode_scalar for kind in _SCALAR_TYPES}
+SCALAR_ENCODERS: dict[type, Callable[[Any, str], Any]] = dict.fromkeys(_SCALAR_TYPES, _encode_scalar)

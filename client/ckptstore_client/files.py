@@ -1,0 +1,196 @@
+"""How do whole files and folders enter the store, and leave it? Put: atomically, by descriptor or stream. Get: verified, complete or not at all.
+
+A put walks the folder first and refuses by name what is neither file nor folder; links to files and folders are followed, loops refused. The publish makes
+all files visible at once. A get writes into a temporary name beside the destination, fsyncs, and renames: a crash before the rename leaves only a name that
+begins with `.ckptstore-`, after it all of it. With `replace`, a file is swapped by the rename; a folder that is there is moved aside first and removed after.
+
+Several files (put) or blocks (get) move at once, on threads that live as long as the call.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from ckptstore.errors import AlreadyExists, CkptStoreError, InvalidInput, NotFound, TierFull, TierUnavailable
+from ckptstore.paths import check_relative
+from ckptstore.wire import FileInfo
+from ckptstore_client.reading import VerifiedObject
+from ckptstore_client.transport import Transport
+
+PUT_WORKERS = 4
+_TEMPORARY = ".ckptstore-"
+
+
+# --- put ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+def files_to_put(local: Path) -> dict[str, Path]:
+    """name in the store → file. One file has the name "". InvalidInput, by name, for anything that is neither file nor folder."""
+    kind = _kind(local)
+    if kind == "file":
+        return {"": local}
+    found = dict(_walk(local, "", frozenset()))
+    if not found:
+        raise InvalidInput("the folder holds no file", operation="put", subject=str(local))
+    return found
+
+
+def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, Path]]:
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        raise InvalidInput("a link leads back to a folder that it is in", operation="put", subject=str(folder))
+    try:
+        children = sorted(folder.iterdir())
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    for child in children:
+        name = check_relative(prefix + child.name, operation="put")
+        if _kind(child) == "file":
+            yield name, child
+        else:
+            yield from _walk(child, name + "/", above | {identity})
+
+
+def _kind(path: Path) -> str:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        why = "a link that leads nowhere" if path.is_symlink() else "there is no such file"
+        raise (InvalidInput if path.is_symlink() else NotFound)(why, operation="put", subject=str(path)) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    raise InvalidInput("it is neither a file nor a folder (a socket, device or pipe)", operation="put", subject=str(path))
+
+
+def _unreadable(path: Path, error: OSError) -> InvalidInput:
+    return InvalidInput(f"it cannot be read: {error.strerror}", operation="put", subject=str(path))
+
+
+def store_files(transport: Transport, attempt_id: str, files: dict[str, Path]) -> None:
+    """Each file into the attempt, several at once; durable at return. The first error ends it."""
+
+    def store(name: str, path: Path) -> None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise InvalidInput("it is no longer a plain file", operation="put", subject=str(path))
+            transport.store_file(attempt_id, name, fd, status.st_size)
+        finally:
+            os.close(fd)
+
+    with ThreadPoolExecutor(min(PUT_WORKERS, len(files)), thread_name_prefix="ckptstore-put") as executor:
+        futures = [executor.submit(store, name, path) for name, path in files.items()]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            executor.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+# --- get ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def arriving(local: Path, *, folder: bool, replace: bool) -> Iterator[Path]:
+    """A temporary place beside `local`; when the block ends well it is moved there, else removed. AlreadyExists unless `replace`."""
+    if not replace and os.path.lexists(local):
+        raise AlreadyExists("something is there already", operation="get", subject=str(local), hint="replace=True overwrites it")
+    temporary = local.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{local.name}"[:255])
+    try:
+        try:
+            local.parent.mkdir(parents=True, exist_ok=True)
+            if folder:
+                temporary.mkdir()
+            yield temporary
+            _move_into_place(temporary, local, folder=folder, replace=replace)
+        except OSError as error:
+            raise _unwritable(local, error) from error
+    finally:
+        _remove(temporary)
+
+
+def _move_into_place(temporary: Path, local: Path, *, folder: bool, replace: bool) -> None:
+    if folder:
+        for place, _, _ in os.walk(temporary):
+            _fsync_folder(Path(place))
+    aside: Path | None = None
+    if replace and os.path.lexists(local) and (folder or local.is_dir()):
+        aside = temporary.with_name(temporary.name[:250] + "-old")
+        local.rename(aside)
+    try:
+        if replace or folder:
+            temporary.rename(local)
+        else:
+            os.link(temporary, local)  # fails if somebody made it meanwhile, where a rename would overwrite
+    except OSError:
+        if aside is not None:
+            aside.rename(local)
+        raise
+    _fsync_folder(local.parent)
+    if aside is not None:
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _fsync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_file(reader: VerifiedObject, target: Path) -> None:
+    """The object's verified bytes into a new file, fsynced."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            os.truncate(fd, reader.file.size_bytes)
+            reader.each_block(lambda offset, view: _write(fd, offset, view))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+
+
+def _write(fd: int, offset: int, view: memoryview) -> None:
+    written = 0
+    while written < len(view):
+        written += os.pwrite(fd, view[written:], offset + written)
+
+
+def _unwritable(path: Path, error: OSError) -> CkptStoreError:
+    if isinstance(error, FileExistsError):
+        return AlreadyExists("something is there already", operation="get", subject=str(path), hint="replace=True overwrites it")
+    kind = TierFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else TierUnavailable if error.errno == errno.EIO else InvalidInput
+    return kind(f"it cannot be written: {error.strerror}", operation="get", subject=str(path))
+
+
+def local_name(file: FileInfo) -> str:
+    """The file's name, checked again here: it comes from outside, and must not lead out of the folder that is being written."""
+    return check_relative(file.name, operation="get") if file.name else ""

@@ -1,0 +1,77 @@
+"""How does a daemon come to be when none answers? One of the ranks starts it, detached, and all wait until it does.
+
+A file lock in the home makes sure that N ranks that find no daemon start one: the others wait for the lock, look again, and find it. The daemon gets its own
+session and its log (`daemon.log` in the home), so that it outlives the trainer and a Ctrl-C in its terminal; `--idle-exit-s` lets it end when nobody uses it.
+
+What is durable: nothing. The lock is the kernel's and goes with the process that holds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ckptstore.errors import DaemonUnavailable
+
+#: An auto-started daemon that nobody uses ends after this; its drains are finished first.
+IDLE_EXIT_S = 600
+_POLL_S = 0.05
+_QUOTED_LINES = 8
+
+
+def start_daemon(home: Path, answers: Callable[[], bool], *, timeout_s: float) -> None:
+    """Return when a daemon of `home` answers. DaemonUnavailable, quoting its log, if it ends or does not answer in time."""
+    deadline = time.monotonic() + timeout_s
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(home / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DaemonUnavailable(f"the home cannot be used: {error}", operation="start daemon", subject=str(home)) from error
+    try:
+        _take(lock, home, deadline)
+        if not answers():
+            _wait(_spawn(home), home, answers, deadline, timeout_s)
+    finally:
+        os.close(lock)
+
+
+def _take(lock: int, home: Path, deadline: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                why = "another process has been starting the daemon for too long"
+                raise DaemonUnavailable(why, operation="start daemon", subject=str(home)) from None
+            time.sleep(_POLL_S)
+
+
+def _spawn(home: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "ckptstore_server", "--home", str(home), "--idle-exit-s", str(IDLE_EXIT_S)]
+    with open(home / "daemon.log", "ab") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home, start_new_session=True)
+
+
+def _wait(process: subprocess.Popen[bytes], home: Path, answers: Callable[[], bool], deadline: float, timeout_s: float) -> None:
+    while not answers():
+        if process.poll() is not None and not answers():
+            raise _failed(f"it ended with exit code {process.returncode}", home)
+        if time.monotonic() > deadline:
+            raise _failed(f"it did not answer within {timeout_s:g} s", home)
+        time.sleep(_POLL_S)
+    process.returncode = 0  # it outlives us: without this, its Popen warns when it is collected
+
+
+def _failed(why: str, home: Path) -> DaemonUnavailable:
+    log = home / "daemon.log"
+    try:
+        lines = log.read_text("utf-8", "replace").splitlines()[-_QUOTED_LINES:]
+    except OSError:
+        lines = []
+    quoted = f"; its log ends with: {' | '.join(line.strip() for line in lines)}" if lines else ""
+    return DaemonUnavailable(f"{why}{quoted}", operation="start daemon", subject=str(home), hint=f"see {log}")

@@ -1,0 +1,118 @@
+"""How does a client work with the daemon of its own node? Control over a unix socket, bytes through memory and descriptors that the daemon lends.
+
+The session is the descriptor connection: its end is this process's end for the daemon. Files that are put go over connections of their own, several at
+once, since an ingest holds its connection until the file is durable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+from pathlib import Path
+
+from ckptstore.config import read_settings
+from ckptstore.errors import Busy, CkptStoreError, DaemonUnavailable, WaitTimeout
+from ckptstore.wire import AttemptOpened, AttemptStatus, Damage, HandOver, Hello, Located
+from ckptstore_client.api import Api
+from ckptstore_client.descriptors import DescriptorConnection
+from ckptstore_client.launch import start_daemon
+from ckptstore_client.reading import ContentStream, OpenFile, Replica
+from ckptstore_client.staging import StagedState, Staging
+
+#: A recall of a large object from a slow tier may take this long before a reader streams it instead.
+RECALL_TIMEOUT_S = 600.0
+
+
+class LocalTransport:
+    def __init__(self, home: Path | None, *, start: bool, timeout_s: float) -> None:
+        settings = read_settings(home=home)
+        self._descriptors_path = settings.fd_socket
+        self._timeout_s = timeout_s
+        self.api = Api.over_socket(str(settings.api_socket), timeout_s=timeout_s)
+        try:
+            self._connection = self._connect(settings.home, start)
+        except CkptStoreError:
+            self.api.close()
+            raise
+        self.api.use_session(self._connection.session)
+        self._ingesting: queue.SimpleQueue[DescriptorConnection] = queue.SimpleQueue()
+
+    def _connect(self, home: Path, start: bool) -> DescriptorConnection:
+        try:
+            return DescriptorConnection(self._descriptors_path, self._timeout_s)
+        except DaemonUnavailable:
+            if not start:
+                raise
+        start_daemon(home, self._answers, timeout_s=self._timeout_s)
+        return DescriptorConnection(self._descriptors_path, self._timeout_s)
+
+    def _answers(self) -> bool:
+        """Whether both sockets are served."""
+        try:
+            self.api.call("GET", "hello", Hello)
+            DescriptorConnection(self._descriptors_path, self._timeout_s).close()
+        except (DaemonUnavailable, WaitTimeout):
+            return False
+        return True
+
+    @property
+    def alive(self) -> bool:
+        return self._connection.is_open
+
+    # --- saving ------------------------------------------------------------------------------------------------------------------
+
+    def hand_over(self, opened: AttemptOpened, rank: int, staged: StagedState, staging: Staging) -> None:
+        grant = opened.segment
+        if grant is None:
+            raise CkptStoreError("the daemon granted no segment", operation="save", subject=opened.attempt_id)
+        segment = self._connection.segment(grant.segment_id, populate_bytes=staged.size_bytes)
+        staging.copy(staged, segment.view, grant.segment_id)
+        message = HandOver(segment_id=grant.segment_id, generation=grant.generation, size_bytes=staged.size_bytes)
+        self.api.call("POST", f"attempts/{opened.attempt_id}/ranks/{rank}/handover", AttemptStatus, message)
+
+    def store_file(self, attempt_id: str, name: str, fd: int, size_bytes: int) -> None:
+        try:
+            connection = self._ingesting.get_nowait()
+        except queue.Empty:
+            connection = DescriptorConnection(self._descriptors_path, self._timeout_s)
+        connection.ingest(attempt_id, name, fd, size_bytes)
+        self._ingesting.put(connection)  # one that failed is not used again
+
+    # --- reading -----------------------------------------------------------------------------------------------------------------
+
+    def openable(self, object_id: str) -> list[str]:
+        """Waits while the daemon recalls the object; after RECALL_TIMEOUT_S there is only the stream."""
+        deadline = time.monotonic() + RECALL_TIMEOUT_S
+        while True:
+            try:
+                located = self.api.call("GET", f"objects/{object_id}/replicas", Located)
+            except Busy:  # the daemon held the request as long as one may be held, and asks to be asked again
+                if time.monotonic() > deadline:
+                    return []
+                continue
+            return [replica.tier for replica in located.replicas if replica.openable]
+
+    def open(self, object_id: str, tier: str) -> Replica:
+        opened = self._connection.open(object_id, tier)
+        return OpenFile(opened.fd, tier, size_bytes=opened.ready.size_bytes)
+
+    def stream(self, object_id: str) -> Replica:
+        return ContentStream(self.api, object_id)
+
+    def report_damage(self, object_id: str, tier: str, block: int) -> None:
+        self.api.call("POST", f"objects/{object_id}/damage", Located, Damage(tier=tier, block=block))
+
+    # --- ending ------------------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                self._ingesting.get_nowait().close()
+                continue
+            break
+        self._connection.close()
+        self.api.close()
+
+    def abandon(self) -> None:
+        """`DescriptorConnection` lets go of its sockets at the fork by itself; the API's are only not used again."""

@@ -1,0 +1,88 @@
+"""Where is this save by now? The handle that `save` and `put` give back.
+
+It asks the daemon each time and keeps nothing but ids and this process's own timings, so it may be used from any thread, or thrown away: the save goes on
+without it. All answers are about all ranks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ckptstore.errors import AttemptAborted, InvalidInput, NotFound, WaitTimeout
+from ckptstore.wire import LONG_POLL_S, AttemptStatus
+from ckptstore_client.api import Api
+
+SNAPSHOT = "snapshot"
+Result = TypeVar("Result")
+#: Runs a request on the store's present connection, and again on a new one if that was lost.
+Ask = Callable[[Callable[[Api], Any]], Any]
+
+
+class PendingCheckpoint:
+    """A checkpoint (or a put) on its way through the tiers."""
+
+    def __init__(self, path: str, attempt_id: str, ask: Ask, known_tiers: Callable[[], list[str]], *, skipped: bool = False) -> None:
+        self.path = path
+        self.attempt_id = attempt_id
+        #: on_busy="skip", and no slot was free: nothing was saved, and the attempt is over for all ranks
+        self.skipped = skipped
+        #: seconds that this rank's own save took: plan, open (with any wait for a slot), copy, and all of it
+        self.stall_s: dict[str, float] = {}
+        self._ask = ask
+        self._known_tiers = known_tiers
+
+    def __repr__(self) -> str:
+        return f"PendingCheckpoint({self.path!r}, attempt {self.attempt_id}{', skipped' if self.skipped else ''})"
+
+    def wait(self, tier: str = SNAPSHOT, timeout_s: float | None = None) -> None:
+        """Return when `tier` holds all of it: "snapshot" (every rank has handed over), or a configured tier's name.
+
+        AttemptAborted: there will be no checkpoint, and why. WaitTimeout: not yet; it goes on. InvalidInput: no such tier.
+        """
+        if tier != SNAPSHOT and tier not in (known := self._known_tiers()):
+            raise InvalidInput(
+                f"there is no tier {tier!r}", operation="wait", subject=self.path, hint=f"known are: {', '.join([SNAPSHOT, *known])}"
+            )
+        self._wait(tier, timeout_s, lambda status: status.snapshot if tier == SNAPSHOT else tier in status.durability)
+
+    def wait_published(self, timeout_s: float | None = None) -> None:
+        """Return when it is visible to everybody, and so in some durable tier. Errors as `wait`."""
+        # The daemon holds a request for a tier, not for the publish; so it is held for the last tier, and asked anew every second.
+        self._wait(self._known_tiers()[-1], timeout_s, lambda status: status.state == "published", poll_s=1.0)
+
+    def _wait(self, tier: str, timeout_s: float | None, reached: Callable[[AttemptStatus], bool], poll_s: float = LONG_POLL_S) -> None:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = poll_s if deadline is None else max(0.0, min(poll_s, deadline - time.monotonic()))
+            status = self._status(wait=tier, timeout_s=left_s)
+            if status.state == "aborted":
+                raise AttemptAborted(status.reason or "the attempt was aborted", operation="save", subject=self.path)
+            if reached(status):
+                return
+            if deadline is not None and time.monotonic() >= deadline:
+                where = ", ".join(status.durability) or ("snapshot" if status.snapshot else "not all ranks have handed over")
+                raise WaitTimeout(f"not in {tier} after {timeout_s:g} s ({where})", operation="wait", subject=self.path, tier=tier)
+
+    def status(self) -> AttemptStatus:
+        """What the daemon knows of it now."""
+        return self._status()
+
+    @property
+    def durability(self) -> list[str]:
+        """The tiers that hold all of it, in order; empty until it is published."""
+        return self._status().durability
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds: this rank's `stall` with its parts, and since the attempt was opened, when it reached `snapshot` and each tier."""
+        return {f"{name}_s": seconds for name, seconds in (self._status().timings_s | self.stall_s).items()}
+
+    def _status(self, **params: Any) -> AttemptStatus:
+        try:
+            status: AttemptStatus = self._ask(lambda api: api.call("GET", f"attempts/{self.attempt_id}", AttemptStatus, **params))
+        except NotFound as error:
+            why = f"the store no longer knows this attempt ({error.why})"
+            raise AttemptAborted(why, operation="save", subject=self.path) from error
+        return status

@@ -1,0 +1,296 @@
+"""The store as a training script sees it: save, load, put, get, and questions to the namespace.
+
+One class for a daemon on this node and for one over the network; what differs is in the transport. Each method checks its arguments, asks the daemon, and
+lets one module do the work: `saving`, `loading`, `files`. Errors are the leaves of `ckptstore.errors`, whichever side found them.
+
+Thread-safe. In a forked child the store opens a session of its own at the next call. What is durable when, is what `PendingCheckpoint.wait` says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from ckptstore.errors import InvalidInput, NotFound, WaitTimeout
+from ckptstore.manifest import part_file_name
+from ckptstore.paths import LATEST, check_folder, check_path, parent_and_name
+from ckptstore.wire import (
+    LONG_POLL_S,
+    AttemptOpened,
+    AttemptStatus,
+    EntryInfo,
+    EntryPage,
+    FileInfo,
+    FilePage,
+    Hello,
+    OpenAttempt,
+    PublicationInfo,
+    Removed,
+    Status,
+    Usage,
+    VerifyLine,
+)
+from ckptstore_client import files as local_files
+from ckptstore_client.api import Api
+from ckptstore_client.connection import Connection
+from ckptstore_client.loading import load_state
+from ckptstore_client.pending import SNAPSHOT, PendingCheckpoint
+from ckptstore_client.process_group import ProcessGroup, initialised, resolved_together
+from ckptstore_client.reading import VerifiedObject
+from ckptstore_client.saving import OnBusy, Saver, SaveRequest, abort_quietly, checked_metadata, checked_step, checked_timeout
+from ckptstore_client.staging import Staging
+from ckptstore_client.transport import Transport
+
+Result = TypeVar("Result")
+_PAGE = 1000
+
+
+class Store:
+    """What `ckptstore.connect` gives. A context manager."""
+
+    def __init__(self, open_transport: Callable[[], Transport], *, group: str | None) -> None:
+        """Connects at the first use; `connect` makes one use at once, so that it fails where the user called it."""
+        self._connection = Connection(open_transport)
+        self._group_name = group
+        self._staging = Staging()
+        self._saver = Saver(self._connection, self._staging, ProcessGroup(group))
+        self._hello: Hello | None = None
+        self._connection.on_loss = self._forget_daemon
+        self._connection.on_new_process = self._start_anew
+
+    def _forget_daemon(self) -> None:
+        """Its segments are gone, and its tiers may be others when it is back."""
+        self._staging.forget()
+        self._hello = None
+
+    def _start_anew(self) -> None:
+        """In a forked child: it is another client, which must not save under its parent's token."""
+        self._staging = Staging()
+        self._saver = Saver(self._connection, self._staging, ProcessGroup(self._group_name))
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session. Saves that were handed over go on; over the network, uploads are finished first."""
+        self._connection.close()
+
+    def _ask(self, request: Callable[[Api], Result]) -> Result:
+        return self._connection.run(lambda transport: request(transport.api))
+
+    # --- saving ------------------------------------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        path: str,
+        state: Any,
+        *,
+        step: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        on_busy: OnBusy = "wait",
+        replace: bool = False,
+        metadata: dict[str, Any] | None = None,
+    ) -> PendingCheckpoint:
+        """Save this rank's part of a checkpoint; the tensors may change when this returns.
+
+        `state` is any nesting of dicts, lists and tuples of tensors, arrays and plain values; NotStorable names the place of anything else. `rank` and
+        `world_size` come from torch.distributed where it is initialised. When no slot of memory is free, `on_busy` says whether to wait, to skip this save
+        (the result's `skipped` is True) or to raise Busy; either of these ends the attempt for all ranks. AlreadyExists unless `replace`.
+        """
+        check_path(path, operation="save")
+        if on_busy not in ("wait", "skip", "fail"):
+            raise InvalidInput(f"on_busy is 'wait', 'skip' or 'fail', not {on_busy!r:.80}", operation="save", subject=path)
+        metadata = checked_metadata(metadata, operation="save", path=path)
+        request = SaveRequest(path, checked_step(step, path), bool(replace), metadata, on_busy)
+        opened, stall_s = self._saver.save(request, state, rank, world_size)
+        pending = self._pending(path, opened.attempt_id, skipped=opened.skipped)
+        pending.stall_s = stall_s
+        return pending
+
+    def put(
+        self, local: str | Path, path: str, *, replace: bool = False, metadata: dict[str, Any] | None = None, timeout_s: float | None = None
+    ) -> PendingCheckpoint:
+        """Put a file, or a folder atomically; returns once it is published, and so in a durable tier. Links are followed."""
+        check_path(path, operation="put")
+        checked_timeout(timeout_s, "put")
+        source = Path(local)
+        files = local_files.files_to_put(source)
+        member = self._saver.group.next_put(path)
+        message = OpenAttempt(
+            path=path,
+            token=member.token,
+            ordinal=member.ordinal,
+            rank=0,
+            world_size=1,
+            kind="file" if "" in files else "folder",
+            replace=bool(replace),
+            metadata=checked_metadata(metadata, operation="put", path=path),
+        )
+        transport, opened = self._connection.run(lambda t: (t, t.api.call("POST", "attempts", AttemptOpened, message)))
+        try:
+            local_files.store_files(transport, opened.attempt_id, files)
+            transport.api.call("POST", f"attempts/{opened.attempt_id}/commit", AttemptStatus)
+        except BaseException as error:
+            abort_quietly(transport, opened.attempt_id, f"the put failed: {error!s:.500}")
+            raise
+        pending = self._pending(path, opened.attempt_id)
+        pending.wait_published(timeout_s)
+        return pending
+
+    def _pending(self, path: str, attempt_id: str, *, skipped: bool = False) -> PendingCheckpoint:
+        return PendingCheckpoint(path, attempt_id, self._ask, self._tiers, skipped=skipped)
+
+    def _tiers(self) -> list[str]:
+        if self._hello is None:
+            self._hello = self.hello()
+        return self._hello.tiers
+
+    # --- loading -----------------------------------------------------------------------------------------------------------------
+
+    def load(self, path: str, *, into: Any = None, only: str | Sequence[str] | None = None, rank: int | None = None) -> Any:
+        """This rank's part of a checkpoint (`rank=k`: another's), every byte verified; `…/@latest` is the newest of a folder.
+
+        With `into`, tensors are filled in place and scalars updated in their containers; structure, shapes and dtypes must match, which is checked before
+        the first byte is read; if the reading itself fails, `into` is partly filled. With `only` ("model/*"), just the matching leaves are read: other dict
+        entries are left out, other elements of lists and tuples are None. With torch.distributed, `@latest` is resolved once for all ranks: a collective call.
+        """
+        check_path(path, operation="load", latest_allowed=True)
+        publication = self._resolve_for_all(path) if path.endswith(f"/{LATEST}") else self._resolve(path)
+        if publication.kind != "checkpoint":
+            why = f"it is a {publication.kind} that was put, not a checkpoint"
+            raise InvalidInput(why, operation="load", subject=path, hint="fetch it with get")
+        file = self._file(publication, part_file_name(self._rank_to_load(publication, rank), publication.world_size))
+        with self._open(file, publication.path, "load") as reader:
+            return load_state(reader, into, only)
+
+    def _rank_to_load(self, publication: PublicationInfo, rank: int | None) -> int:
+        distributed = initialised()
+        if rank is None:
+            rank = distributed.get_rank() if distributed is not None and publication.world_size > 1 else 0
+        if type(rank) is not int or not 0 <= rank < publication.world_size:
+            why = f"rank {rank} is outside the {publication.world_size} ranks that saved it"
+            raise InvalidInput(why, operation="load", subject=publication.path, hint="pass rank=k to load another rank's part")
+        return rank
+
+    def get(self, path: str, local: str | Path, *, replace: bool = False) -> Path:
+        """Copy what is published at `path` (a file, a folder, a checkpoint, or one file of these) to `local`, verified, all or nothing."""
+        check_path(path, operation="get", latest_allowed=True)
+        target = Path(local).absolute()
+        publication, inner = self._find(path)
+        if inner is not None or publication.kind == "file":
+            file = self._file(publication, inner or "")
+            with local_files.arriving(target, folder=False, replace=replace) as temporary, self._open(file, publication.path, "get") as reader:
+                local_files.write_file(reader, temporary)
+            return target
+        with local_files.arriving(target, folder=True, replace=replace) as temporary:
+            for file in self._files(publication):
+                with self._open(file, publication.path, "get") as reader:
+                    local_files.write_file(reader, temporary / local_files.local_name(file))
+        return target
+
+    def _open(self, file: FileInfo, path: str, operation: str) -> VerifiedObject:
+        return VerifiedObject(file, self._connection.transport(), operation=operation, path=path)
+
+    def _resolve(self, path: str) -> PublicationInfo:
+        return self._ask(lambda api: api.call("GET", "publications", PublicationInfo, path=path))
+
+    def _resolve_for_all(self, path: str) -> PublicationInfo:
+        found = resolved_together(lambda: self._resolve(path).publication_id)
+        return self._ask(lambda api: api.call("GET", f"publications/{found}", PublicationInfo))
+
+    def _find(self, path: str) -> tuple[PublicationInfo, str | None]:
+        """The publication at `path`; or the one that it lies in, and the name inside."""
+        publication, inner = path, ""
+        while True:
+            try:
+                return self._resolve(publication), inner or None
+            except NotFound as error:
+                publication, name = parent_and_name(publication)
+                if publication == "/" or name == LATEST:
+                    raise NotFound("nothing is published there", operation="get", subject=path) from error
+                inner = f"{name}/{inner}" if inner else name
+
+    def _file(self, publication: PublicationInfo, name: str) -> FileInfo:
+        page = self._ask(lambda api: api.call("GET", f"publications/{publication.publication_id}/files", FilePage, name=name))
+        for file in page.files:
+            if file.name == name:
+                return file
+        raise NotFound(f"the {publication.kind} has no file {name!r}", operation="read", subject=publication.path)
+
+    def _files(self, publication: PublicationInfo) -> Iterator[FileInfo]:
+        after: str | None = ""
+        while after is not None:
+            route, start = f"publications/{publication.publication_id}/files", after
+            page = self._ask(lambda api, route=route, start=start: api.call("GET", route, FilePage, after=start, limit=_PAGE))  # type: ignore[misc]
+            yield from page.files
+            after = page.after
+
+    # --- the namespace -----------------------------------------------------------------------------------------------------------
+
+    def ls(self, path: str = "/") -> Iterator[EntryInfo]:
+        """What lies in a folder, in the order of names, page by page."""
+        folder = check_folder(path, operation="list")
+        after: str | None = ""
+        while after is not None:
+            start = after
+            page = self._ask(lambda api, start=start: api.call("GET", "entries", EntryPage, path=folder, after=start, limit=_PAGE))  # type: ignore[misc]
+            yield from page.entries
+            after = page.after
+
+    def stat(self, path: str) -> EntryInfo:
+        check_path(path, operation="stat", latest_allowed=True)
+        return self._ask(lambda api: api.call("GET", "entry", EntryInfo, path=path))
+
+    def du(self, path: str = "/") -> Usage:
+        """Publications, files and bytes under a path."""
+        folder = check_folder(path, operation="du")
+        return self._ask(lambda api: api.call("GET", "usage", Usage, path=folder))
+
+    def rm(self, path: str, *, recursive: bool = False) -> list[str]:
+        """Remove what is published at `path`, with `recursive` a folder and all below it; gives what was removed. Readers keep what they hold."""
+        check_path(path, operation="rm")
+        # Not repeated on a new connection: the first one may have worked, and the second would then say NotFound.
+        api = self._connection.transport().api
+        return api.call("DELETE", "entries", Removed, path=path, recursive="true" if recursive else "false").removed
+
+    def wait(self, path: str, tier: str, timeout_s: float | None = None) -> PublicationInfo:
+        """Return when `tier` holds all of what is published at `path`. WaitTimeout, InvalidInput as for `PendingCheckpoint.wait`."""
+        checked_timeout(timeout_s, "wait")
+        known = self._tiers()
+        if tier != SNAPSHOT and tier not in known:
+            hint = f"known are: {', '.join([SNAPSHOT, *known])}"
+            raise InvalidInput(f"there is no tier {tier!r}", operation="wait", subject=path, hint=hint)
+        found = self._resolve(check_path(path, operation="wait", latest_allowed=True))
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = LONG_POLL_S if deadline is None else max(0.0, min(LONG_POLL_S, deadline - time.monotonic()))
+            route = f"publications/{found.publication_id}"
+            found = self._ask(lambda api, r=route, s=left_s: api.call("GET", r, PublicationInfo, wait=tier, timeout_s=s))  # type: ignore[misc]
+            if tier == SNAPSHOT or tier in found.durability:
+                return found
+            if deadline is not None and time.monotonic() >= deadline:
+                where = ", ".join(found.durability) or "no durable tier holds all of it"
+                raise WaitTimeout(f"not in {tier} after {timeout_s:g} s ({where})", operation="wait", subject=path, tier=tier)
+
+    # --- the daemon --------------------------------------------------------------------------------------------------------------
+
+    def verify(self, path: str = "/") -> Iterator[VerifyLine]:
+        """Have every replica under `path` read again and compared, and give each finding as it comes; the last line sums up."""
+        folder = check_folder(path, operation="verify")
+        with self._connection.transport().api.stream("POST", "verify", path=folder) as response:
+            for line in response.iter_lines():
+                if line:
+                    yield VerifyLine.model_validate_json(line)
+
+    def status(self) -> Status:
+        return self._ask(lambda api: api.call("GET", "status", Status))
+
+    def hello(self) -> Hello:
+        return self._ask(lambda api: api.call("GET", "hello", Hello))
