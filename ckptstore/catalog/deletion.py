@@ -1,0 +1,172 @@
+"""How does something cease to exist, in the catalog first and then in the tiers?
+
+The catalog's transaction makes a publication invisible and queues the first chores; each chore done queues the next, so that no
+transaction touches more than one publication's rows in one tier. In each place that may hold the commit record:
+
+    WRITE_TOMBSTONE → DELETE_RECORD → DELETE_OBJECT, a grace period after the deletion → (when all places are through) DELETE_TOMBSTONE
+
+A crash after any step leaves the step's chore, or the next one. A rebuild that finds a record finds its tombstone too, in that tier or
+in another, since a tombstone goes only when no record is left anywhere; so nothing deleted comes back. When the last tombstone is
+gone, the rows go. Bytes of aborted attempts have no record, and so need no tombstone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, delete, exists, false, func, insert, literal, null, select, true, union, update
+
+from ckptstore.catalog.core import TIER_PLACE, chunks, tier_of_object, tier_owner
+from ckptstore.catalog.model import Act
+from ckptstore.catalog.schema import (
+    attempts,
+    chores,
+    drains,
+    inner_folders,
+    now_s,
+    objects,
+    owed_records,
+    publications,
+    replicas,
+    tier_commits,
+    tiers,
+    tombstones,
+)
+
+_COLUMNS = ["publication_id", "act", "tier", "place", "owner", "object_id", "graced", "due_s", "tries"]
+
+
+def _queue(tx: Connection, rows: Select[Any]) -> int:
+    return tx.execute(insert(chores).from_select(_COLUMNS, rows)).rowcount
+
+
+def _chore(
+    publication_id: Any, act: Act, tier: Any, place: Any, owner: Any, object_id: Any = None, *, graced: bool = False, due_s: Any = None
+) -> Select[Any]:
+    """One chore's columns, as a SELECT to be given a FROM and conditions."""
+    return select(
+        publication_id,
+        literal(act.value),
+        tier,
+        place,
+        owner,
+        null() if object_id is None else object_id,
+        true() if graced else false(),
+        now_s() if due_s is None else due_s,
+        literal(0),
+    )
+
+
+def _already_queued(object_id: Any, tier: Any, place: Any) -> ColumnElement[bool]:
+    same = chores.alias("queued")
+    return exists(select(same.c.chore_id).where(same.c.object_id == object_id, same.c.tier == tier, same.c.place == place))
+
+
+def queue_object_deletions(tx: Connection, me: str, which: ColumnElement[bool]) -> None:
+    """Queue the deletion, at once, of the bytes of unpublished objects wherever they may be: `which` is a condition on `objects`."""
+    belongs = tier_of_object(me, objects.c.node)
+    place = TIER_PLACE
+    rows = _chore(objects.c.attempt_id, Act.DELETE_OBJECT, tiers.c.name, place, tier_owner(me), objects.c.object_id)
+    joined = rows.select_from(objects.join(tiers, belongs)).where(which)
+    _queue(tx, joined.where(~_already_queued(objects.c.object_id, tiers.c.name, place)))
+    _queue_stray_replicas(tx, me, which)
+
+
+def _queue_stray_replicas(tx: Connection, me: str, which: ColumnElement[bool]) -> None:
+    owner = func.coalesce(func.nullif(replicas.c.place, ""), literal(me))
+    rows = _chore(objects.c.attempt_id, Act.DELETE_OBJECT, replicas.c.tier, replicas.c.place, owner, objects.c.object_id)
+    joined = rows.select_from(objects.join(replicas, replicas.c.object_id == objects.c.object_id)).where(which)
+    _queue(tx, joined.where(~_already_queued(objects.c.object_id, replicas.c.tier, replicas.c.place)))
+
+
+def delete_publications(tx: Connection, me: str, publication_ids: Iterable[str]) -> None:
+    """Make live or superseded publications deleted, and queue what follows. Their entries are the caller's."""
+    for ids in chunks(publication_ids):
+        gone = publications.c.publication_id.in_(ids)
+        tx.execute(update(publications).where(gone).values(state="deleted", ended_at_s=now_s()))
+        _queue_tombstones(tx, me, ids)
+        _queue_unrecorded(tx, me, ids)
+        for table in (drains, owed_records, tier_commits):
+            tx.execute(delete(table).where(table.c.publication_id.in_(ids)))
+
+
+def _queue_tombstones(tx: Connection, me: str, ids: Sequence[str]) -> None:
+    """In every place that holds the record, or in which it may be under way."""
+    may_hold = (
+        select(objects.c.attempt_id.label("publication_id"), tiers.c.name.label("tier"), TIER_PLACE.label("place"))
+        .select_from(objects.join(tiers, tier_of_object(me, objects.c.node)))
+        .where(objects.c.attempt_id.in_(ids))
+    )
+    hold = select(tier_commits.c.publication_id, tier_commits.c.tier, tier_commits.c.place).where(tier_commits.c.publication_id.in_(ids))
+    where = union(may_hold, hold).subquery()
+    owner = func.coalesce(func.nullif(where.c.place, ""), literal(me))
+    _queue(tx, _chore(where.c.publication_id, Act.WRITE_TOMBSTONE, where.c.tier, where.c.place, owner))
+
+
+def _queue_unrecorded(tx: Connection, me: str, ids: Sequence[str]) -> None:
+    """Replicas, and copies under way, in places that never held the record (a recall to another node): their bytes go after the grace."""
+    held = select(replicas.c.object_id, replicas.c.tier, replicas.c.place).join(objects, objects.c.object_id == replicas.c.object_id)
+    moving = select(drains.c.object_id, drains.c.tier, drains.c.place).where(drains.c.publication_id.in_(ids))
+    where = union(held.where(objects.c.attempt_id.in_(ids)), moving).subquery()
+    recorded = chores.alias("recorded")
+    covered = exists(
+        select(recorded.c.chore_id).where(
+            recorded.c.publication_id == objects.c.attempt_id, recorded.c.tier == where.c.tier, recorded.c.place == where.c.place,
+            recorded.c.act == Act.WRITE_TOMBSTONE.value,
+        )
+    )  # fmt: skip
+    owner = func.coalesce(func.nullif(where.c.place, ""), literal(me))
+    rows = _chore(objects.c.attempt_id, Act.DELETE_OBJECT, where.c.tier, where.c.place, owner, where.c.object_id, graced=True)
+    _queue(tx, rows.select_from(where.join(objects, objects.c.object_id == where.c.object_id)).where(~covered))
+
+
+def tombstone_written(tx: Connection, publication_id: str, tier: str, place: str, owner: str) -> None:
+    upserted = select(literal(publication_id), literal(tier), literal(place)).where(
+        ~exists().where(tombstones.c.publication_id == publication_id, tombstones.c.tier == tier, tombstones.c.place == place)
+    )
+    tx.execute(insert(tombstones).from_select(["publication_id", "tier", "place"], upserted))
+    _queue(tx, _chore(literal(publication_id), Act.DELETE_RECORD, literal(tier), literal(place), literal(owner)))
+
+
+def record_deleted(tx: Connection, publication_id: str, tier: str, place: str, owner: str) -> None:
+    """Queue the deletion of the objects in that place. Of a shared tier all may be there; of a local one, its node's and the recalled."""
+    deleted_at_s = select(publications.c.ended_at_s).where(publications.c.publication_id == publication_id).scalar_subquery()
+    rows = _chore(
+        objects.c.attempt_id, Act.DELETE_OBJECT, literal(tier), literal(place), literal(owner), objects.c.object_id,
+        graced=True, due_s=func.coalesce(deleted_at_s, now_s()),
+    ).where(objects.c.attempt_id == publication_id)  # fmt: skip
+    if place:
+        here = exists().where(replicas.c.object_id == objects.c.object_id, replicas.c.tier == tier, replicas.c.place == place)
+        rows = rows.where((objects.c.node == place) | here)
+    if _queue(tx, rows.where(~_already_queued(objects.c.object_id, literal(tier), literal(place)))) == 0:
+        finish_if_done(tx, publication_id, owner)
+
+
+def object_deleted(tx: Connection, publication_id: str, object_id: str, tier: str, place: str, owner: str) -> None:
+    tx.execute(delete(replicas).where(replicas.c.object_id == object_id, replicas.c.tier == tier, replicas.c.place == place))
+    finish_if_done(tx, publication_id, owner)
+
+
+def tombstone_deleted(tx: Connection, publication_id: str, tier: str, place: str, owner: str) -> None:
+    gone = (tombstones.c.publication_id == publication_id, tombstones.c.tier == tier, tombstones.c.place == place)
+    tx.execute(delete(tombstones).where(*gone))
+    finish_if_done(tx, publication_id, owner)
+
+
+def finish_if_done(tx: Connection, publication_id: str, me: str) -> None:
+    """When a deleted publication has no chores left, its tombstones go; when these are gone, so do its rows."""
+    if tx.execute(select(chores.c.chore_id).where(chores.c.publication_id == publication_id).limit(1)).first() is not None:
+        return
+    owner = func.coalesce(func.nullif(tombstones.c.place, ""), literal(me))
+    rows = _chore(tombstones.c.publication_id, Act.DELETE_TOMBSTONE, tombstones.c.tier, tombstones.c.place, owner)
+    if _queue(tx, rows.where(tombstones.c.publication_id == publication_id)) == 0:
+        purge(tx, publication_id)
+
+
+def purge(tx: Connection, publication_id: str) -> None:
+    mine = select(objects.c.object_id).where(objects.c.attempt_id == publication_id)
+    tx.execute(delete(replicas).where(replicas.c.object_id.in_(mine)))
+    tx.execute(delete(publications).where(publications.c.publication_id == publication_id))
+    for table in (inner_folders, objects, attempts):
+        tx.execute(delete(table).where(table.c.attempt_id == publication_id))

@@ -1,0 +1,51 @@
+"""How does an older database become one of this version, and what if it is newer?
+
+A new database gets the whole schema at once. An older one is taken from version to version by the functions in `STEPS`, all in one
+transaction (DDL is transactional on SQLite and PostgreSQL), so that a crash or a failing step leaves the old version. A newer schema
+is refused by name: an older ckptstore must not guess at it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+
+from sqlalchemy import Connection, insert, inspect, select, text, update
+
+from ckptstore.catalog.schema import SCHEMA_VERSION, counters, metadata, store
+from ckptstore.errors import ConfigInvalid
+
+#: version → what makes the next version of it. A step spells out its DDL: it must not change when `schema` does.
+STEPS: dict[int, Callable[[Connection], None]] = {}
+
+#: Any number that no other program uses: nodes that start together migrate one after the other.
+_ADVISORY_LOCK = 0x636B7074
+
+
+def migrate(connection: Connection, name: str) -> None:
+    """Create the schema, or bring it to SCHEMA_VERSION. ConfigInvalid if it is newer than this program."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _ADVISORY_LOCK})
+    if not inspect(connection).has_table(store.name):
+        _create(connection)
+        return
+    version = int(connection.execute(select(store.c.value).where(store.c.key == "schema_version")).scalar_one())
+    if version > SCHEMA_VERSION:
+        raise ConfigInvalid(
+            f"the catalog has schema version {version}; this ckptstore knows versions up to {SCHEMA_VERSION}",
+            operation="open catalog",
+            subject=name,
+            hint="use the newer ckptstore that wrote it",
+        )
+    while version < SCHEMA_VERSION:
+        STEPS[version](connection)
+        version += 1
+        connection.execute(update(store).where(store.c.key == "schema_version").values(value=str(version)))
+
+
+def _create(connection: Connection) -> None:
+    metadata.create_all(connection)
+    connection.execute(
+        insert(store), [{"key": "schema_version", "value": str(SCHEMA_VERSION)}, {"key": "store_id", "value": str(uuid.uuid4())}]
+    )
+    connection.execute(insert(counters), [{"name": "opened", "value": 0}, {"name": "sequence", "value": 0}])

@@ -1,0 +1,241 @@
+"""Where does an object lie, and may it go from there?
+
+A replica is the fact that an object is whole and verified in a tier (in `place`: "" for a shared tier, else the node). Whatever changes
+what a publication has in a tier locks the publication's row first, so that "the last drain of this tier arrived" and "a deeper replica
+exists" are seen by one transaction at a time.
+
+A replica that is added takes its drain with it; when that was the last one of the publication in that place, the commit record is owed.
+A replica that is dropped or found damaged ends the record's validity there: the tier no longer counts towards durability until the
+object is back and the record is written again. The bytes of a dropped replica get a chore in the same transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, delete, exists, false, insert, null, or_, select, update
+
+from ckptstore.catalog.core import Core, chunks, insert_unless_there, upsert
+from ckptstore.catalog.model import Act, Replica, StoredFile, TierRow
+from ckptstore.catalog.schema import chores, drains, now_s, objects, owed_records, publications, replicas, tier_commits
+from ckptstore.catalog.views import FILE_COLUMNS, stored_file
+from ckptstore.errors import NotFound
+
+_KNOWN = ("live", "superseded")
+
+
+class Replicas(Core):
+    def replicas(self, object_id: str) -> list[Replica]:
+        """All replicas of an object, on all nodes, damaged ones too."""
+        query = select(replicas).where(replicas.c.object_id == object_id).order_by(replicas.c.tier, replicas.c.place)
+        rows = self._db.read("list replicas", lambda tx: tx.execute(query).all(), object_id)
+        return [Replica(row.object_id, row.tier, row.place, row.verified_at_s, row.damaged) for row in rows]
+
+    def add_replica(self, object_id: str, tier: str) -> bool:
+        """Record that the object is whole in the tier. False if it is not live: the caller deletes the bytes (a chore is queued, too)."""
+        row = self._tier(tier)
+        place = self._place(row)
+
+        def work(tx: Connection) -> bool:
+            owner = _locked_owner(tx, object_id)
+            if owner is None:
+                return False
+            if owner.state not in _KNOWN:
+                _queue_deletion(tx, owner.publication_id, object_id, tier, place, self.node)
+                return False
+            tx.execute(delete(chores).where(chores.c.object_id == object_id, chores.c.tier == tier, chores.c.place == place))
+            times = {"verified_at_s": now_s(), "used_at_s": now_s(), "damaged": False}
+            upsert(tx, replicas, {"object_id": object_id, "tier": tier, "place": place} | times, list(times))
+            arrived = delete(drains).where(drains.c.object_id == object_id, drains.c.tier == tier, drains.c.place == place)
+            if tx.execute(arrived).rowcount and row.durable:
+                self._note_if_whole(tx, owner, row, place)
+            return True
+
+        return self._db.write("add replica", work, object_id)
+
+    def mark_damaged(self, object_id: str, tier: str) -> None:
+        """Take a replica out of use. In a durable tier in which the object belongs, its repair is queued as a drain."""
+        row = self._tier(tier)
+        place = self._place(row)
+
+        def work(tx: Connection) -> None:
+            owner = _locked_owner(tx, object_id)
+            here = (replicas.c.object_id == object_id, replicas.c.tier == tier, replicas.c.place == place)
+            found = tx.execute(update(replicas).where(*here, ~replicas.c.damaged).values(damaged=True)).rowcount
+            if not found or owner is None or owner.state not in _KNOWN:
+                return
+            _record_is_void(tx, owner.publication_id, tier, place)
+            if row.durable and (row.shared or owner.node == self.node):
+                queue_drain(tx, owner, tier, place, self.node)
+
+        self._db.write("mark damaged", work, object_id)
+
+    def drop_replica(self, object_id: str, tier: str) -> bool:
+        """Give up a replica if another good one is in a deeper durable tier; a damaged one, if any good one is in a durable tier.
+
+        True when it was dropped: then the caller deletes the bytes. A chore for that is queued in the same transaction.
+        """
+        row = self._tier(tier)
+        place = self._place(row)
+
+        def work(tx: Connection) -> bool:
+            owner = _locked_owner(tx, object_id)
+            here = (replicas.c.object_id == object_id, replicas.c.tier == tier, replicas.c.place == place)
+            replica = tx.execute(select(replicas.c.damaged).where(*here)).first()
+            if owner is None or replica is None or owner.state not in _KNOWN:
+                return False
+            if not self._has_other(tx, object_id, row, place, anywhere=replica.damaged):
+                return False
+            tx.execute(delete(replicas).where(*here))
+            if not replica.damaged:  # an eviction; the drain of a damaged replica is its repair, and stays
+                tx.execute(delete(drains).where(drains.c.object_id == object_id, drains.c.tier == tier, drains.c.place == place))
+            _record_is_void(tx, owner.publication_id, tier, place)
+            _queue_deletion(tx, owner.publication_id, object_id, tier, place, self.node)
+            return True
+
+        return self._db.write("drop replica", work, object_id)
+
+    def touch(self, object_ids: Iterable[str], tier: str) -> None:
+        """Note that these replicas are in use, so that eviction takes others first."""
+        place = self._place(self._tier(tier))
+
+        def work(tx: Connection) -> None:
+            for ids in chunks(object_ids):
+                used = update(replicas).where(replicas.c.object_id.in_(ids), replicas.c.tier == tier, replicas.c.place == place)
+                tx.execute(used.values(used_at_s=now_s()))
+
+        object_ids = list(object_ids)
+        self._db.write("touch", work, tier)
+
+    def eviction_candidates(self, tier: str, *, limit: int) -> list[StoredFile]:
+        """Objects whose replica here may go, oldest use first: each has a good replica, covered by a commit record, in a deeper tier."""
+        row = self._tier(tier)
+        other, record = replicas.alias("other"), tier_commits.alias("record")
+        covered = exists(
+            select(other.c.object_id)
+            .select_from(other)
+            .join(
+                record,
+                and_(
+                    record.c.publication_id == publications.c.publication_id, record.c.tier == other.c.tier, record.c.place == other.c.place
+                ),
+            )
+            .where(other.c.object_id == replicas.c.object_id, ~other.c.damaged, self._deeper(other.c, row))
+        )
+        query = (
+            select(*FILE_COLUMNS)
+            .select_from(replicas)
+            .join(objects, objects.c.object_id == replicas.c.object_id)
+            .join(publications, publications.c.publication_id == objects.c.attempt_id)
+            .where(replicas.c.tier == tier, replicas.c.place == self._place(row), ~replicas.c.damaged)
+            .where(publications.c.state.in_(_KNOWN), covered)
+            .order_by(replicas.c.used_at_s)
+            .limit(limit)
+        )
+        return self._db.read("find evictable objects", lambda tx: [stored_file(found) for found in tx.execute(query)], tier)
+
+    def tier_objects(self, tier: str, *, after: str = "", limit: int = 1000) -> list[StoredFile]:
+        """A page of the objects with a replica here, by id: what a scrub reads."""
+        query = (
+            select(*FILE_COLUMNS, objects.c.blocks)
+            .select_from(replicas)
+            .join(objects, objects.c.object_id == replicas.c.object_id)
+            .join(publications, publications.c.publication_id == objects.c.attempt_id)
+            .where(replicas.c.tier == tier, replicas.c.place == self._place(self._tier(tier)), replicas.c.object_id > after)
+            .where(publications.c.state.in_(_KNOWN))
+            .order_by(replicas.c.object_id)
+            .limit(limit)
+        )
+        return self._db.read("list objects of tier", lambda tx: [stored_file(found) for found in tx.execute(query)], tier)
+
+    def request_drain(self, object_id: str, tier: str) -> None:
+        """Queue a copy of the object into the tier, at once: a repair or a recall. NotFound if the object is not live."""
+        row = self._tier(tier)
+
+        def work(tx: Connection) -> None:
+            owner = _locked_owner(tx, object_id)
+            if owner is None or owner.state not in _KNOWN:
+                raise NotFound("no such object is live", operation="request drain", subject=object_id, tier=tier)
+            queue_drain(tx, owner, tier, self._place(row), self.node)
+
+        self._db.write("request drain", work, object_id)
+
+    # --- what follows ----------------------------------------------------------------------------------------------------------
+
+    def _note_if_whole(self, tx: Connection, owner: Row[*tuple[Any, ...]], tier: TierRow, place: str) -> None:
+        """The last drain of this publication in this place arrived: its record is owed."""
+        waiting = (drains.c.publication_id == owner.publication_id, drains.c.tier == tier.name, drains.c.place == place)
+        if tx.execute(select(drains.c.object_id).where(*waiting).limit(1)).first() is not None:
+            return
+        lacking = objects_lacking(owner.publication_id, tier, place)
+        if tx.execute(lacking.limit(1)).first() is not None:
+            return
+        row = {"publication_id": owner.publication_id, "tier": tier.name, "place": place, "owner": self.node, "opened": owner.opened}
+        tx.execute(insert_unless_there(tx, owed_records).values(**row))
+
+    def _has_other(self, tx: Connection, object_id: str, tier: TierRow, place: str, *, anywhere: bool) -> bool:
+        durable = [row.name for row in self._tiers.values() if row.durable]
+        elsewhere = or_(replicas.c.tier != tier.name, replicas.c.place != place)
+        good = (
+            and_(replicas.c.tier.in_(durable), replicas.c.place.in_(("", self.node)), elsewhere)
+            if anywhere
+            else self._deeper(replicas.c, tier)
+        )
+        query = select(replicas.c.object_id).where(replicas.c.object_id == object_id, ~replicas.c.damaged, good)
+        return tx.execute(query.limit(1)).first() is not None
+
+    def _deeper(self, columns: Any, tier: TierRow) -> Any:
+        """Condition on a replica's columns: it is in a durable tier deeper than `tier`, shared or of this node."""
+        deeper = [row for row in self._tiers.values() if row.durable and row.position > tier.position]
+        if not deeper:
+            return false()
+        return or_(*(and_(columns.tier == row.name, columns.place == self._place(row)) for row in deeper))
+
+
+def objects_lacking(publication_id: str, tier: TierRow, place: str) -> Any:
+    """Those objects of a publication that belong in a place and have no good replica there."""
+    there = exists().where(
+        replicas.c.object_id == objects.c.object_id, replicas.c.tier == tier.name, replicas.c.place == place, ~replicas.c.damaged
+    )
+    query = select(objects.c.object_id).where(objects.c.attempt_id == publication_id, ~there)
+    return query if tier.shared else query.where(objects.c.node == place)
+
+
+def queue_drain(tx: Connection, owner: Row[*tuple[Any, ...]], tier: str, place: str, node: str) -> None:
+    row = {
+        "object_id": owner.object_id, "tier": tier, "place": place, "owner": node, "publication_id": owner.publication_id,
+        "opened": owner.opened, "sequence": owner.sequence, "size_bytes": owner.size_bytes, "queued_at_s": now_s(), "due_s": now_s(),
+        "tries": 0, "error": None,
+    }  # fmt: skip
+    upsert(tx, drains, row, ("due_s",))
+
+
+def _locked_owner(tx: Connection, object_id: str) -> Row[*tuple[Any, ...]] | None:
+    """The publication of an object, locked, with what a drain needs to know of both; None if there is none."""
+    query = (
+        select(
+            publications.c.publication_id, publications.c.state, publications.c.opened, publications.c.sequence,
+            objects.c.object_id, objects.c.node, objects.c.size_bytes,
+        )
+        .join(objects, objects.c.attempt_id == publications.c.publication_id)
+        .where(objects.c.object_id == object_id)
+        .with_for_update(of=publications)
+    )  # fmt: skip
+    return tx.execute(query).first()
+
+
+def _record_is_void(tx: Connection, publication_id: str, tier: str, place: str) -> None:
+    for table in (tier_commits, owed_records):
+        tx.execute(delete(table).where(table.c.publication_id == publication_id, table.c.tier == tier, table.c.place == place))
+
+
+def _queue_deletion(tx: Connection, publication_id: str, object_id: str, tier: str, place: str, owner: str) -> None:
+    there = select(chores.c.chore_id).where(chores.c.object_id == object_id, chores.c.tier == tier, chores.c.place == place)
+    if tx.execute(there).first() is None:
+        tx.execute(
+            insert(chores).values(
+                publication_id=publication_id, act=Act.DELETE_OBJECT.value, tier=tier, place=place, owner=owner, object_id=object_id,
+                graced=False, due_s=now_s(), tries=0, error=null(),
+            )
+        )  # fmt: skip
