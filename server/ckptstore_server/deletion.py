@@ -12,7 +12,9 @@ from ckptstore.failpoints import declare, failpoint
 from ckptstore_server.drain import pause_after
 from ckptstore_server.node import Node
 from ckptstore_server.publish import Publisher
+from ckptstore_server.replicas import Replicas
 from ckptstore_server.tier_handle import TierHandle
+from ckptstore_tiers.interface import Tier
 
 #: Steps that one look at the catalog brings.
 CHORES_PER_LOOK = 128
@@ -21,8 +23,9 @@ AFTER = {act: declare(f"delete.after_{act.value}") for act in Act}
 
 
 class Deletion:
-    def __init__(self, node: Node, publisher: Publisher) -> None:
+    def __init__(self, node: Node, publisher: Publisher, replicas: Replicas) -> None:
         self._node = node
+        self._replicas = replicas
         self._publisher = publisher
         self._failures: dict[str, int] = {}
 
@@ -55,11 +58,19 @@ class Deletion:
     def _do(self, handle: TierHandle, chore: Chore) -> None:
         failpoint(BEFORE[chore.act])
         with handle.watched() as tier:
-            if chore.act is Act.WRITE_TOMBSTONE:
-                tier.put_document(chore.key, chore.document)
-            else:
-                if chore.act is Act.DELETE_OBJECT and chore.object_id is not None:
-                    self._node.pool.forget(chore.object_id)
-                    tier.sweep([chore.object_id])
-                tier.delete(chore.key)
+            match chore.act:
+                case Act.WRITE_TOMBSTONE:
+                    tier.put_document(chore.key, chore.document)
+                case Act.DELETE_OBJECT:
+                    self._delete_object(tier, chore)
+                case _:
+                    tier.delete(chore.key)
         failpoint(AFTER[chore.act])
+
+    def _delete_object(self, tier: Tier, chore: Chore) -> None:
+        """Under the lock of the object's place: an evicted object may have been recalled meanwhile, and the chore withdrawn."""
+        object_id = chore.object_id or ""
+        with self._replicas.place(object_id, chore.tier):
+            if self._node.catalog.still_due_chores(chore):
+                tier.sweep([object_id])
+                tier.delete(chore.key)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 
-from ckptstore.errors import CkptStoreError, NotFound
+from ckptstore.catalog.model import StoredFile
+from ckptstore.errors import CkptStoreError
 from ckptstore.failpoints import declare, failpoint
 from ckptstore_server.node import Node
+from ckptstore_server.replicas import Replicas
 from ckptstore_server.tier_handle import TierHandle
 
 #: Candidates that one look at the catalog brings.
@@ -21,8 +23,9 @@ AFTER_CATALOG = declare("evict.after_catalog")
 
 
 class Evictor:
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, replicas: Replicas) -> None:
         self._node = node
+        self._replicas = replicas
         self._locks = {handle.name: asyncio.Lock() for handle in node.handles}
 
     async def keep_below_mark(self) -> None:
@@ -46,17 +49,21 @@ class Evictor:
         for candidate in self._node.catalog.eviction_candidates(handle.name, limit=CANDIDATES_PER_LOOK):
             if handle.fill() <= handle.settings.low_water:
                 break
-            failpoint(BEFORE_CATALOG)
-            if not self._node.catalog.drop_replica(candidate.object_id, handle.name):
-                continue
-            failpoint(AFTER_CATALOG)
             try:
-                with handle.watched() as tier:
-                    tier.delete(candidate.key)
-            except NotFound:
-                continue
+                if not self._evict(handle, candidate):
+                    continue
             except CkptStoreError as error:
                 self._node.remark(f"evict from {handle.name}", error)
                 return freed_bytes
             freed_bytes += candidate.size_bytes
         return freed_bytes
+
+    def _evict(self, handle: TierHandle, candidate: StoredFile) -> bool:
+        """One replica, under the lock of its place, so that no recall brings it back between the two steps."""
+        with self._replicas.place(candidate.object_id, handle.name), handle.watched() as tier:
+            failpoint(BEFORE_CATALOG)
+            if not self._node.catalog.drop_replica(candidate.object_id, handle.name):
+                return False
+            failpoint(AFTER_CATALOG)
+            tier.delete(candidate.key)
+            return True

@@ -99,7 +99,7 @@ def check_file(view: memoryview, name: str) -> None:
     """
     try:
         header = parse_header(bytes(view[: header_size_bytes(view[:8], len(view))]), len(view))
-        parse_part(header, Selection(None), {tag: _opaque for tag in FRAMEWORK_TAGS})
+        parse_part(header, Selection(None), dict.fromkeys(FRAMEWORK_TAGS, _opaque))
     except InvalidInput as error:
         raise InvalidInput(error.why, operation="save", subject=name, hint="the client handed over a file that is none") from error
 

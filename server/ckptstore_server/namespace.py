@@ -37,11 +37,7 @@ class Namespace:
 
     async def files(self, publication_id: str, *, rank: int | None, name: str | None, after: str, limit: int) -> FilePage:
         files = self._node.catalog.files
-        if name is not None:
-            # `name` is exact; the names that sort right before it are of no interest, so the page starts just below.
-            found = await self._node.query(files, publication_id, name=name, with_blocks=True)
-            return FilePage(files=[file_info(file) for file in found], after=None)
-        page = await self._node.query(files, publication_id, rank=rank, after=after, limit=limit, with_blocks=True)
+        page = await self._node.query(files, publication_id, rank=rank, name=name, after=after, limit=limit)
         return FilePage(files=[file_info(file) for file in page], after=page[-1].name if len(page) == limit else None)
 
     async def list(self, path: str, *, after: str, limit: int) -> EntryPage:

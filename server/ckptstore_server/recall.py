@@ -65,6 +65,8 @@ class Recall:
             if handle.settings.compression != "none":
                 continue
             try:
+                # The queue knows of it first: a crash in the middle leaves work for the next daemon, not a file that nobody knows.
+                await self._node.query(self._node.catalog.request_drain, file.object_id, handle.name)
                 failpoint(BEFORE_PUT)
                 await self._node.run(self._node.upkeep_executor, self._replicas.copy, file, handle)
                 failpoint(AFTER_CATALOG)

@@ -148,6 +148,7 @@ class Replicas:
         if not any(True for _ in self.sources(file, excluding=tier)):
             return False
         try:
+            self._node.catalog.request_drain(file.object_id, tier)  # first: a crash in the middle leaves work for the next daemon
             with handle.watched() as opened, self.place(file.object_id, tier):
                 opened.delete(file.key)
             self.copy(file, handle)

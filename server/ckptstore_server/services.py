@@ -38,9 +38,9 @@ class Services:
 
     @classmethod
     def build(cls, node: Node, request_stop: Callable[[], None]) -> Services:
-        evictor = Evictor(node)
-        publisher = Publisher(node)
         replicas = Replicas(node)
+        evictor = Evictor(node, replicas)
+        publisher = Publisher(node)
         recall = Recall(node, replicas, evictor)
         return cls(
             node=node,
@@ -51,7 +51,7 @@ class Services:
             replicas=replicas,
             drainer=Drainer(node, publisher, replicas, evictor),
             recall=recall,
-            deletion=Deletion(node, publisher),
+            deletion=Deletion(node, publisher, replicas),
             namespace=Namespace(node),
             content=Content(node, replicas),
             verifier=Verifier(node, replicas),
