@@ -552,14 +552,14 @@ def test_a_view_outlives_its_segment(make: Make) -> None:
 
 
 def test_a_pool_leaves_no_descriptor_behind(make: Make) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = sorted(Path("/proc/self/fd").iterdir())
     pool = make()
     for number in range(5):
         save(pool, f"owner-{number}", f"object-{number}")
     with pool.reader("object-4"):
         pass
     pool.close()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
 def test_what_nobody_uses_is_given_back_after_its_time(make: Make) -> None:

@@ -13,7 +13,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptstore.errors import NotFound
 from ckptstore_tiers.memory_limits import cgroup_paths
 
 _GUIDE = "docs/outside-the-job.md"
@@ -48,11 +47,14 @@ class JobCgroup:
 
 
 def in_job_cgroup(peer_pid: int, *, proc: Path = Path("/proc")) -> JobCgroup:
-    """Whether this process and `peer_pid` are in one job's cgroup. NotFound if that process is gone."""
+    """Whether this process and `peer_pid` are in one job's cgroup.
+
+    A process that cannot be seen shares none: SO_PEERCRED says pid 0 for a client in another container.
+    """
     try:
         own, peer = cgroup_paths(proc), cgroup_paths(proc, peer_pid)
-    except OSError as error:
-        raise NotFound("no such process", operation="compare cgroups", subject=f"pid {peer_pid}") from error
+    except OSError:
+        return JobCgroup(False)
     for controller in ("", "memory", "name=systemd"):
         found = _common_job(own.get(controller, "/"), peer.get(controller, "/"))
         if found is not None:
