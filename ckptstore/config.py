@@ -45,14 +45,14 @@ class TierSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$", description="what `wait(name)` and `status` call it")
-    kind: Literal["posix", "object"]
-    path: Path | None = Field(None, description="posix: the folder that holds the tier")
-    url: str | None = Field(None, description="object: s3://bucket/prefix, or any fsspec URL")
+    kind: Literal["posix", "object"] = Field(description="posix: a folder of any mounted file system; object: a store behind a URL")
+    path: Path | None = Field(None, description="posix: the folder that holds the tier", examples=["/mnt/nvme/ckptstore"])
+    url: str | None = Field(None, description="object: s3://bucket/prefix, or any fsspec URL", examples=["s3://models/ckptstore"])
     options: dict[str, Any] = Field(default_factory=dict, description="object: endpoint_url, profile, region, or fsspec's own options")
-    capacity: Size | None = Field(None, description="bytes; unset: what the device has")
+    capacity: Size | None = Field(None, description="how much may be used; unset: what the device has", examples=["800GiB"])
     shared: bool | None = Field(None, description="whether every node sees the same objects; default: object yes, posix no")
     durable: bool = Field(True, description="whether a replica here counts towards publishing")
-    bandwidth_limit: Size | None = Field(None, description="bytes per second that drains into this tier may use")
+    bandwidth_limit: Size | None = Field(None, description="what drains into it may use each second; unset: all", examples=["2GB/s"])
     compression: Literal["none", "zstd"] = Field("none", description="zstd: the seekable format, `zstd -d` gives the file back")
     high_water: float = Field(0.90, gt=0, le=1, description="fraction of the capacity above which evictable replicas go")
     low_water: float = Field(0.80, gt=0, le=1, description="fraction that eviction goes down to")
@@ -80,9 +80,9 @@ class MemorySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    limit: Size | None = Field(None, description="bytes of segments; unset: half of the memory that is free at start")
+    limit: Size | None = Field(None, description="all segments together; unset: half of what is free at start", examples=["64GiB"])
     slots: int = Field(2, ge=1, le=64, description="segments per rank: with two, one save is drained while the next is staged")
-    idle_release_s: float = Field(300.0, ge=0, description="seconds after which segments that nobody uses are given back")
+    idle_release_s: float = Field(300.0, ge=0, description="segments that nobody uses are given back after this")
     huge_pages: bool = Field(True, description="ask for transparent huge pages: a pre-fault is five times faster")
 
 
@@ -98,16 +98,22 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=default_home, description="catalog, sockets, log and lock of this node's daemon")
     memory: MemorySettings = Field(default_factory=MemorySettings)
     tiers: tuple[TierSettings, ...] = Field((), description="empty: one NVMe tier under the home")
-    catalog_url: str | None = Field(None, description="sqlite:////path or postgresql://…; unset: SQLite under the home")
-    listen: str | None = Field(None, description="host:port of the network API; unset: none")
-    token: SecretStr | None = Field(None, description="bearer token of the network API; required with `listen`")
+    catalog_url: str | None = Field(
+        None, description="sqlite:////path or postgresql://…; unset: SQLite under the home", examples=["postgresql://user@host/ckptstore"]
+    )
+    listen: str | None = Field(None, description="host:port of the network API; unset: none", examples=["127.0.0.1:8900"])
+    token: SecretStr | None = Field(
+        None, description="bearer token of the network API, 8 characters or more; required with `listen`", examples=["a long random text"]
+    )
     attempt_timeout_s: float = Field(600.0, gt=0, description="an attempt without progress for this long is aborted")
     grace_s: float = Field(300.0, ge=0, description="how long a deleted object's bytes stay for readers that hold them")
     drain_workers: int = Field(2, ge=1, le=64, description="objects drained at once, per tier")
-    queue_limit: Size = Field(1 << 40, description="bytes that may wait to be drained before saves are slowed down")
-    idle_exit_s: float | None = Field(None, ge=0, description="a daemon nobody uses exits after this; set for auto-started ones")
-    max_request: Size = Field(64 << 20, description="bytes of one API request's JSON body")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    queue_limit: Size = Field(1 << 40, description="what may wait to be drained before saves are slowed down")
+    idle_exit_s: float | None = Field(
+        None, ge=0, description="a daemon nobody uses exits after this; unset: it stays; set for auto-started ones", examples=[600.0]
+    )
+    max_request: Size = Field(64 << 20, description="the longest JSON body of an API request")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what the log in the home holds, and worse")
 
     @field_validator("home")
     @classmethod

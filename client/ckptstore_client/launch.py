@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ckptstore.errors import DaemonUnavailable
@@ -24,8 +24,11 @@ _POLL_S = 0.05
 _QUOTED_LINES = 8
 
 
-def start_daemon(home: Path, answers: Callable[[], bool], *, timeout_s: float) -> None:
-    """Return when a daemon of `home` answers. DaemonUnavailable, quoting its log, if it ends or does not answer in time."""
+def start_daemon(home: Path, answers: Callable[[], bool], *, timeout_s: float, arguments: Sequence[str] | None = None) -> None:
+    """Return when a daemon of `home` answers. DaemonUnavailable, quoting its log, if it ends or does not answer in time.
+
+    `arguments` are the daemon's own, instead of those of an auto-started one.
+    """
     deadline = time.monotonic() + timeout_s
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -35,7 +38,7 @@ def start_daemon(home: Path, answers: Callable[[], bool], *, timeout_s: float) -
     try:
         _take(lock, home, deadline)
         if not answers():
-            _wait(_spawn(home), home, answers, deadline, timeout_s)
+            _wait(_spawn(home, arguments), home, answers, deadline, timeout_s)
     finally:
         os.close(lock)
 
@@ -51,8 +54,9 @@ def _take(lock: int, home: Path, deadline: float) -> None:
             time.sleep(_POLL_S)
 
 
-def _spawn(home: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "ckptstore_server", "--home", str(home), "--idle-exit-s", str(IDLE_EXIT_S)]
+def _spawn(home: Path, arguments: Sequence[str] | None) -> subprocess.Popen[bytes]:
+    own = ["--home", str(home), "--idle-exit-s", str(IDLE_EXIT_S)] if arguments is None else arguments
+    command = [sys.executable, "-m", "ckptstore_server", *own]
     with open(home / "daemon.log", "ab") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home, start_new_session=True)
 

@@ -1,0 +1,38 @@
+"""`catalog rebuild`: the catalog, made again from the commit records in the tiers.
+
+The work is the server package's, which this one never imports: the command becomes `python -m ckptstore_server.rebuild_command`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from ckptstore.config import read_settings
+from ckptstore_client.cli.invocation import CommandGroup, Invocation
+
+group = CommandGroup("Repair the catalog.")
+
+
+@group.command("rebuild")
+def rebuild(
+    invocation: Invocation,
+    allow_missing: Annotated[
+        list[str] | None, typer.Option(metavar="TIER", help="Go on without this tier, though it does not answer. May be repeated.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Restore a lost catalog from the commit records in the tiers. No daemon may run.
+
+    Example: ckptstore catalog rebuild --yes
+    """
+    settings = read_settings(home=invocation.home)
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Rebuild the catalog of {settings.home} from its tiers?", abort=True, err=True)
+    arguments = ["--home", str(settings.home), *(part for tier in allow_missing or [] for part in ("--allow-missing", tier))]
+    if invocation.terminal.as_json:
+        arguments.append("--json")
+    os.execv(sys.executable, [sys.executable, "-m", "ckptstore_server.rebuild_command", *arguments])

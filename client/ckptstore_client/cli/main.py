@@ -1,0 +1,57 @@
+"""`ckptstore`: the entry point. Parses, runs one command, and turns every outcome into an exit code.
+
+Exit codes: 0 done; 2 wrong usage or input; 130 Ctrl-C; 141 the reader of stdout went away; every other is `exit_code` of the error in
+`ckptstore.errors` that ended the command. An error is one line on stderr (`ckptstore: what, where, why; hint`), with `--json` followed by a
+line of JSON. An exception that is none of ours is a bug, and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from ckptstore.errors import CkptStoreError, InvalidInput
+from ckptstore_client.cli import catalog_commands, config_commands, daemon_commands, namespace_commands, transfer_commands
+from ckptstore_client.cli.invocation import CommandGroup
+from ckptstore_client.cli.terminal import print_error
+
+INTERRUPTED_EXIT = 130
+
+
+def build() -> CommandGroup:
+    """The whole command line."""
+    root = CommandGroup("One store for the whole life of a model's bytes: save, drain, resume, serve.")
+    daemon_commands.register(root)
+    namespace_commands.register(root)
+    transfer_commands.register(root)
+    root.add("config", config_commands.group)
+    root.add("catalog", catalog_commands.group)
+    return root
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; the exit code."""
+    as_json = "--json" in arguments
+    try:
+        code = build().typer(args=list(arguments), prog_name="ckptstore", standalone_mode=False)
+    except CkptStoreError as error:
+        print_error(str(error), error.to_wire(), as_json=as_json)
+        return error.exit_code
+    except typer.TyperException as error:
+        usage = InvalidInput(error.format_message().rstrip("."), hint="see `ckptstore --help`")
+        print_error(str(usage), usage.to_wire(), as_json=as_json)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print_error("interrupted", CkptStoreError("interrupted").to_wire(), as_json=as_json)
+        return INTERRUPTED_EXIT
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

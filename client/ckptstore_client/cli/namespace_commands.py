@@ -1,0 +1,158 @@
+"""`ls`, `stat`, `du`, `rm`: what is in the namespace. Nothing is held whole: a folder of millions is printed a page at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from ckptstore.paths import check_folder
+from ckptstore.wire import EntryInfo
+from ckptstore_client.cli.invocation import CommandGroup, Invocation
+from ckptstore_client.cli.status_view import table
+from ckptstore_client.cli.terminal import Terminal, age, iso, size, visible
+
+if TYPE_CHECKING:
+    from ckptstore_client.store import Store
+
+#: Entries whose columns are aligned with each other; a longer list is printed as several tables.
+ENTRIES_PER_TABLE = 1000
+
+PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="An absolute path of the namespace, such as /runs/gpt.")]
+
+
+def register(root: CommandGroup) -> None:
+    root.command("ls")(ls)
+    root.command("stat")(stat)
+    root.command("du")(du)
+    root.command("rm")(rm)
+
+
+def ls(
+    invocation: Invocation,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder or a checkpoint.")] = "/",
+    long: Annotated[bool, typer.Option("-l", "--long", help="With kind, size, step, age and the tiers that hold all of it.")] = False,
+    recursive: Annotated[bool, typer.Option("-r", "--recursive", help="With everything below, by whole paths.")] = False,
+) -> None:
+    """List a folder, in the byte order of its names.
+
+    With --json it prints one JSON document a line.
+
+    Example: ckptstore ls -l /runs/gpt
+    """
+    terminal = invocation.terminal
+    with invocation.store() as store:
+        entries = _walk(store, check_folder(path)) if recursive else iter(store.ls(path))
+        if terminal.as_json:
+            for entry in entries:
+                terminal.document(entry)
+        elif long:
+            _print_long(terminal, entries, whole_paths=recursive)
+        else:
+            for entry in entries:
+                terminal.show(_name(terminal, entry, whole_paths=recursive))
+
+
+def stat(invocation: Invocation, path: PathArgument) -> None:
+    """Show what an entry is, and where it is safe.
+
+    PATH may end with /@latest: the newest checkpoint of a folder.
+
+    Example: ckptstore stat /runs/gpt/@latest
+    """
+    with invocation.store() as store:
+        entry = store.stat(path)
+    invocation.terminal.result(entry, _facts(invocation.terminal, entry))
+
+
+def du(invocation: Invocation, path: Annotated[str, typer.Argument(metavar="PATH")] = "/") -> None:
+    """Add up the files at and below a path.
+
+    Each counts once, in however many tiers it is.
+
+    Example: ckptstore du /runs
+    """
+    with invocation.store() as store:
+        usage = store.du(path)
+    shown = Text(f"{size(usage.size_bytes)} in {usage.files:,} files of {usage.publications:,} checkpoints, folders and files under ")
+    invocation.terminal.result(usage, shown + invocation.terminal.name(usage.path))
+
+
+def rm(
+    invocation: Invocation,
+    path: PathArgument,
+    recursive: Annotated[bool, typer.Option("-r", "--recursive", help="Also a folder with everything below it.")] = False,
+) -> None:
+    """Remove what is at a path, from every tier.
+
+    A folder that holds others needs -r. What is removed is gone from the namespace at once; its bytes go after the configured grace time.
+
+    Example: ckptstore rm /runs/gpt/step-000100
+    """
+    terminal = invocation.terminal
+    with invocation.store() as store:
+        removed = store.rm(path, recursive=recursive)
+    if terminal.as_json:
+        terminal.document({"removed": removed})
+    for name in [] if terminal.as_json else removed:
+        terminal.show(Text("removed ") + terminal.name(name))
+
+
+def _walk(store: Store, folder: str) -> Iterator[EntryInfo]:
+    """Everything below `folder`, each folder before what is in it."""
+    for entry in store.ls(folder):
+        yield entry
+        if entry.kind in ("folder", "checkpoint"):
+            yield from _walk(store, entry.path)
+
+
+def _name(terminal: Terminal, entry: EntryInfo, *, whole_paths: bool) -> Text:
+    shown = terminal.name(entry.path if whole_paths else entry.name, style="" if entry.kind == "file" else "bold")
+    return shown if entry.kind == "file" else shown.append("/")
+
+
+def _print_long(terminal: Terminal, entries: Iterator[EntryInfo], *, whole_paths: bool) -> None:
+    first = True
+    while page := list(islice(entries, ENTRIES_PER_TABLE)):
+        terminal.show(_long(terminal, page, whole_paths=whole_paths, headed=first))
+        first = False
+
+
+def _long(terminal: Terminal, page: list[EntryInfo], *, whole_paths: bool, headed: bool) -> Table:
+    shown = table("KIND", "SIZE", "STEP", "AGO", "SAFE IN", "NAME", right=("SIZE", "STEP", "AGO"), fold=("NAME", "SAFE IN"))
+    shown.show_header = headed
+    now_s = time.time()
+    for entry in page:
+        shown.add_row(
+            entry.kind,
+            size(entry.size_bytes) if entry.kind != "folder" or entry.size_bytes else "-",
+            "-" if entry.step is None else str(entry.step),
+            "-" if entry.published_at_s is None else age(now_s - entry.published_at_s),
+            Text(visible(",".join(entry.durability)) or "-"),
+            _name(terminal, entry, whole_paths=whole_paths),
+        )
+    return shown
+
+
+def _facts(terminal: Terminal, entry: EntryInfo) -> Table:
+    """What is known of an entry, one fact a line; what it has none of is left out."""
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    facts.add_row("path", terminal.name(entry.path))
+    facts.add_row("kind", entry.kind)
+    facts.add_row("size", f"{size(entry.size_bytes)} ({entry.size_bytes:,} bytes)")
+    for label, value in (("files", entry.files), ("step", entry.step), ("ranks", entry.world_size), ("id", entry.publication_id)):
+        if value is not None:
+            facts.add_row(label, Text(visible(str(value))))
+    if entry.published_at_s is not None:
+        facts.add_row("published", f"{age(time.time() - entry.published_at_s)} ago ({iso(entry.published_at_s)})")
+        facts.add_row("safe in", Text(visible(", ".join(entry.durability)) or "no tier holds all of it"))
+    for key, value in sorted(entry.metadata.items()):
+        facts.add_row(Text(visible(f"metadata.{key}")), Text(visible(str(value))))
+    return facts
