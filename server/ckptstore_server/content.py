@@ -127,6 +127,9 @@ class ObjectStream:
             try:
                 self._reader = tier, self._stack.enter_context(self._replicas.reader(self._file, tier))
                 return self._reader
-            except (NotFound, TierUnavailable):
+            except NotFound:
+                self._replicas.missing(self._file, tier)
+                bad.append(tier)
+            except TierUnavailable:
                 bad.append(tier)
         return None

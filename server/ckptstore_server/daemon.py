@@ -83,10 +83,7 @@ def open_node(settings: Settings) -> Node:
     catalog = Catalog.open(settings.effective_catalog_url, node=node_id, node_name=socket.gethostname())
     try:
         catalog.register_tiers([TierRow(t.name, position, t.is_shared, t.durable) for position, t in enumerate(settings.effective_tiers)])
-        fresh = catalog.is_empty()
-        handles = tuple(
-            TierHandle(tier, home=settings.home, store_id=catalog.store_id, fresh_store=fresh) for tier in settings.effective_tiers
-        )
+        handles = tuple(TierHandle(tier, home=settings.home, store_id=catalog.store_id) for tier in settings.effective_tiers)
         pool = SegmentPool(settings.memory.limit, settings.memory.slots, settings.memory.huge_pages)
     except BaseException:
         catalog.close()
@@ -123,7 +120,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        lending = Lending(node, services.sessions, services.attempts, loop)
+        lending = Lending(node, services.sessions, services.attempts, services.replicas, loop)
         descriptors = DescriptorServer(self._settings.fd_socket, lending)
         servers = [(server, asyncio.create_task(server.serve())) for server in self._http_servers(services)]
         try:

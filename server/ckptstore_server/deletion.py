@@ -71,6 +71,6 @@ class Deletion:
         """Under the lock of the object's place: an evicted object may have been recalled meanwhile, and the chore withdrawn."""
         object_id = chore.object_id or ""
         with self._replicas.place(object_id, chore.tier):
-            if self._node.catalog.still_due_chores(chore):
+            if self._node.catalog.still_due(chore):
                 tier.sweep([object_id])
                 tier.delete(chore.key)

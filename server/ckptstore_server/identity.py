@@ -70,17 +70,19 @@ def check_root(tier: Tier, store_id: str) -> bool:
     return False
 
 
-def claim_root(tier: Tier, store_id: str, *, fresh: bool = False) -> None:
-    """Make sure that the root is this store's, claiming it if it is empty. WrongStore if it is not, and cannot be.
+def claim_root(tier: Tier, store_id: str) -> bool:
+    """Make sure that the root is this store's, claiming it if it is empty; whether it was claimed just now.
 
-    `fresh` says that the catalog is empty: then a root of another store is most likely its own, from before the catalog was lost; the
-    answer is the same.
+    WrongStore if it is another's. With an empty catalog that is most likely the store's own root, from before the catalog was lost;
+    the answer is the same.
     """
     if check_root(tier, store_id):
-        return
+        return False
     document = json.dumps({"format": FORMAT, "version": VERSION, "store": store_id}).encode() + b"\n"
     try:
         tier.put_document(STORE_KEY, document, exclusive=True)
     except AlreadyExists as error:  # another node, or another store, was faster
         if not check_root(tier, store_id):
             raise InvalidInput("the identity document came and went", operation="claim root", tier=tier.facts.name) from error
+        return False
+    return True

@@ -14,7 +14,7 @@ from ckptstore.errors import NotFound, TierUnavailable
 from ckptstore.wire import FdIngest, FdOpen, FdReady, FdSegment
 from ckptstore_server.attempts import AttemptService
 from ckptstore_server.node import Node
-from ckptstore_server.replicas import MEMORY
+from ckptstore_server.replicas import MEMORY, Replicas
 from ckptstore_server.sessions import Sessions
 from ckptstore_tiers.memory import in_job_cgroup
 from ckptstore_tiers.sources import FileSource
@@ -28,8 +28,11 @@ INGEST_TIMEOUT_S = 24 * 3600.0
 class Lending:
     """Implements `fd_server.DescriptorHandler`."""
 
-    def __init__(self, node: Node, sessions: Sessions, attempts: AttemptService, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, node: Node, sessions: Sessions, attempts: AttemptService, replicas: Replicas, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._node = node
+        self._replicas = replicas
         self._sessions = sessions
         self._attempts = attempts
         self._loop = loop
@@ -67,7 +70,11 @@ class Lending:
                 raise NotFound("the object is no longer in memory", operation="open", subject=file.key, tier=MEMORY)
             ready = FdReady(size_bytes=file.size_bytes, capacity_bytes=segment.capacity_bytes, generation=segment.generation)
             return ready, segment.read_only_fd()
-        fd = self._replica_fd(message, file.key)
+        try:
+            fd = self._replica_fd(message, file.key)
+        except NotFound:
+            self._replicas.missing(file, message.tier)
+            raise
         self._node.catalog.touch([message.object_id], message.tier)
         return FdReady(size_bytes=file.size_bytes, capacity_bytes=file.size_bytes), fd
 

@@ -24,6 +24,8 @@ MEMORY = "memory"
 COPIED = declare("copy.before_catalog")
 #: Stripes of the locks on (object, tier): enough that two objects seldom share one.
 PLACE_LOCKS = 256
+#: Objects that are marked at a time when a tier was emptied.
+OBJECTS_PER_PAGE = 1000
 
 
 def digests_of(file: StoredFile) -> BlockDigests:
@@ -109,6 +111,20 @@ class Replicas:
                 ChecksumMismatch(why, operation="read", subject=file.key, tier=tier, hint="it is replaced from a good one"),
             )
 
+    def missing(self, file: StoredFile, tier: str) -> None:
+        """A replica that is recorded is not there."""
+        self.damaged(file, tier, "it is missing")
+
+    def lost_all(self, handle: TierHandle) -> None:
+        """Mark every replica that the catalog knows in an emptied tier; each is copied there again from a deeper one."""
+        after = ""
+        while page := self._node.catalog.tier_objects(handle.name, after=after, limit=OBJECTS_PER_PAGE):
+            for file in page:
+                self._node.catalog.mark_damaged(file.object_id, handle.name)
+            after = page[-1].object_id
+            why = f"the tier was emptied: {len(page)} objects are missing"
+            self._node.remark(f"open {handle.name}", NotFound(why, tier=handle.name, hint="they are copied again from other tiers"))
+
     def copy(self, file: StoredFile, into: TierHandle) -> None:
         """Put the object into a tier from its nearest good replica, and record it. The one way in which bytes move between tiers.
 
@@ -123,6 +139,8 @@ class Replicas:
                     source = ReaderSource(stack.enter_context(self.reader(file, tier)))
                     target = stack.enter_context(into.watched())
                     stack.enter_context(self.place(file.object_id, into.name))
+                    if self._is_damaged(file.object_id, into):
+                        target.delete(file.key)  # wrong bytes are in the way: an object that is there is never written over
                     target.put(file.key, into.paced(source), expected=digests)
                     into.written.add(file.size_bytes)
                     failpoint(COPIED)
@@ -131,7 +149,7 @@ class Replicas:
                 return
             except NotFound as error:
                 last = error
-                self.damaged(file, tier, "it is missing")
+                self.missing(file, tier)
             except ChecksumMismatch as error:
                 last = error
                 problem = self.check(file, tier)
@@ -142,6 +160,11 @@ class Replicas:
             raise ChecksumMismatch("no good replica is left to copy from", operation="copy", subject=file.key, tier=into.name)
         raise last
 
+    def _is_damaged(self, object_id: str, handle: TierHandle) -> bool:
+        places = (self._node.node_id, "")
+        known = self._node.catalog.replicas(object_id)
+        return any(replica.damaged and replica.tier == handle.name and replica.node in places for replica in known)
+
     def repair(self, file: StoredFile, tier: str) -> bool:
         """Replace a damaged replica from a good one; False when no good one can be had now."""
         handle = self._node.handle(tier)
@@ -149,8 +172,6 @@ class Replicas:
             return False
         try:
             self._node.catalog.request_drain(file.object_id, tier)  # first: a crash in the middle leaves work for the next daemon
-            with handle.watched() as opened, self.place(file.object_id, tier):
-                opened.delete(file.key)
             self.copy(file, handle)
         except (TierUnavailable, ChecksumMismatch) as error:
             self._node.remark(f"repair in {tier}", error)

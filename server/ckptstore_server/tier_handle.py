@@ -50,7 +50,7 @@ class RateMeter:
 class TierHandle:
     """Name, settings, state and, once it answers, the tier itself."""
 
-    def __init__(self, settings: TierSettings, *, home: Path, store_id: str, fresh_store: bool) -> None:
+    def __init__(self, settings: TierSettings, *, home: Path, store_id: str) -> None:
         self.settings = settings
         self.name = settings.name
         self.written = RateMeter()
@@ -58,7 +58,7 @@ class TierHandle:
         self.state: Literal["ok", "full", "down"] = "down"
         self._home = home
         self._store_id = store_id
-        self._fresh_store = fresh_store
+        self.claimed = False  # whether the root was empty when it was opened: whatever was said to be in it is gone
         self._tier: Tier | None = None
         self._pace = Pace(settings.bandwidth_limit) if settings.bandwidth_limit else None
         self._lock = threading.Lock()
@@ -75,7 +75,7 @@ class TierHandle:
             try:
                 tier = open_tier(self.settings, self._home)
                 try:
-                    claim_root(tier, self._store_id, fresh=self._fresh_store)
+                    self.claimed = claim_root(tier, self._store_id)
                 except CkptStoreError:
                     tier.close()
                     raise

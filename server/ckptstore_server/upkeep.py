@@ -32,6 +32,7 @@ class Upkeep:
             ("expire attempts", EXPIRY_TURN_S, False, self._expire),
             ("evict", EVICTION_TURN_S, True, self._services.evictor.keep_below_mark),
             ("delete", DELETION_TURN_S, True, self._services.deletion.work_off),
+            ("notice emptied tiers", RECORDS_TURN_S, False, self._notice_emptied),
             ("commit records", RECORDS_TURN_S, True, self._settle),
             ("give memory back", MEMORY_TURN_S, False, self._give_back),
             ("leave when idle", IDLE_TURN_S, False, self._leave_when_idle),
@@ -73,6 +74,13 @@ class Upkeep:
             if view.idle_s > RECORDS_TURN_S:
                 await self._services.publisher.publish(view)
         await self._services.publisher.settle_all()
+
+    async def _notice_emptied(self) -> None:
+        """A root that was empty when it was opened has lost what the catalog says is there: a disk was replaced, or wiped."""
+        for handle in self._node.durable:
+            if handle.claimed:
+                await self._node.run(self._node.upkeep_executor, self._services.replicas.lost_all, handle)
+                handle.claimed = False
 
     async def _give_back(self) -> None:
         await self._node.run(self._node.upkeep_executor, self._node.pool.give_back, self._node.settings.memory.idle_release_s)
