@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,13 @@ class TestMemoryTier(TierContract):
 
 def test_memory_is_not_durable(pool: SegmentPool) -> None:
     assert MemoryTier(pool).facts.durable is False
+
+
+def test_the_facts_say_whether_huge_pages_are_offered(pool: SegmentPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for written, said in (("always [advise] never", "transparent (advise)"), ("always advise [never]", "write 'advise' to")):
+        (tmp_path / "shmem_enabled").write_text(written)
+        monkeypatch.setattr("ckptstore_tiers.memory_segment._SHMEM_ENABLED", tmp_path / "shmem_enabled")
+        assert said in MemoryTier(pool).facts.details["huge_pages"]
 
 
 def test_a_recalled_object_yields_to_a_save() -> None:

@@ -71,10 +71,11 @@ def save(pool: SegmentPool, owner: str, object_id: str, size_bytes: int = MIB) -
 
 def settle(pool: SegmentPool) -> None:
     """Everything that the pool does behind its callers has been done."""
-    pool._prefaulter.submit(int).result(60)
+    for threads in (pool._prefaulter, pool._spare_maker):
+        threads.submit(int).result(60)  # what was submitted before has begun
     for slot in list(pool._slots.values()):
         assert slot.prefaulted.wait(60)
-    pool._prefaulter.submit(int).result(60)
+    pool._spare_maker.submit(int).result(60)
 
 
 def resident_bytes(segment: Segment) -> int:
@@ -328,6 +329,20 @@ def test_a_forgotten_object_is_gone_and_its_slot_is_its_owners_again(make: Make)
     assert pool.acquire("a", MIB, timeout_s=0).segment_id == segment.segment_id
 
 
+def test_a_forgotten_object_is_read_on_by_who_has_it_open_also_when_its_owner_goes(make: Make) -> None:
+    pool = make(slots=1)
+    segment = pool.acquire("a", MIB, timeout_s=0)
+    segment.view[:5] = b"saved"
+    pool.hold(segment.segment_id, segment.generation)
+    pool.keep_as_replica(segment, "object", 5)
+    with pool.reader("object") as reader:
+        pool.forget("object")
+        pool.owner_gone("a")
+        assert pool.give_back(0) == 0
+        assert bytes(reader.view) == b"saved"
+    assert pool.usage()["segments"] == 0
+
+
 # --- limits ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -511,6 +526,17 @@ def test_pages_come_without_populate_and_running_out_is_told(
     assert view[100] == 7
     if error == 22:
         assert mapped_bytes(view) >= 4 * MIB
+
+
+def test_reserved_huge_pages_that_somebody_else_takes_first_leave_ordinary_memory(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "free").write_text("1000000")  # more than any test machine has
+    monkeypatch.setattr("ckptstore_tiers.memory_segment._FREE_HUGE_PAGES", tmp_path / "free")
+    segment = make(slots=1).acquire("a", 63 * MIB, timeout_s=0)
+    segment.view[:5] = b"works"
+    assert segment.wait_prefaulted(60)
+    assert resident_bytes(segment) == segment.capacity_bytes
 
 
 def test_prefaulting_never_changes_a_byte(make: Make) -> None:

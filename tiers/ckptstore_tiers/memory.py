@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from ckptstore.errors import Busy, InvalidInput, NotFound, TierFull
 from ckptstore_tiers.job_cgroup import JobCgroup, in_job_cgroup
 from ckptstore_tiers.memory_limits import HostMemory
-from ckptstore_tiers.memory_segment import HUGE_PAGE_BYTES, PinnedReplica, Segment, SegmentState, Slot
+from ckptstore_tiers.memory_segment import PinnedReplica, Segment, SegmentState, Slot, round_up
 
 __all__ = ["RECALL_OWNER", "JobCgroup", "PinnedReplica", "Segment", "SegmentPool", "SegmentState", "in_job_cgroup"]
 
@@ -37,10 +37,6 @@ SLACK_BYTES = 1 << 20
 _LOOK_AGAIN_S = 1.0
 #: A late acquire of an owner that has just gone is refused; this many gone owners are remembered.
 _REMEMBERED_OWNERS = 65_536
-
-
-def _round_up(size_bytes: int) -> int:
-    return -(-max(size_bytes, 1) // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
 
 
 class SegmentPool:
@@ -68,6 +64,8 @@ class SegmentPool:
         self._closed = False
         threads = max(1, min(4, (os.cpu_count() or 1) // 4))
         self._prefaulter = ThreadPoolExecutor(threads, thread_name_prefix="ckptstore-prefault")
+        # Of its own, so that no owner's first slot waits behind another's spare.
+        self._spare_maker = ThreadPoolExecutor(1, thread_name_prefix="ckptstore-spare")
 
     @property
     def limit_bytes(self) -> int:
@@ -91,12 +89,8 @@ class SegmentPool:
                     break
                 remaining_s = deadline - time.monotonic()
                 if remaining_s <= 0:
-                    raise Busy(
-                        f"no segment of {size_bytes} bytes within {timeout_s:g} s: {found[0]}",
-                        operation="acquire a segment",
-                        tier="memory",
-                        hint=found[1],
-                    )
+                    why = f"no segment of {size_bytes} bytes within {timeout_s:g} s: {found[0]}"
+                    raise Busy(why, operation="acquire a segment", tier="memory", hint=found[1])
                 self._changed.wait(min(remaining_s, _LOOK_AGAIN_S))
             fresh = found.generation == 0
             found.generation += 1
@@ -191,7 +185,8 @@ class SegmentPool:
             for slot in self._slots_of(owner):
                 slot.owner_gone = True
                 if slot.state in (SegmentState.LENT, SegmentState.FREE):
-                    self._drop(slot)
+                    slot.doomed = True  # FREE may still be read from: by who opened its object before it was forgotten
+                    self._drop_unread(slot)
 
     def give_back(self, idle_s: float) -> int:
         """Close what nobody has used for so long; the number of bytes given back."""
@@ -218,7 +213,8 @@ class SegmentPool:
             self._closed = True
             for slot in list(self._slots.values()):
                 self._drop(slot)
-        self._prefaulter.shutdown(wait=True, cancel_futures=True)
+        for threads in (self._prefaulter, self._spare_maker):
+            threads.shutdown(wait=True, cancel_futures=True)
 
     # --- under the lock ------------------------------------------------------------------------------------------------------
 
@@ -267,10 +263,7 @@ class SegmentPool:
 
     def _make_room(self, owner: str, capacity_bytes: int, *, too_small: Slot | None) -> tuple[str, str] | None:
         """Drop as many slots as it takes, or none and say which bound is in the way. `too_small` goes in any case."""
-        unbacked_bytes = sum(slot.unbacked_bytes() for slot in [*self._slots.values(), *self._dropped])
-        host = self._host.room()  # after the line above: pages made in between are counted twice, never not at all
-        limit_room = self._limit_bytes - sum(slot.capacity_bytes for slot in self._slots.values())
-        host_room = host.size_bytes - unbacked_bytes
+        limit_room, host_room, bound = self._rooms()
         victims: list[Slot] = []
         candidates = [slot for slot in self._evictable(owner) if slot is not too_small]
         for slot in [too_small, *candidates] if too_small else candidates:
@@ -280,15 +273,19 @@ class SegmentPool:
             limit_room += slot.capacity_bytes
             host_room += slot.capacity_bytes  # its pages come back, and its promise for the rest ends
         if limit_room < capacity_bytes:
-            return (
-                f"the memory limit of {self._limit_bytes} bytes is used up",
-                "wait for drains, or raise memory.limit",
-            )
+            return f"the memory limit of {self._limit_bytes} bytes is used up", "wait for drains, or raise memory.limit"
         if host_room < capacity_bytes:
-            return f"{host.bound} leaves {max(0, host_room)} bytes", "free memory on this node, or raise that limit"
+            return f"{bound} leaves {max(0, host_room)} bytes", "free memory on this node, or raise that limit"
         for slot in victims:
             self._drop(slot)
         return None
+
+    def _rooms(self) -> tuple[int, int, str]:
+        """What the limit leaves, what the host and the cgroups leave beside all promises, and the name of the bound on the latter."""
+        unbacked_bytes = sum(slot.unbacked_bytes() for slot in [*self._slots.values(), *self._dropped])
+        host = self._host.room()  # after the line above: pages made in between are counted twice, never not at all
+        limit_room = self._limit_bytes - sum(slot.capacity_bytes for slot in self._slots.values())
+        return limit_room, host.size_bytes - unbacked_bytes, host.bound
 
     def _evictable(self, owner: str) -> list[Slot]:
         """Slots that may go for `owner`, first to go first.
@@ -309,8 +306,8 @@ class SegmentPool:
         return sorted(idle, key=lambda slot: (group(slot), slot.state is SegmentState.REPLICA, slot.used_at_s))
 
     def _capacity_for(self, size_bytes: int) -> int:
-        roomy = _round_up(size_bytes + SLACK_BYTES)
-        return roomy if roomy <= self._limit_bytes else _round_up(size_bytes)
+        roomy = round_up(size_bytes + SLACK_BYTES)
+        return roomy if roomy <= self._limit_bytes else round_up(size_bytes)
 
     def _vacate(self, slot: Slot) -> None:
         """Nothing is in the slot now: free for its owner, or closed if it has none."""
@@ -351,7 +348,7 @@ class SegmentPool:
     def _refuse_impossible(self, size_bytes: int) -> None:
         if size_bytes < 0:
             raise InvalidInput(f"a segment cannot have {size_bytes} bytes", operation="acquire a segment", tier="memory")
-        if _round_up(size_bytes) > self._limit_bytes:
+        if round_up(size_bytes) > self._limit_bytes:
             raise TierFull(
                 f"{size_bytes} bytes can never fit the memory limit of {self._limit_bytes} bytes",
                 operation="acquire a segment",
@@ -376,7 +373,7 @@ class SegmentPool:
         try:
             self._prefaulter.submit(slot.prefault)
             if slot.owner != RECALL_OWNER:
-                self._prefaulter.submit(self._make_spare, slot.owner, slot.capacity_bytes)
+                self._spare_maker.submit(self._make_spare, slot.owner, slot.capacity_bytes)
         except RuntimeError:
             slot.prefaulted.set()  # the pool was closed meanwhile, and the slot with it
 
@@ -386,8 +383,8 @@ class SegmentPool:
             has_one = any(slot.capacity_bytes >= capacity_bytes and slot.idle for slot in own)
             if self._closed or owner in self._gone or has_one or not 0 < len(own) < self._slots_per_owner:
                 return  # without any slot now: what this was to stand beside has been given back meanwhile
-            if not self._has_room(capacity_bytes):
-                return
+            if min(self._rooms()[:2]) < capacity_bytes:
+                return  # nobody yields for a spare
             try:
                 spare = self._make_slot(owner, capacity_bytes)
             except TierFull:
@@ -396,13 +393,6 @@ class SegmentPool:
             with self._tables():
                 if spare.idle and spare.state is SegmentState.FREE and spare.segment_id in self._slots:
                     self._drop(spare)  # memory ran out while it was made
-
-    def _has_room(self, capacity_bytes: int) -> bool:
-        """Whether a slot can be made without anybody's yielding."""
-        unbacked_bytes = sum(slot.unbacked_bytes() for slot in self._slots.values())
-        host_room = self._host.room().size_bytes - unbacked_bytes
-        limit_room = self._limit_bytes - sum(slot.capacity_bytes for slot in self._slots.values())
-        return min(host_room, limit_room) >= capacity_bytes
 
 
 def _reuse_order(slot: Slot) -> tuple[bool, int, float]:

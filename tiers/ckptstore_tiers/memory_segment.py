@@ -17,7 +17,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable
-from ctypes import CDLL, c_int, c_long, get_errno
+from ctypes import CDLL, c_int, c_long
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
@@ -35,7 +35,13 @@ HUGE_PAGE_BYTES = 2 << 20
 _F_ADD_SEALS = 1033
 _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1, 2, 4
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
+_SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _FREE_HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+
+
+def round_up(size_bytes: int) -> int:
+    """The smallest capacity that holds so many bytes."""
+    return -(-max(size_bytes, 1) // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
 
 
 class SegmentState(Enum):
@@ -260,7 +266,9 @@ def _map(flags: int, capacity_bytes: int) -> tuple[int, mmap.mmap]:
     try:
         os.ftruncate(fd, capacity_bytes)
         fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL)
-        return fd, mmap.mmap(fd, capacity_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        memory = mmap.mmap(fd, capacity_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        memory.madvise(mmap.MADV_DONTDUMP)  # a crash of the daemon should not write hundreds of gigabytes of core
+        return fd, memory
     except OSError:
         os.close(fd)
         raise
@@ -293,5 +301,18 @@ def _fallocate() -> Callable[[int, int, int, int], int]:
 
 
 def _punch(fd: int, length_bytes: int) -> None:
-    if _fallocate()(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, 0, length_bytes) != 0 and get_errno() != errno.EOPNOTSUPP:
-        raise TierFull(os.strerror(get_errno()), operation="give back a segment", tier="memory")
+    """Without it (an old kernel) the memory comes back too, but only when the last client has unmapped it: no error."""
+    _fallocate()(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, 0, length_bytes)
+
+
+def huge_pages_offered() -> str:
+    """What the kernel offers to segments, for `status`, with what to do if it offers none."""
+    if _reserved_huge_pages_bytes():
+        return f"{_reserved_huge_pages_bytes()} bytes are reserved"
+    try:
+        chosen = _SHMEM_ENABLED.read_text("ascii").partition("[")[2].partition("]")[0]
+    except OSError:
+        return "none: this kernel has no transparent huge pages for shared memory"
+    if chosen in ("never", "deny", ""):
+        return f"none: write 'advise' to {_SHMEM_ENABLED}, and segments are ready ten times sooner"
+    return f"transparent ({chosen})"

@@ -21,6 +21,7 @@ from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, DigestedBlocks
 from ckptstore_tiers.interface import BlockSource, ObjectStat, TierFacts, TierUsage
 from ckptstore_tiers.keys import check_key
 from ckptstore_tiers.memory import RECALL_OWNER, PinnedReplica, Segment, SegmentPool
+from ckptstore_tiers.memory_segment import huge_pages_offered
 from ckptstore_tiers.scratch import ScratchPool
 
 
@@ -43,7 +44,8 @@ class MemoryTier:
 
     @property
     def facts(self) -> TierFacts:
-        return TierFacts(self._name, "memory", shared=False, durable=False, location="host memory", details={})
+        details = {"huge_pages": huge_pages_offered()}
+        return TierFacts(self._name, "memory", shared=False, durable=False, location="host memory", details=details)
 
     # --- objects -------------------------------------------------------------------------------------------------------------
 
