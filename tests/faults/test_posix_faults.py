@@ -232,6 +232,26 @@ def test_a_shared_mount_that_stores_other_bytes_is_noticed_before_the_object_has
     tier.close()
 
 
+@pytest.mark.parametrize("size_bytes", [2 * BLOCK_BYTES, 5000], ids=["whole_blocks", "odd_tail"])
+def test_a_byte_that_is_changed_and_changed_back_during_the_write_is_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_bytes: int
+) -> None:
+    """The cleverest late write: the source looks the same before and after, but not at the moment when it is written."""
+    tier, data, original = open_tier(tmp_path / "root", shared=False), bytearray(content(size_bytes)), disk_calls.pwrite
+
+    def change_meanwhile(label: str, fd: int, view: memoryview, offset: int) -> int:
+        data[100] ^= 1
+        try:
+            return original(label, fd, view, offset)
+        finally:
+            data[100] ^= 1
+
+    monkeypatch.setattr(disk_calls, "pwrite", change_meanwhile)
+    digests = tier.put(KEY, MemorySource(data, stable=False))
+    assert BlockDigests.of(stored(tier, KEY)) == digests
+    tier.close()
+
+
 # -- SIGKILL --------------------
 
 CHILD = textwrap.dedent(

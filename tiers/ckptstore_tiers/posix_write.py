@@ -1,9 +1,9 @@
 """How does an object become a finished file under a temporary name, with every byte of it on the disk?
 
 Blocks of 4 MiB are written by a few threads with O_DIRECT, straight from the source's memory where that is page-aligned and
-through a scratch buffer where it is not; the tail is padded to a whole page and cut off again. That writes 6.0–6.8 GB/s where
-buffered writing and fsync give 0.3–1.5 GB/s. A file system that refuses (EINVAL: tmpfs, some overlays and FUSE mounts) gets
-the same file through the page cache.
+does not change, through a scratch buffer where not; the tail is padded to a whole page and cut off again. That writes
+6.0–6.8 GB/s where buffered writing and fsync give 0.3–1.5 GB/s. A file system that refuses (EINVAL: tmpfs, some overlays and
+FUSE mounts) gets the same file through the page cache.
 
 Durable when `write_file` returns: the file's data and size. Not yet its name; that is the caller's part (rename, then fsync
 of the folder). After any error the temporary file is gone, as far as the disk lets it.
@@ -29,7 +29,7 @@ from ckptstore_tiers import disk_calls
 from ckptstore_tiers.checksums import BLOCK_BYTES, DigestedBlocks
 from ckptstore_tiers.posix_errors import FULL, UNSUPPORTED
 from ckptstore_tiers.scratch import ScratchPool
-from ckptstore_tiers.sources import ALIGNMENT_BYTES, is_aligned
+from ckptstore_tiers.sources import ALIGNMENT_BYTES, copy_bytes, is_aligned
 
 CREATE = declare("posix.put.create")
 ALLOCATE = declare("posix.put.fallocate")
@@ -175,6 +175,6 @@ def _aligned(view: memoryview, bounce: memoryview) -> memoryview:
     padded_bytes = -(-len(view) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
     if padded_bytes == len(view) and is_aligned(view):
         return view
-    bounce[: len(view)] = view
+    copy_bytes(view, bounce[: len(view)])
     bounce[len(view) : padded_bytes] = bytes(padded_bytes - len(view))
     return bounce[:padded_bytes]

@@ -31,6 +31,11 @@ def is_aligned(view: memoryview) -> bool:
     return address_of(view) % ALIGNMENT_BYTES == 0
 
 
+def copy_bytes(view: memoryview, target: memoryview) -> None:
+    """Copy all of `view` into `target`, of the same length, without the interpreter's lock: slices would hold it meanwhile."""
+    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(view, np.uint8))
+
+
 def _check_index(index: int, size_bytes: int) -> None:
     if not 0 <= index < block_count(size_bytes):
         raise InvalidInput(f"there is no block {index} in {size_bytes} bytes", operation="read source")
@@ -166,5 +171,5 @@ class PrivateCopy:
         if self._source.stable:
             return view
         copy = scratch[: len(view)]
-        copy[:] = view
+        copy_bytes(view, copy)
         return copy
