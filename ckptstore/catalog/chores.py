@@ -40,7 +40,7 @@ class Chores(Core):
 
         return self._db.read("list chores", work, tier)
 
-    def still_due_chores(self, chore: Chore) -> bool:
+    def still_due(self, chore: Chore) -> bool:
         """Whether the chore was neither withdrawn nor done by another node."""
         query = select(chores.c.chore_id).where(chores.c.chore_id == chore.chore_id)
         return self._db.read("look up chore", lambda tx: tx.execute(query).first() is not None, chore.key)
@@ -62,7 +62,6 @@ class Chores(Core):
             .where(chores.c.tier == tier.name, chores.c.owner.in_(owners), chores.c.graced == graced, chores.c.due_s <= now_s() - grace_s)
             .order_by(chores.c.due_s, chores.c.chore_id)
         )
-
 
     def _done(self, tx: Connection, chore: Chore) -> None:
         owner = chore.publication_id or ""

@@ -107,7 +107,8 @@ class Database:
         else:
             raise ConfigInvalid("a catalog is sqlite:////path or postgresql://…", operation="open catalog", subject=self.name)
         self.is_sqlite = self._engine.dialect.name == "sqlite"
-        self._writer = self._engine.execution_options(writes=True)
+        # Counts of inserted rows decide what follows, too; psycopg forgets them unless asked.
+        self._writer = self._engine.execution_options(writes=True, preserve_rowcount=True)
 
     def _open_sqlite(self, place: URL) -> Engine:
         file = Path(place.database or "")

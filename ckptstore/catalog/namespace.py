@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, exists, func, literal, null, or_, select, true, union_all
+from sqlalchemy import Connection, Select, and_, exists, func, literal, or_, select, true, union_all
 
 from ckptstore import paths
 from ckptstore.catalog.core import Core, lock_namespace
@@ -58,9 +58,16 @@ class Namespace(Core):
         return self._db.read("resolve", lambda tx: self._published_at(tx, path), path)
 
     def files(
-        self, publication_id: str, *, rank: int | None = None, after: str = "", limit: int = 1000, with_blocks: bool = True
+        self,
+        publication_id: str,
+        *,
+        rank: int | None = None,
+        name: str | None = None,
+        after: str = "",
+        limit: int = 1000,
+        with_blocks: bool = True,
     ) -> list[StoredFile]:
-        """A page of a publication's files, in byte order of their names; `after` "" begins at the first."""
+        """A page of a publication's files, of one rank or of one name if asked, in byte order of names; `after` "" begins at the first."""
 
         def work(tx: Connection) -> list[StoredFile]:
             if tx.execute(select(publications.c.state).where(publications.c.publication_id == publication_id)).first() is None:
@@ -68,6 +75,8 @@ class Namespace(Core):
             query = select(*file_columns(with_blocks)).where(objects.c.attempt_id == publication_id)
             if rank is not None:
                 query = query.where(objects.c.rank == rank)
+            if name is not None:
+                query = query.where(objects.c.name == name)
             if after:
                 query = query.where(objects.c.name > after)
             return [stored_file(row) for row in tx.execute(query.order_by(objects.c.name).limit(limit))]
@@ -251,7 +260,7 @@ def _list_inside(tx: Connection, publication_id: str, path: str, folder: str, af
 def _inside_query(publication_id: str, folder: str, after: str, limit: int) -> Select[Any]:
     files = select(objects.c.leaf, literal(Kind.FILE.value).label("kind"), objects.c.size_bytes)
     files = files.where(objects.c.attempt_id == publication_id, objects.c.folder == folder, objects.c.leaf > after, objects.c.leaf != "")
-    folders = select(inner_folders.c.leaf, literal(FOLDER).label("kind"), null().label("size_bytes"))
+    folders = select(inner_folders.c.leaf, literal(FOLDER).label("kind"), literal(0).label("size_bytes"))
     folders = folders.where(inner_folders.c.attempt_id == publication_id, inner_folders.c.folder == folder, inner_folders.c.leaf > after)
     page = [query.order_by("leaf").limit(limit).subquery() for query in (files, folders)]
     both = union_all(*(select(part.c.leaf, part.c.kind, part.c.size_bytes) for part in page)).subquery()
