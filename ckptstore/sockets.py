@@ -14,6 +14,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import socket
 import stat
 from pathlib import Path
@@ -23,6 +24,8 @@ from ckptstore.errors import AlreadyRunning, ConfigInvalid, Unauthorized
 #: sockaddr_un.sun_path has 108 bytes, the last of which is NUL.
 MAX_SOCKET_PATH_BYTES = 107
 _SHORT_ROOT = Path("/tmp")
+#: ckptstore-<user id of the home's owner>-<hash of the home's path>
+_SHORT_NAME = re.compile(r"ckptstore-\d+-[0-9a-f]{16}")
 
 
 def socket_path(home: Path, name: str) -> Path:
@@ -30,11 +33,10 @@ def socket_path(home: Path, name: str) -> Path:
     natural = home / name
     if len(os.fsencode(natural)) <= MAX_SOCKET_PATH_BYTES:
         return natural
-    owner = _owner(home)
     digest = hashlib.sha256(os.fsencode(os.path.realpath(home))).hexdigest()[:16]
-    folder = _SHORT_ROOT / f"ckptstore-{owner}-{digest}"
+    folder = _SHORT_ROOT / f"ckptstore-{_owner(home)}-{digest}"
     with contextlib.suppress(FileNotFoundError):
-        _check_folder(folder, owner)
+        _check_folder(folder)
     return folder / name
 
 
@@ -43,10 +45,10 @@ def claim(path: Path) -> None:
 
     AlreadyRunning if somebody answers; ConfigInvalid if something else than a socket is there. Call it under the home's lock.
     """
-    if path.parent.parent == _SHORT_ROOT and path.parent.name.startswith("ckptstore-"):
+    if path.parent.parent == _SHORT_ROOT and _SHORT_NAME.fullmatch(path.parent.name):
         with contextlib.suppress(FileExistsError):
             path.parent.mkdir(mode=0o700)
-        _check_folder(path.parent, os.getuid())
+        _check_folder(path.parent)
     try:
         kind = path.lstat().st_mode
     except FileNotFoundError:
@@ -89,10 +91,11 @@ def _owner(home: Path) -> int:
         return os.getuid()
 
 
-def _check_folder(folder: Path, owner: int) -> None:
-    """Raise Unauthorized unless it is a folder of `owner` that nobody else may enter; FileNotFoundError if there is none."""
+def _check_folder(folder: Path) -> None:
+    """Raise Unauthorized unless only the user in its name, or root, may enter it; FileNotFoundError if there is none."""
+    owner = int(folder.name.split("-")[1])
     found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or stat.S_IMODE(found.st_mode) & 0o077:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (owner, 0) or stat.S_IMODE(found.st_mode) & 0o077:
         raise Unauthorized(
             f"the folder for sockets is not a folder of user {owner} alone",
             operation="find the socket",

@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ckptstore import fd_protocol, sockets
 from ckptstore.errors import (
@@ -99,7 +101,13 @@ def handler() -> Iterator[PoolHandler]:
 
 @pytest.fixture
 def server(tmp_path: Path, handler: PoolHandler) -> Iterator[DescriptorServer]:
-    with DescriptorServer(tmp_path / "fd.sock", handler, send_timeout_s=1, line_timeout_s=0.5) as server:
+    with DescriptorServer(tmp_path / "fd.sock", handler) as server:
+        yield server
+
+
+@pytest.fixture
+def impatient_server(tmp_path: Path, handler: PoolHandler) -> Iterator[DescriptorServer]:
+    with DescriptorServer(tmp_path / "impatient.sock", handler, send_timeout_s=0.5, line_timeout_s=0.5) as server:
         yield server
 
 
@@ -414,15 +422,17 @@ def test_descriptors_that_nobody_asked_for_are_closed(server: DescriptorServer, 
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_a_client_that_never_reads_is_dropped(server: DescriptorServer, handler: PoolHandler) -> None:
-    connection = sent(greeted(server), b'{"op":"open","object_id":"o","tier":"long"}\n')
+def test_a_client_that_never_reads_is_dropped(
+    server: DescriptorServer, impatient_server: DescriptorServer, handler: PoolHandler
+) -> None:
+    connection = sent(greeted(impatient_server), b'{"op":"open","object_id":"o","tier":"long"}\n')
     handler.wait_for(lambda: len(handler.ended) == 1)
     connection.close()
     assert_serves(server, handler)
 
 
-def test_a_line_that_drips_is_dropped(server: DescriptorServer, handler: PoolHandler) -> None:
-    connection = sent(greeted(server), b'{"op":')
+def test_a_line_that_drips_is_dropped(server: DescriptorServer, impatient_server: DescriptorServer, handler: PoolHandler) -> None:
+    connection = sent(greeted(impatient_server), b'{"op":')
     assert assert_hung_up(connection) is None
     assert_serves(server, handler)
 
@@ -531,6 +541,14 @@ def test_a_home_with_a_long_path_has_its_sockets_in_a_short_private_folder(long_
     with DescriptorServer(path, handler) as server:
         assert path.parent.stat().st_mode & 0o777 == 0o700
         assert_serves(server, handler)
+
+
+def test_a_home_of_any_mode_directly_under_tmp_is_used_as_it_is(handler: PoolHandler) -> None:
+    with tempfile.TemporaryDirectory(prefix="ckptstore-", dir="/tmp") as home:
+        Path(home).chmod(0o755)
+        with DescriptorServer(sockets.socket_path(Path(home), "fd.sock"), handler) as server:
+            assert server.path.parent == Path(home)
+            assert_serves(server, handler)
 
 
 @pytest.mark.parametrize("trap", ["open_to_others", "symlink", "file"])
@@ -669,3 +687,25 @@ def test_nothing_to_read_in_time_is_a_timeout_and_a_hang_up_is_not(pair: tuple[s
     one.close()
     with pytest.raises(ConnectionError):
         fd_protocol.receive(other)
+
+
+PIECES = st.binary(max_size=40) | st.sampled_from([b"{", b"}", b"\n", b'"text":', b'"x"', b"[", b"null", b"1e999", b"NaN"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(PIECES, max_size=12), st.integers(0, 3))
+def test_whatever_bytes_arrive_only_the_promised_errors_come_out(parts: list[bytes], fd_count: int) -> None:
+    one, other = socket.socketpair()
+    with one, other, open("/dev/null", "rb") as attached:
+        one.sendall(b"".join(parts))
+        rights = array.array("i", [attached.fileno()] * fd_count)
+        one.sendmsg([b"\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fd_count else [])
+        one.close()
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        try:
+            document, fds = fd_protocol.receive(other, 300, fd_limit=1)
+            fd_protocol.close_all(fds)
+            assert isinstance(document, dict)
+        except (InvalidInput, ConnectionError):
+            pass
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
