@@ -332,7 +332,8 @@ def test_a_failpoint_fires_at_the_hit_that_was_named() -> None:
 def test_every_label_of_the_tier_is_declared_and_hit_by_some_operation(tmp_path: Path) -> None:
     hit: set[str] = set()
     for number, operation in enumerate(OPERATIONS):
-        hit |= set(labels_of(tmp_path / str(number), operation, shared=True))
+        for shared in (False, True):
+            hit |= set(labels_of(tmp_path / f"{number}-{shared}", operation, shared=shared))
     with failpoints.listening(hit.add):
         tier = open_tier(tmp_path / "rest", shared=False)
         (tmp_path / "rest/tmp" / f"{OBJECT_ID}.left").write_bytes(b"")
