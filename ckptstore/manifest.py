@@ -3,9 +3,9 @@
     {"format": "ckptstore/1", "path": …, "attempt": id, "world_size": n, "step": …, "metadata": {…}, "opened_at_s": …,
      "parts": [{"rank": 0, "file": "rank-00000-of-00002.safetensors", "object": id, "size_bytes": …, "digest": …}, …]}
 
-The index is for people and for other tools: `load` asks the catalog instead, and each rank's own file says what lies in it (`ckptstore.part`), so that no
-reader needs an index that grows with ranks times tensors. What is in it depends on the attempt alone and never on the clock: a publish that is repeated
-after a crash writes the same bytes again.
+The index is for people and for other tools: `load` asks the catalog instead, and each rank's own file says what lies in it
+(`ckptstore.part`), so that no reader needs an index that grows with ranks times tensors. What is in it depends on the attempt
+alone and never on the clock: a publish that is repeated after a crash writes the same bytes again.
 
 Pure functions. A document from a store is data from outside: `read_index` refuses by name (InvalidInput) whatever breaks the rules.
 """
@@ -59,7 +59,9 @@ class Index(BaseModel):
 
 def part_file_name(rank: int, world_size: int) -> str:
     """`rank-00003-of-00008.safetensors`: names sort by rank for any world size that we accept."""
-    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors" if world_size <= 100_000 else f"rank-{rank:07d}-of-{world_size:07d}.safetensors"
+    return (
+        f"rank-{rank:05d}-of-{world_size:05d}.safetensors" if world_size <= 100_000 else f"rank-{rank:07d}-of-{world_size:07d}.safetensors"
+    )
 
 
 def build_index(attempt: AttemptView, parts: Iterable[StoredFile]) -> bytes:

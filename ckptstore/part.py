@@ -14,11 +14,13 @@ every tensor of 8,192 ranks would be hundreds of megabytes that each of them rea
     {"$scalar": ["float32", "base64"]}                                       a numpy scalar
     {"$torch": key} {"$array": key}                                          a torch tensor, a numpy array, by its key in the header
 
-Leaves that are the same tensor name the same key: stored once, tied again. A leaf's *place* is the path to it, joined with "/"; "/" and "%" in
-a name are percent-escaped, and a str name that a number in the same dict is also written as gets its first byte escaped, so that places are
-unique. A tensor's key is the place where it was met first. Exact types only: a subclass would come back as something else.
+Leaves that are the same tensor name the same key: stored once, tied again. A leaf's *place* is the path to it, joined with "/";
+"/" and "%" in a name are percent-escaped, and a str name that a number in the same dict is also written as gets its first byte
+escaped, so that places are unique. A tensor's key is the place where it was met first. Exact types only: a subclass would come
+back as something else.
 
-Pure functions over values. A document from a file is data from outside: `parse_part` refuses by name (InvalidInput) whatever breaks the grammar.
+Pure functions over values. A document from a file is data from outside: `parse_part` refuses by name (InvalidInput) whatever
+breaks the grammar.
 """
 
 from __future__ import annotations
@@ -226,7 +228,7 @@ def _not_storable(place: str | None, value: Any) -> NotStorable:
         repr(type(value)),
         operation="save",
         subject=shown_place(place),
-        hint="a state holds dicts, lists, tuples, tensors, arrays, numbers, strings and bytes of exactly these types; convert it, or leave it out",
+        hint="a state holds dicts, lists, tuples, tensors, arrays, numbers, strings and bytes of exactly these types",
     )
 
 
@@ -255,7 +257,8 @@ class Selection:
 def parse_part(header: Header, selection: Selection, decoders: Mapping[str, LeafDecoder]) -> Any:
     """The outline of a state: its nesting with TensorRef where tensors belong, and ABSENT where nothing was selected.
 
-    `decoders` make the leaves that need a framework (`$size`, `$dtype`, `$device`, `$scalar`). InvalidInput, by place, for what breaks the grammar.
+    `decoders` make the leaves that need a framework (`$size`, `$dtype`, `$device`, `$scalar`). InvalidInput, by place, for what
+    breaks the grammar.
     """
     text = header.metadata.get(PART_KEY)
     if text is None:

@@ -1,12 +1,12 @@
 """How does a rank's file look, and is this header one of it? Ordinary safetensors, strictly read.
 
-The format (https://github.com/huggingface/safetensors, "Format"): 8 bytes of header length (little endian), the header as JSON, then the
-tensors' bytes. The tensors, sorted by offset, cover the data without overlap or hole, from 0 to the end of the file. We pad the header with
-spaces, as the format allows, so that the data starts on a 4,096-byte boundary, and with some slack, so that a step counter that grows a digit
-does not move the data: a plan of offsets then serves every save of a run.
+The format (https://github.com/huggingface/safetensors, "Format"): 8 bytes of header length (little endian), the header as JSON,
+then the tensors' bytes. The tensors, sorted by offset, cover the data without overlap or hole, from 0 to the end of the file. We
+pad the header with spaces, as the format allows, so that the data starts on a 4,096-byte boundary, and with some slack, so that a
+step counter that grows a digit does not move the data: a plan of offsets then serves every save of a run.
 
-A header is data from outside: `parse_header` is bounded and refuses by name (InvalidInput) whatever breaks a rule; it never trusts a length.
-Pure functions over values: no I/O, no state, any thread.
+A header is data from outside: `parse_header` is bounded and refuses by name (InvalidInput) whatever breaks a rule; it never
+trusts a length. Pure functions over values: no I/O, no state, any thread.
 """
 
 from __future__ import annotations

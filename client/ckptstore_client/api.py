@@ -1,7 +1,8 @@
 """How does the client speak to a daemon? One httpx pool per daemon, typed answers, and errors that arrive as their own classes.
 
-Over the unix socket or TCP it is the same API (`ckptstore.wire`). What httpx raises is translated here, once: nobody answered, or the connection broke,
-is DaemonUnavailable; no answer in time is WaitTimeout. Nothing is repeated here: whether a request may be sent again is known where it is made.
+Over the unix socket or TCP it is the same API (`ckptstore.wire`). What httpx raises is translated here, once: nobody answered, or
+the connection broke, is DaemonUnavailable; no answer in time is WaitTimeout. Nothing is repeated here: whether a request may be
+sent again is known where it is made.
 
 Thread-safe, as httpx.Client is. Not for a forked child: `Store` opens a new one there.
 """

@@ -1,7 +1,9 @@
-"""Where is the store? This node's daemon, started if none answers, or a daemon behind a URL; and the default store of the module's functions.
+"""Where is the store? This node's daemon, started if none answers, or a daemon behind a URL; and the default store of the
+module's functions.
 
-Arguments win over the environment (CKPTSTORE_URL, CKPTSTORE_TOKEN or CKPTSTORE_TOKEN_FILE, CKPTSTORE_HOME, CKPTSTORE_GROUP). Of the configuration file the
-client reads only where the home and its sockets are. The default store is made at its first use, once per process, under a lock.
+Arguments win over the environment (CKPTSTORE_URL, CKPTSTORE_TOKEN or CKPTSTORE_TOKEN_FILE, CKPTSTORE_HOME, CKPTSTORE_GROUP). Of
+the configuration file the client reads only where the home and its sockets are. The default store is made at its first use, once
+per process, under a lock.
 """
 
 from __future__ import annotations
@@ -39,9 +41,9 @@ def connect(
 ) -> Store:
     """The store of this node's daemon, or with `url` ("http://host:8900", https for TLS) of another node's.
 
-    `start`: whether to start a daemon when none answers on this node. `group`: a random string that all ranks of this incarnation of a job share, for
-    programs without torch.distributed. `timeout_s`: how long to wait for a connection, and for a daemon that is being started. DaemonUnavailable,
-    Unauthorized.
+    `start`: whether to start a daemon when none answers on this node. `group`: a random string that all ranks of this incarnation
+    of a job share, for programs without torch.distributed. `timeout_s`: how long to wait for a connection, and for a daemon that
+    is being started. DaemonUnavailable, Unauthorized.
     """
     if not timeout_s > 0:
         raise InvalidInput(f"timeout_s is a number of seconds above 0, not {timeout_s!r}", operation="connect")
@@ -70,7 +72,9 @@ def _checked_url(url: str) -> str:
     except (httpx.InvalidURL, TypeError) as error:
         raise InvalidInput(f"this is no URL: {error}", operation="connect", subject=str(url)[:200]) from error
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or parsed.query:
-        raise InvalidInput("a URL here is http://host:port or https://host:port", operation="connect", subject=f"{parsed.scheme}://{parsed.host}")
+        raise InvalidInput(
+            "a URL here is http://host:port or https://host:port", operation="connect", subject=f"{parsed.scheme}://{parsed.host}"
+        )
     return str(parsed)
 
 

@@ -1,7 +1,8 @@
 """Which daemon does this process talk to right now? One transport, opened when it is first needed, and again when it was lost.
 
-Lost means: the daemon was restarted (it does not know the session), went away, or this process is a forked child, which must not touch its parent's
-sockets. A request that may be repeated is repeated once on the new connection; everything else is told, and the next call connects anew.
+Lost means: the daemon was restarted (it does not know the session), went away, or this process is a forked child, which must not
+touch its parent's sockets. A request that may be repeated is repeated once on the new connection; everything else is told, and
+the next call connects anew.
 
 Thread-safe. After a fork the child starts from nothing: new locks, new session, new token (`on_new_process`).
 """

@@ -1,11 +1,11 @@
 """How do CUDA tensors reach a segment without stalling the device longer than the copy?
 
-The destination pages are registered with CUDA once (pinned, in chunks, since registering tens of GiB at once holds a driver lock for seconds), so that
-the copies run by DMA; they are queued on a side stream that waits for the present stream, and one event at the end is waited for. Memory that cannot be
-registered is still copied, more slowly, by CUDA's own staging.
+The destination pages are registered with CUDA once (pinned, in chunks, since registering tens of GiB at once holds a driver lock
+for seconds), so that the copies run by DMA; they are queued on a side stream that waits for the present stream, and one event at
+the end is waited for. Memory that cannot be registered is still copied, more slowly, by CUDA's own staging.
 
-This module was written without a CUDA device at hand and has not been run on one: it is kept apart, and the rest of the client does not depend on
-how it does this. The registry of pinned ranges belongs to the process and is guarded by a lock.
+This module was written without a CUDA device at hand and has not been run on one: it is kept apart, and the rest of the client
+does not depend on how it does this. The registry of pinned ranges belongs to the process and is guarded by a lock.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def register_pages(address: int, size_bytes: int) -> bool:
     with _lock:
         if _registered.get(address, 0) >= size_bytes:
             return True
-        runtime = torch.cuda.cudart()
+        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         for start in range(0, size_bytes, REGISTER_CHUNK_BYTES):
             length = min(REGISTER_CHUNK_BYTES, size_bytes - start)
             status = int(runtime.cudaHostRegister(address + start, length, 0))
@@ -49,7 +49,7 @@ def unregister_pages(address: int) -> None:
     if size_bytes:
         import torch
 
-        runtime = torch.cuda.cudart()
+        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         for start in range(0, size_bytes, REGISTER_CHUNK_BYTES):
             runtime.cudaHostUnregister(address + start)
 
@@ -68,7 +68,7 @@ def copy_from_cuda(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
                     if source.device == device:
                         destination.copy_(source, non_blocking=True)
                         source.record_stream(stream)
-                event = torch.cuda.Event()
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 event.record(stream)
                 events.append(event)
     for event in events:
@@ -80,5 +80,5 @@ def _side_stream(index: int) -> Any:
 
     with _lock:
         if index not in _streams:
-            _streams[index] = torch.cuda.Stream(index)
+            _streams[index] = torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
         return _streams[index]

@@ -1,8 +1,10 @@
-"""How do whole files and folders enter the store, and leave it? Put: atomically, by descriptor or stream. Get: verified, complete or not at all.
+"""How do whole files and folders enter the store, and leave it? Put: atomically, by descriptor or stream. Get: verified, complete
+or not at all.
 
-A put walks the folder first and refuses by name what is neither file nor folder; links to files and folders are followed, loops refused. The publish makes
-all files visible at once. A get writes into a temporary name beside the destination, fsyncs, and renames: a crash before the rename leaves only a name that
-begins with `.ckptstore-`, after it all of it. With `replace`, a file is swapped by the rename; a folder that is there is moved aside first and removed after.
+A put walks the folder first and refuses by name what is neither file nor folder; links to files and folders are followed, loops
+refused. The publish makes all files visible at once. A get writes into a temporary name beside the destination, fsyncs, and
+renames: a crash before the rename leaves only a name that begins with `.ckptstore-`, after it all of it. With `replace`, a file
+is swapped by the rename; a folder that is there is moved aside first and removed after.
 
 Several files (put) or blocks (get) move at once, on threads that live as long as the call.
 """
@@ -13,7 +15,8 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +29,26 @@ from ckptstore_client.transport import Transport
 
 PUT_WORKERS = 4
 _TEMPORARY = ".ckptstore-"
+
+
+#: Hears of a put or get while it goes on: bytes that have arrived, and bytes in all. Called from any thread, one call at a time.
+Progress = Callable[[int, int], None]
+
+
+class Tally:
+    """Counts what has arrived. Thread-safe."""
+
+    def __init__(self, total_bytes: int, report: Progress | None) -> None:
+        self._done_bytes = 0
+        self._total_bytes = total_bytes
+        self._report = report
+        self._lock = threading.Lock()
+
+    def add(self, size_bytes: int) -> None:
+        if self._report is not None:
+            with self._lock:
+                self._done_bytes += size_bytes
+                self._report(self._done_bytes, self._total_bytes)
 
 
 # --- put ---------------------------------------------------------------------------------------------------------------------------------------
@@ -78,8 +101,16 @@ def _unreadable(path: Path, error: OSError) -> InvalidInput:
     return InvalidInput(f"it cannot be read: {error.strerror}", operation="put", subject=str(path))
 
 
-def store_files(transport: Transport, attempt_id: str, files: dict[str, Path]) -> None:
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def store_files(transport: Transport, attempt_id: str, files: dict[str, Path], progress: Progress | None = None) -> None:
     """Each file into the attempt, several at once; durable at return. The first error ends it."""
+    tally = Tally(sum(_size_bytes(path) for path in files.values()) if progress else 0, progress)
 
     def store(name: str, path: Path) -> None:
         try:
@@ -91,6 +122,7 @@ def store_files(transport: Transport, attempt_id: str, files: dict[str, Path]) -
             if not stat.S_ISREG(status.st_mode):
                 raise InvalidInput("it is no longer a plain file", operation="put", subject=str(path))
             transport.store_file(attempt_id, name, fd, status.st_size)
+            tally.add(status.st_size)
         finally:
             os.close(fd)
 
@@ -163,14 +195,19 @@ def _fsync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def write_file(reader: VerifiedObject, target: Path) -> None:
+def write_file(reader: VerifiedObject, target: Path, tally: Tally) -> None:
     """The object's verified bytes into a new file, fsynced."""
+
+    def write(offset: int, view: memoryview) -> None:
+        _write(fd, offset, view)
+        tally.add(len(view))
+
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             os.truncate(fd, reader.file.size_bytes)
-            reader.each_block(lambda offset, view: _write(fd, offset, view))
+            reader.each_block(write)
             os.fsync(fd)
         finally:
             os.close(fd)

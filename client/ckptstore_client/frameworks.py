@@ -1,8 +1,8 @@
 """What does the client ask of a tensor library? One small interface; `tensors_torch` and `tensors_numpy` answer it.
 
-A framework turns its tensors into specs (what the file's header says of them), gives typed views of a buffer, and copies between tensors and such
-views, in bulk, since a state may hold 20,000 tiny ones. torch is imported only if the program has imported it already, or if what is loaded holds
-torch tensors; numpy is a dependency of the package.
+A framework turns its tensors into specs (what the file's header says of them), gives typed views of a buffer, and copies between
+tensors and such views, in bulk, since a state may hold 20,000 tiny ones. torch is imported only if the program has imported it
+already, or if what is loaded holds torch tensors; numpy is a dependency of the package.
 
 Stateless and thread-safe. Copies are synchronous: when `copy` returns, the sources may change.
 """
@@ -108,7 +108,7 @@ def tensor_tags() -> Mapping[type, str]:
 def leaf_encoders() -> Mapping[type, LeafEncoder]:
     from ckptstore_client.tensors_numpy import SCALAR_ENCODERS
 
-    encoders = dict(SCALAR_ENCODERS)
+    encoders: dict[type, LeafEncoder] = dict(SCALAR_ENCODERS)
     if "torch" in sys.modules:
         from ckptstore_client.tensors_torch import LEAF_ENCODERS
 
@@ -119,7 +119,7 @@ def leaf_encoders() -> Mapping[type, LeafEncoder]:
 def leaf_decoders() -> Mapping[str, LeafDecoder]:
     from ckptstore_client.tensors_numpy import decode_scalar
 
-    return {"$scalar": decode_scalar, "$size": _torch_leaf, "$dtype": _torch_leaf, "$device": _torch_leaf} | _torch_decoders()
+    return {"$scalar": decode_scalar, "$size": _torch_leaf, "$dtype": _torch_leaf, "$device": _torch_leaf, **_torch_decoders()}
 
 
 def _torch_decoders() -> Mapping[str, LeafDecoder]:

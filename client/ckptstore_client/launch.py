@@ -1,7 +1,8 @@
 """How does a daemon come to be when none answers? One of the ranks starts it, detached, and all wait until it does.
 
-A file lock in the home makes sure that N ranks that find no daemon start one: the others wait for the lock, look again, and find it. The daemon gets its own
-session and its log (`daemon.log` in the home), so that it outlives the trainer and a Ctrl-C in its terminal; `--idle-exit-s` lets it end when nobody uses it.
+A file lock in the home makes sure that N ranks that find no daemon start one: the others wait for the lock, look again, and find
+it. The daemon gets its own session and its log (`daemon.log` in the home), so that it outlives the trainer and a Ctrl-C in its
+terminal; `--idle-exit-s` lets it end when nobody uses it.
 
 What is durable: nothing. The lock is the kernel's and goes with the process that holds it.
 """

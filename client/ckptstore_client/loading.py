@@ -1,10 +1,12 @@
 """How does a rank's file become a state again? Outline first, destinations second, bytes last.
 
-The header (verified like everything else) gives the outline of the state. New tensors are made, or those of `into` are checked against it, every one of
-them, before the first byte of data is read. Large tensors whose memory has the file's order are read straight into place; small ones, strided ones and
-those on a device come through an arena of bounded size and are copied from there in bulk. Only blocks that hold something selected are read.
+The header (verified like everything else) gives the outline of the state. New tensors are made, or those of `into` are checked
+against it, every one of them, before the first byte of data is read. Large tensors whose memory has the file's order are read
+straight into place; small ones, strided ones and those on a device come through an arena of bounded size and are copied from
+there in bulk. Only blocks that hold something selected are read.
 
-A load that fails in the middle leaves `into` partly filled; it never returns it. Pure but for the reading; one call, one thread, beside the reader's own.
+A load that fails in the middle leaves `into` partly filled; it never returns it. Pure but for the reading; one call, one thread,
+beside the reader's own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""How does a client work with the daemon of its own node? Control over a unix socket, bytes through memory and descriptors that the daemon lends.
+"""How does a client work with the daemon of its own node? Control over a unix socket, bytes through memory and descriptors that
+the daemon lends.
 
-The session is the descriptor connection: its end is this process's end for the daemon. Files that are put go over connections of their own, several at
-once, since an ingest holds its connection until the file is durable.
+The session is the descriptor connection: its end is this process's end for the daemon. Files that are put go over connections of
+their own, several at once, since an ingest holds its connection until the file is durable.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where is this save by now? The handle that `save` and `put` give back.
 
-It asks the daemon each time and keeps nothing but ids and this process's own timings, so it may be used from any thread, or thrown away: the save goes on
-without it. All answers are about all ranks.
+It asks the daemon each time and keeps nothing but ids and this process's own timings, so it may be used from any thread, or
+thrown away: the save goes on without it. All answers are about all ranks.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Which ranks save together, and under which name? Rank, world size, and the token that all ranks of one incarnation of a job share.
 
-An attempt is (path, token, n-th save of that path). The token is random: a launcher's restart count may repeat, and ranks of two incarnations must never mix.
-With torch.distributed initialised, rank 0 draws it and broadcasts it, once per process group, at the first save: that one call is collective. Without,
-`group=` (or CKPTSTORE_GROUP) is a random string that the launcher gives to all ranks of this incarnation. A process that is alone draws its own.
+An attempt is (path, token, n-th save of that path). The token is random: a launcher's restart count may repeat, and ranks of two
+incarnations must never mix. With torch.distributed initialised, rank 0 draws it and broadcasts it, once per process group, at the
+first save: that one call is collective. Without, `group=` (or CKPTSTORE_GROUP) is a random string that the launcher gives to all
+ranks of this incarnation. A process that is alone draws its own.
 
-`ProcessGroup` counts saves per path under a lock; skipped and failed saves count too, or ranks would drift apart. torch is never imported here.
+`ProcessGroup` counts saves per path under a lock; skipped and failed saves count too, or ranks would drift apart. torch is never
+imported here.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ class ProcessGroup:
                 "several ranks save together, and nothing says which processes they are",
                 operation="save",
                 subject=path,
-                hint="initialise torch.distributed, or give all ranks of this run the same random string: connect(group=…) or CKPTSTORE_GROUP",
+                hint="initialise torch.distributed, or give all ranks of this run one random string: connect(group=…)",
             )
         return rank, world_size, self._own_token
 

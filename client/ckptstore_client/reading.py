@@ -1,12 +1,14 @@
 """How does an object reach its destination, verified? Block by block, from the nearest replica that holds it whole.
 
-Each 4 MiB block is checked against the digest that the catalog gave. From memory the bytes are read straight to where they belong and what arrived is
-hashed, since the segment may be reused at any moment. From a file they come by O_DIRECT into an aligned buffer, are hashed, and then copied out: reading a
-checkpoint once should not push everything else out of the page cache. A block that differs is read once more, past the cache; if it still differs it is
-reported, and comes from the next replica. Last comes the daemon's stream, which is also the only way over the network. When no good replica is left
-the reader raises ChecksumMismatch: its destination may then hold anything, and the caller must not hand it out.
+Each 4 MiB block is checked against the digest that the catalog gave. From memory the bytes are read straight to where they belong
+and what arrived is hashed, since the segment may be reused at any moment. From a file they come by O_DIRECT into an aligned
+buffer, are hashed, and then copied out: reading a checkpoint once should not push everything else out of the page cache. A block
+that differs is read once more, past the cache; if it still differs it is reported, and comes from the next replica. Last comes
+the daemon's stream, which is also the only way over the network. When no good replica is left the reader raises ChecksumMismatch:
+its destination may then hold anything, and the caller must not hand it out.
 
-`fill` runs a few threads of its own until it returns; everything they do for long (preadv, hashing, memmove, the socket) lets other threads run.
+`fill` runs a few threads of its own until it returns; everything they do for long (preadv, hashing, memmove, the socket) lets
+other threads run.
 """
 
 from __future__ import annotations
@@ -110,7 +112,8 @@ class OpenFile:
             raise self._unavailable(error) from error
 
     def _fill(self, fd: int, offset: int, views: Sequence[memoryview]) -> None:
-        """preadv until all is there. O_DIRECT wants whole sectors: the buffers of a direct read end on one, the file's tail is just short."""
+        """preadv until all is there. O_DIRECT wants whole sectors: the buffers of a direct read end on one, the file's tail is
+        just short."""
         rest = [view for view in views if len(view)]
         while rest:
             count = os.preadv(fd, rest[:_MAX_PIECES], offset)

@@ -1,8 +1,8 @@
 """How does a client work with a daemon on another node? The same API over TCP, with a bearer token; bytes are streamed both ways.
 
-`save` returns when the state is copied into a buffer of this process; a thread sends it. So a remote save is safe only when `wait("snapshot")` has
-returned: until then this process must live. An upload that fails aborts the attempt, and every `wait` says why. Two buffers, as on the daemon's side:
-a third save waits for the first to be sent.
+`save` returns when the state is copied into a buffer of this process; a thread sends it. So a remote save is safe only when
+`wait("snapshot")` has returned: until then this process must live. An upload that fails aborts the attempt, and every `wait` says
+why. Two buffers, as on the daemon's side: a third save waits for the first to be sent.
 """
 
 from __future__ import annotations

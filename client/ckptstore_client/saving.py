@@ -1,10 +1,11 @@
 """How does a rank save? Plan, ask for a slot, copy, hand over: the four steps between the call of `save` and its return.
 
-Whatever fails after the attempt was joined aborts it for all ranks, promptly, so that nobody waits for a rank that will not come; also a state that cannot
-be stored, which is found before anything is asked for. Each call counts as one save of its path, failed and skipped ones too, and the next one works.
+Whatever fails after the attempt was joined aborts it for all ranks, promptly, so that nobody waits for a rank that will not come;
+also a state that cannot be stored, which is found before anything is asked for. Each call counts as one save of its path, failed
+and skipped ones too, and the next one works.
 
-Any number of threads may save at once; plans and views are shared (`Staging`). What is durable at return: nothing; the bytes are the daemon's, and outlive
-this process (over the network only after `wait("snapshot")`).
+Any number of threads may save at once; plans and views are shared (`Staging`). What is durable at return: nothing; the bytes are
+the daemon's, and outlive this process (over the network only after `wait("snapshot")`).
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def checked_metadata(metadata: object, *, operation: str, path: str) -> dict[str
 
 def checked_step(step: object, path: str) -> int | None:
     if step is None or (type(step) is int and -(1 << 63) <= step < 1 << 63):
-        return step  # type: ignore[return-value]
+        return step
     raise InvalidInput(f"step is a number of 64 bits, not {step!r:.80}", operation="save", subject=path)
 
 
@@ -142,5 +143,3 @@ def abort_quietly(transport: Transport, attempt_id: str, reason: str) -> None:
 def checked_timeout(timeout_s: float | None, operation: str) -> None:
     if timeout_s is not None and not (timeout_s >= 0 and math.isfinite(timeout_s)):
         raise InvalidInput("timeout_s is a number of seconds, 0 or more, or None", operation=operation, subject=str(timeout_s))
-
-

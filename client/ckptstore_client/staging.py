@@ -1,12 +1,13 @@
 """How does a state get into a segment? By a plan that is made once and a copy that is made every time.
 
-The shape of a state repeats from save to save. So the plan (which tensor lies where, the header's table of tensors, the views of each segment) is kept and
-found again by comparing keys, dtypes, shapes and ties; only scalars, and with them the header's text, are written anew. Tensors whose sizes are multiples
-of 64 bytes come first, then those of 32, and so on: each tensor then starts aligned to its own dtype at least, and large ones to a cache line, without a
-byte of padding, which safetensors does not allow.
+The shape of a state repeats from save to save. So the plan (which tensor lies where, the header's table of tensors, the views of
+each segment) is kept and found again by comparing keys, dtypes, shapes and ties; only scalars, and with them the header's text,
+are written anew. Tensors whose sizes are multiples of 64 bytes come first, then those of 32, and so on: each tensor then starts
+aligned to its own dtype at least, and large ones to a cache line, without a byte of padding, which safetensors does not allow.
 
-The data is copied first and the header last: a segment without a header is no file. Nothing is hashed here; the daemon does that. A plan is immutable but
-for its header size, which only grows; `Staging` is guarded by a lock that is never held during a copy, so that saves from several threads overlap.
+The data is copied first and the header last: a segment without a header is no file. Nothing is hashed here; the daemon does that.
+A plan is immutable but for its header size, which only grows; `Staging` is guarded by a lock that is never held during a copy, so
+that saves from several threads overlap.
 """
 
 from __future__ import annotations

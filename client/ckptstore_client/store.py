@@ -1,15 +1,18 @@
 """The store as a training script sees it: save, load, put, get, and questions to the namespace.
 
-One class for a daemon on this node and for one over the network; what differs is in the transport. Each method checks its arguments, asks the daemon, and
-lets one module do the work: `saving`, `loading`, `files`. Errors are the leaves of `ckptstore.errors`, whichever side found them.
+One class for a daemon on this node and for one over the network; what differs is in the transport. Each method checks its
+arguments, asks the daemon, and lets one module do the work: `saving`, `loading`, `files`. Errors are the leaves of
+`ckptstore.errors`, whichever side found them.
 
-Thread-safe. In a forked child the store opens a session of its own at the next call. What is durable when, is what `PendingCheckpoint.wait` says.
+Thread-safe. In a forked child the store opens a session of its own at the next call. What is durable when, is what
+`PendingCheckpoint.wait` says.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -26,6 +29,7 @@ from ckptstore.wire import (
     FileInfo,
     FilePage,
     Hello,
+    Message,
     OpenAttempt,
     PublicationInfo,
     Removed,
@@ -45,7 +49,13 @@ from ckptstore_client.staging import Staging
 from ckptstore_client.transport import Transport
 
 Result = TypeVar("Result")
+Answer = TypeVar("Answer", bound=Message)
 _PAGE = 1000
+
+
+def _call(method: str, route: str, answer: type[Answer], api: Api, **params: Any) -> Answer:
+    """`api.call` with the connection last, as `Connection.run` gives it."""
+    return api.call(method, route, answer, **params)
 
 
 class Store:
@@ -100,9 +110,10 @@ class Store:
     ) -> PendingCheckpoint:
         """Save this rank's part of a checkpoint; the tensors may change when this returns.
 
-        `state` is any nesting of dicts, lists and tuples of tensors, arrays and plain values; NotStorable names the place of anything else. `rank` and
-        `world_size` come from torch.distributed where it is initialised. When no slot of memory is free, `on_busy` says whether to wait, to skip this save
-        (the result's `skipped` is True) or to raise Busy; either of these ends the attempt for all ranks. AlreadyExists unless `replace`.
+        `state` is any nesting of dicts, lists and tuples of tensors, arrays and plain values; NotStorable names the place of
+        anything else. `rank` and `world_size` come from torch.distributed where it is initialised. When no slot of memory is
+        free, `on_busy` says whether to wait, to skip this save (the result's `skipped` is True) or to raise Busy; either of these
+        ends the attempt for all ranks. AlreadyExists unless `replace`.
         """
         check_path(path, operation="save")
         if on_busy not in ("wait", "skip", "fail"):
@@ -115,9 +126,19 @@ class Store:
         return pending
 
     def put(
-        self, local: str | Path, path: str, *, replace: bool = False, metadata: dict[str, Any] | None = None, timeout_s: float | None = None
+        self,
+        local: str | Path,
+        path: str,
+        *,
+        replace: bool = False,
+        metadata: dict[str, Any] | None = None,
+        timeout_s: float | None = None,
+        progress: local_files.Progress | None = None,
     ) -> PendingCheckpoint:
-        """Put a file, or a folder atomically; returns once it is published, and so in a durable tier. Links are followed."""
+        """Put a file, or a folder atomically; returns once it is published, and so in a durable tier. Links are followed.
+
+        `progress` hears, from any thread, how many bytes are stored, and how many there are.
+        """
         check_path(path, operation="put")
         checked_timeout(timeout_s, "put")
         source = Path(local)
@@ -130,12 +151,13 @@ class Store:
             rank=0,
             world_size=1,
             kind="file" if "" in files else "folder",
+            size_bytes=0,
             replace=bool(replace),
             metadata=checked_metadata(metadata, operation="put", path=path),
         )
         transport, opened = self._connection.run(lambda t: (t, t.api.call("POST", "attempts", AttemptOpened, message)))
         try:
-            local_files.store_files(transport, opened.attempt_id, files)
+            local_files.store_files(transport, opened.attempt_id, files, progress)
             transport.api.call("POST", f"attempts/{opened.attempt_id}/commit", AttemptStatus)
         except BaseException as error:
             abort_quietly(transport, opened.attempt_id, f"the put failed: {error!s:.500}")
@@ -157,9 +179,10 @@ class Store:
     def load(self, path: str, *, into: Any = None, only: str | Sequence[str] | None = None, rank: int | None = None) -> Any:
         """This rank's part of a checkpoint (`rank=k`: another's), every byte verified; `…/@latest` is the newest of a folder.
 
-        With `into`, tensors are filled in place and scalars updated in their containers; structure, shapes and dtypes must match, which is checked before
-        the first byte is read; if the reading itself fails, `into` is partly filled. With `only` ("model/*"), just the matching leaves are read: other dict
-        entries are left out, other elements of lists and tuples are None. With torch.distributed, `@latest` is resolved once for all ranks: a collective call.
+        With `into`, tensors are filled in place and scalars updated in their containers; structure, shapes and dtypes must match,
+        which is checked before the first byte is read; if the reading itself fails, `into` is partly filled. With `only`
+        ("model/*"), just the matching leaves are read: other dict entries are left out, other elements of lists and tuples are
+        None. With torch.distributed, `@latest` is resolved once for all ranks: a collective call.
         """
         check_path(path, operation="load", latest_allowed=True)
         publication = self._resolve_for_all(path) if path.endswith(f"/{LATEST}") else self._resolve(path)
@@ -179,20 +202,27 @@ class Store:
             raise InvalidInput(why, operation="load", subject=publication.path, hint="pass rank=k to load another rank's part")
         return rank
 
-    def get(self, path: str, local: str | Path, *, replace: bool = False) -> Path:
-        """Copy what is published at `path` (a file, a folder, a checkpoint, or one file of these) to `local`, verified, all or nothing."""
+    def get(self, path: str, local: str | Path, *, replace: bool = False, progress: local_files.Progress | None = None) -> Path:
+        """Copy what is published at `path` (a file, a folder, a checkpoint, or one file of these) to `local`, verified, all or nothing.
+
+        `progress` hears, from any thread, how many bytes are written, and how many there are.
+        """
         check_path(path, operation="get", latest_allowed=True)
         target = Path(local).absolute()
         publication, inner = self._find(path)
         if inner is not None or publication.kind == "file":
             file = self._file(publication, inner or "")
-            with local_files.arriving(target, folder=False, replace=replace) as temporary, self._open(file, publication.path, "get") as reader:
-                local_files.write_file(reader, temporary)
+            with (
+                local_files.arriving(target, folder=False, replace=replace) as temporary,
+                self._open(file, publication.path, "get") as reader,
+            ):
+                local_files.write_file(reader, temporary, local_files.Tally(file.size_bytes, progress))
             return target
+        tally = local_files.Tally(publication.size_bytes, progress)
         with local_files.arriving(target, folder=True, replace=replace) as temporary:
             for file in self._files(publication):
                 with self._open(file, publication.path, "get") as reader:
-                    local_files.write_file(reader, temporary / local_files.local_name(file))
+                    local_files.write_file(reader, temporary / local_files.local_name(file), tally)
         return target
 
     def _open(self, file: FileInfo, path: str, operation: str) -> VerifiedObject:
@@ -227,8 +257,8 @@ class Store:
     def _files(self, publication: PublicationInfo) -> Iterator[FileInfo]:
         after: str | None = ""
         while after is not None:
-            route, start = f"publications/{publication.publication_id}/files", after
-            page = self._ask(lambda api, route=route, start=start: api.call("GET", route, FilePage, after=start, limit=_PAGE))  # type: ignore[misc]
+            route = f"publications/{publication.publication_id}/files"
+            page = self._ask(partial(_call, "GET", route, FilePage, after=after, limit=_PAGE))
             yield from page.files
             after = page.after
 
@@ -239,8 +269,7 @@ class Store:
         folder = check_folder(path, operation="list")
         after: str | None = ""
         while after is not None:
-            start = after
-            page = self._ask(lambda api, start=start: api.call("GET", "entries", EntryPage, path=folder, after=start, limit=_PAGE))  # type: ignore[misc]
+            page = self._ask(partial(_call, "GET", "entries", EntryPage, path=folder, after=after, limit=_PAGE))
             yield from page.entries
             after = page.after
 
@@ -254,7 +283,8 @@ class Store:
         return self._ask(lambda api: api.call("GET", "usage", Usage, path=folder))
 
     def rm(self, path: str, *, recursive: bool = False) -> list[str]:
-        """Remove what is published at `path`, with `recursive` a folder and all below it; gives what was removed. Readers keep what they hold."""
+        """Remove what is published at `path`, with `recursive` a folder and all below it; gives what was removed. Readers keep
+        what they hold."""
         check_path(path, operation="rm")
         # Not repeated on a new connection: the first one may have worked, and the second would then say NotFound.
         api = self._connection.transport().api
@@ -272,7 +302,7 @@ class Store:
         while True:
             left_s = LONG_POLL_S if deadline is None else max(0.0, min(LONG_POLL_S, deadline - time.monotonic()))
             route = f"publications/{found.publication_id}"
-            found = self._ask(lambda api, r=route, s=left_s: api.call("GET", r, PublicationInfo, wait=tier, timeout_s=s))  # type: ignore[misc]
+            found = self._ask(partial(_call, "GET", route, PublicationInfo, wait=tier, timeout_s=left_s))
             if tier == SNAPSHOT or tier in found.durability:
                 return found
             if deadline is not None and time.monotonic() >= deadline:

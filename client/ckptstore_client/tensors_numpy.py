@@ -1,7 +1,8 @@
 """How do numpy arrays and numpy scalars go into a file and come back? Exact dtypes, C order, by `numpy.copyto` into views.
 
-What is kept: dtype, shape, values bit for bit. What is not: strides (an array in Fortran order comes back in C order). Refused by place: subclasses
-(masked arrays, matrices, memmaps), big-endian, structured, object, text and date dtypes, complex128: safetensors has no name for them.
+What is kept: dtype, shape, values bit for bit. What is not: strides (an array in Fortran order comes back in C order). Refused by
+place: subclasses (masked arrays, matrices, memmaps), big-endian, structured, object, text and date dtypes, complex128:
+safetensors has no name for them.
 
 Stateless, any thread; `numpy.copyto` lets other threads run.
 """

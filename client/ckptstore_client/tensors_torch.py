@@ -1,22 +1,24 @@
 """How do torch tensors go into a file and come back? Exact dtypes, by bulk copies that torch runs with its own threads and without the GIL.
 
-What is kept: dtype, shape, values bit for bit. What is not: strides, device, requires_grad, and whether a tensor was a Parameter. Sparse, quantized,
-nested and meta tensors, tensor subclasses, complex128 and complex32 are refused by place: safetensors has no name for them.
+What is kept: dtype, shape, values bit for bit. What is not: strides, device, requires_grad, and whether a tensor was a Parameter.
+Sparse, quantized, nested and meta tensors, tensor subclasses, complex128 and complex32 are refused by place: safetensors has no
+name for them.
 
-`torch._foreach_copy_` takes the whole list of tensors in one call, 0.6 µs a tiny tensor where `copy_` in a loop takes 0.9; each large tensor in the list
-is still copied by torch's intra-op threads. The module imports torch: `frameworks` imports it only when that is right. Stateless, any thread.
+`torch._foreach_copy_` takes the whole list of tensors in one call, 0.6 µs a tiny tensor where `copy_` in a loop takes 0.9; each
+large tensor in the list is still copied by torch's intra-op threads. The module imports torch: `frameworks` imports it only when
+that is right. Stateless, any thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ckptstore.errors import InvalidInput, NotStorable
-from ckptstore.part import TORCH
+from ckptstore.part import TORCH, LeafDecoder, LeafEncoder
 from ckptstore.safetensors_format import TensorEntry
 from ckptstore_client.cuda import copy_from_cuda
 from ckptstore_client.frameworks import TensorSpec
@@ -88,7 +90,7 @@ class TorchTensors:
     def unchanged(self, values: Sequence[torch.Tensor], specs: Sequence[TensorSpec]) -> bool:
         strided = torch.strided
         for value, spec in zip(values, specs, strict=True):
-            dtype, shape, device = spec.native  # type: ignore[misc]
+            dtype, shape, device = cast("tuple[torch.dtype, torch.Size, torch.device]", spec.native)
             if value.dtype is not dtype or value.shape != shape or value.layout is not strided:
                 return False
             if not value.is_cpu and value.device != device:
@@ -214,5 +216,5 @@ def _decode_size(payload: Any, place: str) -> torch.Size:
     return torch.Size(payload)
 
 
-LEAF_ENCODERS = {torch.Size: _encode_size, torch.dtype: _encode_dtype, torch.device: _encode_device}
-LEAF_DECODERS = {"$size": _decode_size, "$dtype": _decode_dtype, "$device": _decode_device}
+LEAF_ENCODERS: dict[type, LeafEncoder] = {torch.Size: _encode_size, torch.dtype: _encode_dtype, torch.device: _encode_device}
+LEAF_DECODERS: dict[str, LeafDecoder] = {"$size": _decode_size, "$dtype": _decode_dtype, "$device": _decode_device}

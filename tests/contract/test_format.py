@@ -99,7 +99,9 @@ CRAFTED = {
     "deep nesting": _file(b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
     "a huge number": _file(b'{"a":{"dtype":"U8","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,1]}}', b"x"),
     "a NaN": _file(b'{"a":NaN}'),
-    "a name twice": _file(b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"x"),
+    "a name twice": _file(
+        b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"x"
+    ),
     "metadata that is no object": _file({"__metadata__": [1]}),
     "metadata that is no text": _file({"__metadata__": {"a": 1}}),
     "a tensor that is no object": _file({"a": 1}),
@@ -230,11 +232,15 @@ def test_a_safetensors_file_of_somebody_else_is_refused_by_name() -> None:
         _parsed(HEADER)
 
 
-_tags = st.sampled_from(["$torch", "$array", "$dict", "$ordered", "$tuple", "$int", "$float", "$complex", "$bytes", "$size", "$scalar", "$x"])
+_tags = st.sampled_from(
+    ["$torch", "$array", "$dict", "$ordered", "$tuple", "$int", "$float", "$complex", "$bytes", "$size", "$scalar", "$x"]
+)
 _documents = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text("ab$/é", max_size=6) | st.sampled_from(["w", "0x1f", "3ff0000000000000"]),
     lambda children: (
-        st.lists(children, max_size=3) | st.dictionaries(st.text("ab$/é", max_size=3), children, max_size=3) | st.dictionaries(_tags, children, max_size=2)
+        st.lists(children, max_size=3)
+        | st.dictionaries(st.text("ab$/é", max_size=3), children, max_size=3)
+        | st.dictionaries(_tags, children, max_size=2)
     ),
     max_leaves=12,
 )

@@ -77,7 +77,7 @@ CRAFTED: dict[str, Any] = {
 
 @pytest.mark.parametrize("what", CRAFTED)
 def test_a_crafted_index_is_refused_by_name(what: str) -> None:
-    with pytest.raises(InvalidInput, match="checkpoint.json"):
+    with pytest.raises(InvalidInput, match=r"checkpoint\.json"):
         read_index(json.dumps(_document() | CRAFTED[what]).encode())
 
 
@@ -87,7 +87,7 @@ def test_a_crafted_index_is_refused_by_name(what: str) -> None:
 def test_a_crafted_part_of_an_index_is_refused_by_name(change: dict[str, Any]) -> None:
     document = _document()
     document["parts"][0] |= change
-    with pytest.raises(InvalidInput, match="checkpoint.json"):
+    with pytest.raises(InvalidInput, match=r"checkpoint\.json"):
         read_index(json.dumps(document).encode())
 
 

@@ -6,6 +6,7 @@ The file lies in memory; what reads it is the client's own reader, with the file
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import struct
 from collections import OrderedDict, defaultdict, namedtuple
@@ -150,7 +151,13 @@ def test_every_numpy_dtype_comes_back_bit_for_bit(name: str) -> None:
     dtype = tensors_numpy.DTYPES[name]
     raw = np.frombuffer(os.urandom(600 * dtype.itemsize), np.uint8)
     array = (raw % 2 if dtype == np.bool_ else raw).view(dtype).reshape(20, 30)
-    state = {"a": array.copy(), "fortran": np.asfortranarray(array), "every other": array[::2, ::3], "none": array[:0], "0-dim": np.array(1, dtype)}
+    state = {
+        "a": array.copy(),
+        "fortran": np.asfortranarray(array),
+        "every other": array[::2, ::3],
+        "none": array[:0],
+        "0-dim": np.array(1, dtype),
+    }
     back = round_trip(state)
     assert {key: value.tobytes() for key, value in back.items()} == {key: value.tobytes() for key, value in state.items()}
     assert all(back[key].dtype == dtype and back[key].shape == state[key].shape for key in state)
@@ -214,25 +221,54 @@ def test_twenty_thousand_tiny_tensors() -> None:
 
 @pytest.mark.soak
 def test_a_tensor_of_two_gibibytes() -> None:
-    state = {"big": torch.arange(1 << 28, dtype=torch.int64), "small": torch.ones(3)}
-    back = loaded(staged(state))
-    assert torch.equal(back["big"], state["big"])
+    """Staged into shared memory and read from there, as a daemon's segment is; three copies of it in all."""
+    state = {"big": torch.arange((1 << 28) + 1, dtype=torch.int64), "small": torch.ones(3)}
+    staging = Staging()
+    plan = staging.plan(state)
+    fd = os.memfd_create("segment")
+    os.truncate(fd, plan.size_bytes)
+    with mmap.mmap(fd, plan.size_bytes) as segment:
+        staging.copy(plan, memoryview(segment), None)
+        digests = BlockDigests.of(memoryview(segment))
+
+    class InSegment(Replicas):
+        def open(self, object_id: str, tier: str) -> Replica:
+            return OpenFile(os.dup(fd), tier, size_bytes=plan.size_bytes)
+
+    file = FileInfo(object_id="0" * 32, name="rank-0", rank=0, size_bytes=plan.size_bytes, digest=digests.root, blocks=digests.blocks)
+    with VerifiedObject(file, InSegment({"memory": b""}), operation="load", path="/a") as source:
+        assert torch.equal(load_state(source, None, None)["big"], state["big"])
+    os.close(fd)
 
 
 def test_a_large_tensor_crosses_many_blocks() -> None:
-    state = {"odd": random_tensor(torch.uint8, 7), "big": random_tensor(torch.uint8, 3 * BLOCK_BYTES + 12_345), "b": random_tensor(torch.float32, 99_999)}
+    state = {
+        "odd": random_tensor(torch.uint8, 7),
+        "big": random_tensor(torch.uint8, 3 * BLOCK_BYTES + 12_345),
+        "b": random_tensor(torch.float32, 99_999),
+    }
     assert_identical(round_trip(state), state)
 
 
 def test_safetensors_opens_the_file_and_finds_the_tensors_by_their_places() -> None:
-    state = {"model": {"w": torch.randn(3), "a/b": torch.ones(2)}, "list": [torch.zeros(1)], 3: torch.ones(1), "__metadata__": torch.ones(4)}
+    state = {
+        "model": {"w": torch.randn(3), "a/b": torch.ones(2)},
+        "list": [torch.zeros(1)],
+        3: torch.ones(1),
+        "__metadata__": torch.ones(4),
+    }
     found = safetensors_load(staged(state))
     assert set(found) == {"model/w", "model/a%2Fb", "list/0", "3", "%5F_metadata__"}
     assert torch.equal(found["model/w"], state["model"]["w"])
 
 
 def test_tensors_start_aligned_to_their_dtype() -> None:
-    state = {"a": random_tensor(torch.uint8, 3), "b": random_tensor(torch.float64, 5), "c": random_tensor(torch.int16, 1), "d": torch.randn(64)}
+    state = {
+        "a": random_tensor(torch.uint8, 3),
+        "b": random_tensor(torch.float64, 5),
+        "c": random_tensor(torch.int16, 1),
+        "d": torch.randn(64),
+    }
     plan = Staging().plan(state).plan
     starts = {entry.key: entry.start for entry in plan.entries["$torch"]}
     assert starts["d"] % 64 == 0
@@ -415,7 +451,9 @@ def test_a_change_of_shape_dtype_tie_or_name_makes_a_new_plan() -> None:
 
 
 def test_only_leaves_out_what_does_not_match() -> None:
-    data = staged({"model": {"a": torch.ones(2), "b": torch.zeros(2)}, "optim": {"a": 1}, "list": [1, {"a": 2}, "x"], "step": 3, "pair": (1, 2)})
+    data = staged(
+        {"model": {"a": torch.ones(2), "b": torch.zeros(2)}, "optim": {"a": 1}, "list": [1, {"a": 2}, "x"], "step": 3, "pair": (1, 2)}
+    )
     assert_identical(loaded(data, only="model/a"), {"model": {"a": torch.ones(2)}})
     assert_identical(loaded(data, only=["list/1/*", "step"]), {"list": [None, {"a": 2}, None], "step": 3})
     assert_identical(loaded(data, only="pair/1"), {"pair": (None, 2)})
@@ -436,9 +474,22 @@ def test_only_what_matches_is_read() -> None:
 
 def test_into_fills_the_same_objects() -> None:
     weight = torch.randn(600, 600)
-    saved = {"w": weight, "tied": weight, "t": torch.randn(300, 500).t(), "n": np.arange(5.0), "o": {0: {"step": 7, "l": [1, (2, 3)]}}, "s": torch.ones(())}
+    saved = {
+        "w": weight,
+        "tied": weight,
+        "t": torch.randn(300, 500).t(),
+        "n": np.arange(5.0),
+        "o": {0: {"step": 7, "l": [1, (2, 3)]}},
+        "s": torch.ones(()),
+    }
     target_weight = torch.zeros(600, 600)
-    into = {"w": target_weight, "tied": target_weight, "t": torch.zeros(300, 500).t(), "n": np.zeros(10)[::2], "o": {0: {"step": 0, "l": [0, (0, 3)]}}}
+    into = {
+        "w": target_weight,
+        "tied": target_weight,
+        "t": torch.zeros(300, 500).t(),
+        "n": np.zeros(10)[::2],
+        "o": {0: {"step": 0, "l": [0, (0, 3)]}},
+    }
     into["s"] = torch.nn.Parameter(torch.zeros(()))
     strided, inner = into["t"], into["o"]
     assert loaded(staged(saved), into=into) is into
