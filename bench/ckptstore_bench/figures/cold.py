@@ -1,0 +1,51 @@
+"""Is a read really cold? The page cache is emptied of the files in question, then looked at: if they stayed, the measurement refuses.
+
+posix_fadvise(DONTNEED) drops clean pages of a file; as root, /proc/sys/vm/drop_caches drops all. mincore(2) then counts what stayed. A
+cache of the disk itself or of a hypervisor below is beyond this; every contender has the same one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ckptstore.errors import TierUnavailable
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_DROP = Path("/proc/sys/vm/drop_caches")
+#: A read with more than this fraction of its file in the page cache is not called cold.
+MAX_RESIDENT = 0.01
+
+
+def make_cold(files: Iterable[Path]) -> None:
+    """Drop the files from the page cache. TierUnavailable if they stay."""
+    files = list(files)
+    os.sync()
+    for file in files:
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if os.access(_DROP, os.W_OK):
+        _DROP.write_text("3\n", "ascii")
+    for file in files:
+        resident = resident_fraction(file)
+        if resident > MAX_RESIDENT:
+            why = f"{resident:.0%} of the file stay in the page cache, so nothing here can be measured cold"
+            raise TierUnavailable(why, operation="drop caches", subject=str(file), hint="run as root, on a disk and not on tmpfs")
+
+
+def resident_fraction(file: Path) -> float:
+    size_bytes = file.stat().st_size
+    if size_bytes == 0:
+        return 0.0
+    pages = -(-size_bytes // mmap.PAGESIZE)
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as mapped:
+        first = ctypes.c_char.from_buffer(mapped)
+        seen = (ctypes.c_ubyte * pages)()
+        failed = _LIBC.mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(size_bytes), seen)
+        del first
+        if failed:
+            raise OSError(ctypes.get_errno(), "mincore", str(file))
+    return sum(page & 1 for page in seen) / pages

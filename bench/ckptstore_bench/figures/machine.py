@@ -1,0 +1,43 @@
+"""On what was this measured? Kept with every figure, since a ratio without its machine and versions says little."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("ckptstore", "torch", "safetensors", "numpy", "granian", "sqlalchemy", "xxhash")
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "file_system": _file_system(folder),
+        "torch_threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _file_system(folder: Path) -> str:
+    """`ext4 on /`: of the mount with the longest point that is above the folder."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text("utf-8").splitlines()]
+    above = [(fields[1], fields[2]) for fields in mounts if folder.is_relative_to(fields[1])]
+    point, kind = max(above, key=lambda pair: len(pair[0]))
+    return f"{kind} on {point}"
