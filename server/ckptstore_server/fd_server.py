@@ -43,7 +43,7 @@ class DescriptorHandler(Protocol):
     def connected(self, session: str, pid: int, uid: int) -> None: ...
 
     def disconnected(self, session: str) -> None:
-        """The client is gone, or has ended its connection."""
+        """The client is gone, or has ended its connection. Comes also after a `connected` that failed half way."""
         ...
 
     def segment(self, session: str, message: FdSegment) -> Answer:
@@ -126,15 +126,18 @@ class DescriptorServer:
 
     def _accept_all(self) -> None:
         assert self._listener is not None
+        failing = False
         while not self._stopping.is_set():
             try:
                 connection, _ = self._listener.accept()
             except OSError as error:
-                if not self._stopping.is_set():
-                    # Out of descriptors, most likely. The connection stays in the backlog: look again in a moment.
+                if not failing and not self._stopping.is_set():
                     _log.error("cannot accept on %s: %s", self.path, error)
-                    self._stopping.wait(0.2)
+                # Out of descriptors, most likely. The connection stays in the backlog: look again in a moment.
+                failing = True
+                self._stopping.wait(0.2)
                 continue
+            failing = False
             self._admit(connection)
 
     def _admit(self, connection: socket.socket) -> None:

@@ -6,6 +6,7 @@ import array
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -466,6 +467,27 @@ def test_too_many_clients_are_told_so(tmp_path: Path, handler: PoolHandler) -> N
         handler.wait_for(lambda: len(handler.live) == 1)
         DescriptorConnection(server.path).close()
         second.close()
+
+
+def test_a_daemon_out_of_descriptors_serves_again_once_it_has_some(server: DescriptorServer, handler: PoolHandler) -> None:
+    """The limit is lowered to what is open now, so that accept fails in the server, which is in this process."""
+    waiting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    waiting.settimeout(60)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        waiting.connect(os.fspath(server.path))
+        waiting.sendall(hello())
+        waiting.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            waiting.recv(1, socket.MSG_PEEK)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    waiting.settimeout(60)
+    assert fd_protocol.receive(waiting)[0]["session"]
+    waiting.close()
 
 
 @pytest.fixture
