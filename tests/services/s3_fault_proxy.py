@@ -135,7 +135,7 @@ class S3FaultProxy:
         try:
             if not self._down:
                 await self._serve_requests(_Peer(h11.Connection(h11.SERVER), reader, writer))
-        except (OSError, _Cut, h11.ProtocolError, asyncio.IncompleteReadError):
+        except (OSError, _Cut, h11.ProtocolError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             self._connections.discard(writer)

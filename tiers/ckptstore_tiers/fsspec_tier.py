@@ -42,6 +42,7 @@ from ckptstore.errors import (
     TierUnavailable,
 )
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, DigestedBlocks, block_length
+from ckptstore_tiers.fsspec_reader import FsspecReader
 from ckptstore_tiers.interface import BlockSource, ObjectStat, TierFacts, TierUsage
 from ckptstore_tiers.object_keys import check_key
 
@@ -63,7 +64,7 @@ class FsspecTier:
         self._protocol = (settings.url or "").partition("://")[0]
         try:
             # A listing cache would go on showing what another node has deleted.
-            options = {"use_listings_cache": False, "skip_instance_cache": True} | settings.options
+            options = {"use_listings_cache": False} | settings.options
             self._fs, root = fsspec.core.url_to_fs(settings.url, **options)
         except (ValueError, ImportError, TypeError) as error:
             # Not the error's own words: they may quote an option that is a secret.
@@ -118,7 +119,10 @@ class FsspecTier:
         return digests
 
     def open(self, key: str) -> FsspecReader:
-        return FsspecReader(self, key, self._place(key), self.stat(key).size_bytes)
+        size_bytes, place = self.stat(key).size_bytes, self._place(key)
+        return FsspecReader(
+            self._settings.name, key, size_bytes, lambda start, view: self._read_range("read", key, place, start, view)
+        )
 
     def stat(self, key: str) -> ObjectStat:
         self._check(key, "stat")
@@ -141,7 +145,8 @@ class FsspecTier:
             _, _, files = found
             for entry in list(files.values()):
                 key = self._fs._strip_protocol(entry["name"])[len(self._root) :].lstrip("/")
-                if key.startswith(prefix) and not key.startswith(_TEMPORARY):
+                # An empty folder may be listed as an entry of itself.
+                if key.startswith(prefix) and not key.startswith(_TEMPORARY) and entry["type"] != "directory":
                     yield ObjectStat(key, int(entry["size"]), _modified_s(entry))
 
     def put_document(self, key: str, data: bytes, *, exclusive: bool = False) -> None:
@@ -149,7 +154,7 @@ class FsspecTier:
         if not exclusive and not self._renames:
             self._call("put document", key, self._fs.pipe_file, self._place(key), data)
         elif exclusive and self._protocol in _OBJECT_STORES:
-            self._call("put document", key, self._fs.pipe_file, self._place(key), data, mode="create")
+            self._create_on_store(key, data)
         elif exclusive and not self._can_create():
             why = f"no atomic creation is known for {self._protocol}://"
             raise InvalidInput(
@@ -161,6 +166,16 @@ class FsspecTier:
             self._remove("put document", key, self._place(key))
             why = "what was stored reads back differently"
             raise ChecksumMismatch(why, operation="put document", subject=key, tier=self._settings.name)
+
+    def _create_on_store(self, key: str, data: bytes) -> None:
+        try:
+            self._call("put document", key, self._fs.pipe_file, self._place(key), data, mode="create")
+        except TierUnavailable as error:
+            # s3fs gives EINVAL for a condition that does not hold, others their own: what is there tells it from an outage.
+            if self._exists(key):
+                why = "something is stored under this key"
+                raise AlreadyExists(why, operation="put document", subject=key, tier=self._settings.name) from error
+            raise
 
     def _put_renamed_document(self, key: str, data: bytes, exclusive: bool) -> None:
         temporary = self._temporary(key)
@@ -207,7 +222,7 @@ class FsspecTier:
     def close(self) -> None:
         """fsspec's file systems hold nothing that a caller could give back."""
 
-    def read_range(self, operation: str, key: str, place: str, start: int, view: memoryview) -> None:
+    def _read_range(self, operation: str, key: str, place: str, start: int, view: memoryview) -> None:
         """Fill `view` from `start` of what lies at `place`, a block at a time."""
         for offset in range(0, len(view), BLOCK_BYTES):
             piece = view[offset : offset + BLOCK_BYTES]
@@ -245,7 +260,11 @@ class FsspecTier:
                 self._call("put", key, file.commit)
         except BaseException:
             with contextlib.suppress(OSError, ValueError, NotImplementedError, AttributeError):
-                file.discard() if commits else file.close()
+                if commits:
+                    file.discard()
+                    file.closed = True  # else its finaliser would upload what is buffered
+                else:
+                    file.close()
             raise
 
     def _accept(self, key: str, blocks: DigestedBlocks) -> BlockDigests:
@@ -271,7 +290,7 @@ class FsspecTier:
         buffer = memoryview(bytearray(min(BLOCK_BYTES, digests.size_bytes)))
         for index in range(digests.count):
             view = buffer[: block_length(index, digests.size_bytes)]
-            self.read_range("put", key, place, index * BLOCK_BYTES, view)
+            self._read_range("put", key, place, index * BLOCK_BYTES, view)
             digests.check(index, view, operation="put", subject=key, tier=self._settings.name)
 
     def _exists(self, key: str) -> bool:
@@ -349,37 +368,6 @@ class FsspecTier:
             raise leaf(
                 f"{type(error).__name__}: {error}", operation=operation, subject=key, tier=self._settings.name
             ) from error
-
-
-class FsspecReader:
-    """An open object of an fsspec backend; it holds nothing between reads, so a deleted object is NotFound."""
-
-    def __init__(self, tier: FsspecTier, key: str, place: str, size_bytes: int) -> None:
-        self._tier = tier
-        self._key = key
-        self._place = place
-        self._size_bytes = size_bytes
-
-    @property
-    def size_bytes(self) -> int:
-        return self._size_bytes
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        view = buffer.cast("B")
-        if offset < 0 or offset + len(view) > self._size_bytes:
-            raise ChecksumMismatch(
-                f"bytes {offset} to {offset + len(view)} were asked of an object of {self._size_bytes}",
-                operation="read",
-                subject=self._key,
-                tier=self._tier.facts.name,
-            )
-        self._tier.read_range("read", self._key, self._place, offset, view)
-
-    def fileno(self) -> int | None:
-        return None
-
-    def close(self) -> None:
-        """Nothing is held between reads."""
 
 
 def _modified_s(entry: dict[str, Any]) -> float:

@@ -144,16 +144,20 @@ class S3Connection:
         return self.prefix + _MAYBE_BACKSLASH.sub("", self.name(key_prefix)[len(self.prefix) :])
 
     def call(self, operation: str, key: str, request: Callable[[Any], T], *, retry_for_s: float | None = None) -> T:
-        """`request(client)`, tried again while its failure may pass; then our error, which names operation and key."""
+        """`request(client)`, tried again while its failure may pass; then our error, which names operation and key.
+
+        The time for retries runs from the first failure, so that a part that takes long to send still gets its second try. That one
+        is made at once: what breaks most often is a connection that the server had closed while it was idle.
+        """
         patience_s = self.options.retry_for_s if retry_for_s is None else retry_for_s
         try:
+            try:
+                return self._try(request)
+            except FOREIGN as error:
+                if not patience_s or not may_pass(error):
+                    raise
             for attempt in stamina.retry_context(
-                on=may_pass,
-                attempts=None if patience_s else 1,
-                timeout=patience_s or None,
-                wait_initial=0.05,
-                wait_max=2.0,
-                wait_jitter=0.25,
+                on=may_pass, attempts=None, timeout=patience_s, wait_initial=0.05, wait_max=2.0, wait_jitter=0.25
             ):
                 with attempt:
                     return self._try(request)
@@ -180,10 +184,10 @@ class S3Connection:
 
         return self.call(operation, key, request, retry_for_s=retry_for_s)
 
-    def head(self, operation: str, key: str) -> StoredObject:
+    def head(self, operation: str, key: str, *, retry_for_s: float | None = None) -> StoredObject:
         """What is stored under `key`; NotFound if nothing is and the bucket exists (HEAD says 404 for both)."""
         try:
-            answer = self.ask(operation, key, "head_object", Key=self.name(key))
+            answer = self.ask(operation, key, "head_object", Key=self.name(key), retry_for_s=retry_for_s)
         except NotFound:
             self._require_bucket(operation, key)
             raise

@@ -6,6 +6,8 @@ message made here holds a credential: servers' words are quoted, and those name 
 
 from __future__ import annotations
 
+from typing import Literal
+
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -36,10 +38,11 @@ _CREDENTIALS = {
     "SignatureDoesNotMatch", "TokenRefreshRequired", "UnrecognizedClientException", "401", "403",
 }
 _FULL = {"EntityTooLarge", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "507"}
+_DIGESTS = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
 #: Refusals that the same request need not meet again. The digests: what was damaged on the wire is sent anew.
-_PASSING = {
-    "BadDigest", "ConditionalRequestConflict", "IncompleteBody", "InvalidDigest", "OperationAborted", "RequestTimeout",
-    "RequestTimeTooSkewed", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "XAmzContentChecksumMismatch",
+_PASSING = _DIGESTS | {
+    "ConditionalRequestConflict", "IncompleteBody", "OperationAborted", "RequestTimeout", "RequestTimeTooSkewed", "SlowDown",
+    "Throttling", "ThrottlingException", "TooManyRequests",
 }
 # fmt: on
 
@@ -60,6 +63,19 @@ def may_pass(error: Exception) -> bool:
     if code in _FULL or status in (501, 507):
         return False
     return status == 429 or status >= 500 or code in _PASSING
+
+
+def refusal(error: ClientError) -> Literal["refused", "exists"] | None:
+    """How the server turned down a well-signed request for what it asked: not None only where asking again would change nothing.
+
+    A condition that does not hold is `exists`; a wrong checksum, or a feature that the server lacks, is `refused`.
+    """
+    code, status = _code_of(error), _status_of(error)
+    if code in _EXISTS:
+        return "exists"
+    if code in _DIGESTS or (status in (400, 501) and code not in _CREDENTIALS | _PASSING):
+        return "refused"
+    return None
 
 
 def blames_credentials(error: ClientError) -> bool:

@@ -36,10 +36,10 @@ class S3Options(BaseModel):
     )
     read_timeout_s: float = Field(7.0, gt=0, le=3600, description="the longest silence of the server")
     retry_for_s: float = Field(
-        8.0,
+        6.0,
         ge=0,
         le=3600,
-        description="no try of a request begins later than this after its first: with the timeouts, 15 s in all",
+        description="no try begins later than this after the first failure: 15 s in all for a server that is silent",
     )
     part_size: Size = Field(
         4 * BLOCK_BYTES, description="bytes of one part or range: a multiple of 4 MiB, from 8 MiB to 1 GiB"

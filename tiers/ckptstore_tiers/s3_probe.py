@@ -15,13 +15,17 @@ import zlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ckptstore.errors import AlreadyExists, CkptStoreError, NotFound, TierFull, TierUnavailable
+from botocore.exceptions import ClientError
+
+from ckptstore.errors import CkptStoreError, NotFound
 from ckptstore_tiers.s3_connection import S3Connection
+from ckptstore_tiers.s3_errors import refusal
 
 #: Below the tier's prefix; `list` leaves it out.
 PROBE_FOLDER = ".ckptstore-probe/"
 _CONTENT = b"ckptstore asks whether this server checks what it is sent"
 Checksum = Literal["crc32", "md5", "none"]
+Outcome = Literal["done", "refused", "exists"]
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,10 @@ class _Probe:
         try:
             schemes: tuple[Checksum, ...] = ("crc32", "md5")
             checksum: Checksum = next((scheme for scheme in schemes if self._is_checked(scheme)), "none")
-            conditional_put = not self._goes_through("put_object", body=_CONTENT, IfNoneMatch="*")
+            conditional_put = self._outcome("put_object", body=_CONTENT, IfNoneMatch="*") == "exists"
             return S3Abilities(checksum, conditional_put, self._completes_only_once(checksum))
         finally:
-            # What the probe leaves after a failure is one tiny object that `list` does not show.
+            # After an outage a tiny object may be left, that `list` does not show, and a tiny upload, that nobody sees.
             with contextlib.suppress(CkptStoreError):
                 self._connection.delete(self._key)
 
@@ -95,31 +99,39 @@ class _Probe:
             "probe", self._key, method, Key=name, **{"retry_for_s": self._retry_for_s} | parameters
         )
 
-    def _goes_through(self, method: str, **parameters: Any) -> bool:
-        """Whether a request that ought to be refused is carried out; a request that is right tells a refusal from an outage."""
-        try:
-            self._ask(method, retry_for_s=0, **parameters)
-        except AlreadyExists:
-            return False
-        except (TierUnavailable, TierFull):
-            self._ask("put_object", body=_CONTENT)
-            return False
-        return True
+    def _outcome(self, method: str, *, body: bytes | None = None, **parameters: Any) -> Outcome:
+        """What the server does with a request: an outage is neither done nor refused, and is retried, then raised."""
+
+        def request(s3: Any) -> Outcome:
+            content = {} if body is None else {"Body": body}
+            try:
+                getattr(s3, method)(
+                    Bucket=self._connection.bucket, Key=self._connection.name(self._key), **parameters, **content
+                )
+            except ClientError as error:
+                outcome = refusal(error)
+                if outcome is None:
+                    raise
+                return outcome
+            return "done"
+
+        return self._connection.call("probe", self._key, request, retry_for_s=self._retry_for_s)
 
     def _is_checked(self, scheme: Checksum) -> bool:
         """Whether the server refuses this header when it is wrong, and takes it when it is right, on objects and on parts."""
         wrong, right = checksum_of(scheme, _CONTENT + b"!"), checksum_of(scheme, _CONTENT)
-        if self._goes_through("put_object", body=_CONTENT, **wrong) or not self._goes_through(
-            "put_object", body=_CONTENT, **right
+        if (
+            self._outcome("put_object", body=_CONTENT, **wrong) == "done"
+            or self._outcome("put_object", body=_CONTENT, **right) != "done"
         ):
             return False
-        part: dict[str, Any] = {"UploadId": self._begin(scheme), "PartNumber": 1, "body": _CONTENT}
+        upload = self._begin(scheme)
         try:
-            return not self._goes_through("upload_part", **part, **wrong) and self._goes_through(
-                "upload_part", **part, **right
-            )
+            part = {"UploadId": upload, "PartNumber": 1}
+            wrong_outcome = self._outcome("upload_part", body=_CONTENT, **part, **wrong)
+            return wrong_outcome != "done" and self._outcome("upload_part", body=_CONTENT, **part, **right) == "done"
         finally:
-            self._abort(part["UploadId"])
+            self._abort(upload)
 
     def _completes_only_once(self, checksum: Checksum) -> bool:
         """Whether completing an upload with If-None-Match over an existing key is refused."""
@@ -127,10 +139,8 @@ class _Probe:
         try:
             check = checksum_of(checksum, _CONTENT)
             answer = self._ask("upload_part", UploadId=upload, PartNumber=1, body=_CONTENT, **check)
-            parts = [part_of(1, answer, check)]
-            return not self._goes_through(
-                "complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
-            )
+            done: dict[str, Any] = {"UploadId": upload, "MultipartUpload": {"Parts": [part_of(1, answer, check)]}}
+            return self._outcome("complete_multipart_upload", **done, IfNoneMatch="*") == "exists"
         finally:
             self._abort(upload)
 

@@ -66,6 +66,7 @@ class S3Upload:
         self._metadata = {PUT_KEY: self._nonce} | ({DIGEST_KEY: expected.root} if expected is not None else {})
         self._part_bytes = part_bytes(self._size_bytes, connection.options.part_size)
         self._stop = threading.Event()
+        self._may_be_visible = False
 
     def run(self) -> BlockDigests:
         stored = self._find()
@@ -76,11 +77,8 @@ class S3Upload:
                 self._put_whole()
             else:
                 self._put_parts()
-        except (AlreadyExists, TierUnavailable, NotFound):
-            # Somebody was first; or our own request was carried out and its answer was lost.
-            stored = self._find()
-            if stored is None:
-                raise
+        except (AlreadyExists, TierUnavailable, NotFound) as error:
+            stored = self._find_after(error)
             if stored.metadata.get(PUT_KEY) != self._nonce:
                 return self._accept(stored)
         return self._verified(self._blocks.digests())
@@ -93,6 +91,15 @@ class S3Upload:
             return self._connection.head("put", self._key)
         except NotFound:
             return None
+
+    def _find_after(self, error: CkptStoreError) -> StoredObject:
+        """What stands under the key after a failure: another's object, or ours if only the answer was lost; else `error` again."""
+        if not self._may_be_visible:
+            raise error
+        try:
+            return self._connection.head("put", self._key, retry_for_s=0)
+        except CkptStoreError:
+            raise error from None
 
     def _accept(self, stored: StoredObject) -> BlockDigests:
         """The source's digests, if `stored` holds its bytes: by the digest kept with it where the server checks, else by reading."""
@@ -124,6 +131,7 @@ class S3Upload:
         metadata = self._metadata | {DIGEST_KEY: self._blocks.digests().root}
         condition = {"IfNoneMatch": "*"} if self._abilities.conditional_put else {}
         check = checksum_of(self._abilities.checksum, data)
+        self._may_be_visible = True
         self._ask("put_object", body=data, Metadata=metadata, **condition, **check)
 
     def _copy_block(self, index: int, scratch: memoryview, data: memoryview, start: int) -> None:
@@ -189,6 +197,7 @@ class S3Upload:
 
     def _complete(self, upload_id: str, parts: list[dict[str, Any]]) -> None:
         condition = {"IfNoneMatch": "*"} if self._abilities.conditional_complete else {}
+        self._may_be_visible = True
         # botocore takes an error in the body of a 200 for the failure that it is.
         self._ask("complete_multipart_upload", UploadId=upload_id, MultipartUpload={"Parts": parts}, **condition)
 
