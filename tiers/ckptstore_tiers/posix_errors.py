@@ -15,6 +15,9 @@ ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR})
 #: What "this file system cannot do that" looks like, depending on the file system.
 UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOTTY})
 
+_LOOKUPS = frozenset({"open", "stat", "read", "get document"})
+_PUTS = frozenset({"put", "put document"})
+
 _HINTS = {
     errno.ENOSPC: "free some space, or add a `capacity` below the device's size",
     errno.EDQUOT: "raise the quota, or add a `capacity` below it",
@@ -33,9 +36,9 @@ def from_os_error(error: OSError, *, operation: str, key: str, tier: str) -> Ckp
     leaf: type[CkptStoreError]
     if number in FULL:
         leaf = TierFull
-    elif number == errno.ENOENT or (number in ABSENT and operation not in ("put", "put document")):
+    elif number in ABSENT and operation in _LOOKUPS:
         leaf = NotFound
-    elif number in ABSENT:
+    elif number in ABSENT and number != errno.ENOENT and operation in _PUTS:
         leaf = PathConflict
     elif number == errno.ENAMETOOLONG:
         leaf = InvalidInput
