@@ -256,7 +256,8 @@ def test_a_truncated_body_is_read_on_from_where_it_broke(proxy: S3FaultProxy, ti
     proxy.clear()
     proxy.add(Fault(method="GET", truncate_answer_bytes=3_000_000, times=3))
     assert stored(tier, key) == LARGE
-    assert len([method for method, _ in proxy.requests if method == "GET"]) == 7
+    # Four ranges; the one fault that may meet the last range, of 17 bytes, does not break it.
+    assert len([method for method, _ in proxy.requests if method == "GET"]) in (6, 7)
 
 
 def test_a_body_that_always_breaks_is_an_error_and_not_a_short_read(proxy: S3FaultProxy, tier: Tier) -> None:
