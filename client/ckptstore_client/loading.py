@@ -59,7 +59,7 @@ def _prefix(reader: VerifiedObject, size_bytes: int) -> memoryview:
     return memory
 
 
-# --- the bytes -----------------------------------------------------------------------------------------------------------------------------
+# --- the bytes ----------------------------------------------------------------------------------------------------
 
 Destinations = Mapping[TensorRef, Sequence[Any]]
 
@@ -139,7 +139,7 @@ def _scatter(arena: memoryview, entries: Sequence[TensorEntry], by_key: Mapping[
         target.copy(values, target.views(arena, moved, 0))
 
 
-# --- the structure -------------------------------------------------------------------------------------------------------------------------
+# --- the structure ----------------------------------------------------------------------------------------------------
 
 
 def _references(outline: Any) -> Iterator[TensorRef]:

@@ -241,6 +241,7 @@ class VerifiedObject:
         """One block, from the first replica that has it as it was saved."""
         fault: CkptStoreError | None = None
         tried: set[str] = set()
+        bad: list[str] = []
         with self._scratch.borrow() as scratch:
             while (replica := self._next_replica(tried)) is not None:
                 tried.add(replica.tier)
@@ -248,11 +249,15 @@ class VerifiedObject:
                     if self._deliver(replica, index, parts, scratch):
                         return
                     fault = self._mismatch(index, replica.tier)
-                except (ChecksumMismatch, TierUnavailable, NotFound) as error:
-                    fault = error if fault is None or isinstance(error, ChecksumMismatch) else fault
-                if replica.tier != ContentStream.tier and isinstance(fault, ChecksumMismatch):
+                except ChecksumMismatch as error:
+                    fault = error
+                except (TierUnavailable, NotFound) as error:
+                    fault = fault or error
+                    continue
+                if replica.tier != ContentStream.tier:
+                    bad.append(replica.tier)
                     self._report(replica.tier, index)
-        raise self._final(fault, index)
+        raise self._final(fault, index, bad)
 
     def _deliver(self, replica: Replica, index: int, parts: Sequence[Piece], scratch: memoryview) -> bool:
         """Whether the block arrived as it was saved; the second look is past the cache."""
@@ -306,11 +311,12 @@ class VerifiedObject:
         why = f"block {index} of {self.digests.count} differs from what was saved"
         return ChecksumMismatch(why, operation=self._operation, subject=self._subject, tier=tier)
 
-    def _final(self, fault: CkptStoreError | None, index: int) -> CkptStoreError:
+    def _final(self, fault: CkptStoreError | None, index: int, bad: list[str]) -> CkptStoreError:
         if fault is None:
             return TierUnavailable("no replica can be read", operation=self._operation, subject=self._subject)
         why = f"block {index}: {fault.why}; no replica is left to read it from"
-        return type(fault)(why, operation=self._operation, subject=self._subject, tier=fault.tier, hint=fault.hint)
+        tier = ", ".join(bad) or fault.tier
+        return type(fault)(why, operation=self._operation, subject=self._subject, tier=tier, hint=fault.hint)
 
 
 def _touched_blocks(pieces: Sequence[Piece]) -> Iterator[int]:

@@ -113,7 +113,7 @@ def _mismatch(why: str, place: str) -> InvalidInput:
     return InvalidInput(why, operation="load into", subject=place)
 
 
-# --- numpy scalars -------------------------------------------------------------------------------------------------------------------------
+# --- numpy scalars ----------------------------------------------------------------------------------------------------
 
 _SCALAR_TYPES: tuple[type[np.generic], ...] = (
     np.bool_,

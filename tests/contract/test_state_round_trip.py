@@ -571,7 +571,7 @@ def test_without_a_good_replica_the_mismatch_names_object_tier_and_file() -> Non
     with reader(data, source) as object_reader, pytest.raises(ChecksumMismatch) as mismatch:
         load_state(object_reader, None, None)
     assert "/a/rank-0 (object 00000000" in str(mismatch.value)
-    assert mismatch.value.tier == "nvme"
+    assert mismatch.value.tier == "memory, nvme"
 
 
 def test_a_replica_that_is_too_short_is_passed_over() -> None:
