@@ -17,10 +17,11 @@ from ckptstore.catalog.migrations import migrate
 from ckptstore.catalog.namespace import Namespace
 from ckptstore.catalog.publish import Publishing
 from ckptstore.catalog.replicas import Replicas
+from ckptstore.catalog.restore import Restore
 from ckptstore.catalog.schema import nodes, now_s
 
 
-class Catalog(Publishing, Namespace, Replicas, Drains, Chores):
+class Catalog(Publishing, Namespace, Replicas, Drains, Chores, Restore):
     @classmethod
     def open(cls, url: str, *, node: str, node_name: str = "", patience_s: float = PATIENCE_S) -> Catalog:
         """The catalog at `url` (sqlite:////path or postgresql://…), made or migrated if need be, as `node` uses it.

@@ -90,13 +90,13 @@ class Core:
 
     def is_empty(self) -> bool:
         """Whether no publication, attempt or object was ever recorded, nor a rebuild begun."""
-        return self._db.read("look whether the catalog is empty", _is_empty)
+        return self._db.read("look whether the catalog is empty", is_empty)
 
     def adopt_store_id(self, store_id: str) -> None:
         """Become the catalog of an existing store: the first step of a rebuild. WrongStore unless the catalog is empty."""
 
         def work(tx: Connection) -> None:
-            if not _is_empty(tx):
+            if not is_empty(tx):
                 raise WrongStore("the catalog is not empty: it keeps its own store id", operation="adopt store id", subject=store_id)
             tx.execute(update(store).where(store.c.key == "store_id").values(value=store_id))
 
@@ -175,7 +175,7 @@ def set_fact(tx: Connection, key: str, value: str | None) -> None:
         tx.execute(insert(store).values(key=key, value=value))
 
 
-def _is_empty(tx: Connection) -> bool:
+def is_empty(tx: Connection) -> bool:
     counted = tx.execute(select(counters.c.name).where(counters.c.value > 0)).first()
     return counted is None and fact(tx, "rebuilding") is None
 

@@ -104,6 +104,15 @@ def _queue_tombstones(tx: Connection, me: str, ids: Sequence[str]) -> None:
     _queue(tx, _chore(where.c.publication_id, Act.WRITE_TOMBSTONE, where.c.tier, where.c.place, owner))
 
 
+def queue_tombstones_everywhere(tx: Connection, me: str) -> None:
+    """After a rebuild: of every deleted publication that has no chores, a tombstone into every durable tier that this node knows."""
+    everywhere = (tiers.c.node == me, tiers.c.active, tiers.c.durable, publications.c.state == "deleted")
+    started = chores.alias("started")
+    begun = exists(select(started.c.chore_id).where(started.c.publication_id == publications.c.publication_id))
+    rows = _chore(publications.c.publication_id, Act.WRITE_TOMBSTONE, tiers.c.name, TIER_PLACE, tier_owner(me))
+    _queue(tx, rows.select_from(publications.join(tiers, true())).where(*everywhere, ~begun))
+
+
 def _queue_unrecorded(tx: Connection, me: str, ids: Sequence[str]) -> None:
     """Replicas, and copies under way, in places that never held the record (a recall to another node): their bytes go after the grace."""
     held = select(replicas.c.object_id, replicas.c.tier, replicas.c.place).join(objects, objects.c.object_id == replicas.c.object_id)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, literal, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, insert, literal, select, true, update
 
 from ckptstore import paths
 from ckptstore.catalog.attempts import Attempts, locked_attempt, refuse_aborted
@@ -90,8 +90,10 @@ def _supersede(tx: Connection, publication_id: str) -> None:
     tx.execute(delete(drains).where(drains.c.publication_id == publication_id))
 
 
-def queue_drains(tx: Connection, me: str, publication_id: str, opened: int, sequence: int) -> None:
-    """One row for each object and each durable tier in which it belongs and has no undamaged replica."""
+def queue_drains(
+    tx: Connection, me: str, publication_id: str, opened: int, sequence: int, *, only: ColumnElement[bool] | None = None
+) -> None:
+    """One row for each object and each durable tier in which it belongs and has no undamaged replica; `only` narrows them."""
     there = exists().where(
         replicas.c.object_id == objects.c.object_id, replicas.c.tier == tiers.c.name, replicas.c.place == TIER_PLACE, ~replicas.c.damaged
     )
@@ -102,7 +104,7 @@ def queue_drains(tx: Connection, me: str, publication_id: str, opened: int, sequ
             objects.c.size_bytes, now_s(), now_s(), literal(0),
         )
         .select_from(objects.join(tiers, tier_of_object(me, objects.c.node)))
-        .where(objects.c.attempt_id == publication_id, ~there, ~queued)
+        .where(objects.c.attempt_id == publication_id, ~there, ~queued, true() if only is None else only)
     )  # fmt: skip
     columns = [
         "object_id", "tier", "place", "owner", "publication_id", "opened", "sequence", "size_bytes", "queued_at_s", "due_s", "tries",

@@ -1,0 +1,266 @@
+"""How is the catalog made anew from what the tiers say?
+
+A rebuild is one `begin_restore`, then a call for each tombstone, then one for each publication found, then `end_restore`. Each call is
+a transaction. Until the last, the catalog is marked: it is not empty, no daemon may use it, and only another `begin_restore`, which
+starts over, is allowed. So a rebuild that is interrupted anywhere is simply run again.
+
+What wins: a tombstone over its record; at one path the highest sequence (the others are older versions, kept until the new one is as
+durable); of two publications of which one lies inside the other, the one published later, since the other must have been removed
+before. Counters go on above all that was seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, delete, exists, insert, literal, select, update
+
+from ckptstore import paths
+from ckptstore.catalog.core import Core, chunks, fact, insert_unless_there, is_empty, lock_namespace, set_fact
+from ckptstore.catalog.deletion import delete_publications, queue_tombstones_everywhere
+from ckptstore.catalog.drains import free_superseded
+from ckptstore.catalog.entries import add_entry, below, remove_entries
+from ckptstore.catalog.model import StoredFile, TierRow
+from ckptstore.catalog.publish import queue_drains
+from ckptstore.catalog.replicas import objects_lacking
+from ckptstore.catalog.schema import (
+    counters,
+    entries,
+    inner_folders,
+    metadata,
+    nodes,
+    now_s,
+    objects,
+    owed_records,
+    publications,
+    replicas,
+    store,
+    tier_commits,
+    tiers,
+    tombstones,
+)
+from ckptstore.errors import InvalidInput, WrongStore
+from ckptstore.records import RecordHeader, Tombstone
+
+
+@dataclass(frozen=True)
+class RestoredFile:
+    """A file that a commit record lists, and the tiers of this node in which its object was found whole."""
+
+    file: StoredFile
+    tiers: tuple[str, ...]
+
+
+class Outcome(StrEnum):
+    """What became of a publication whose record was found."""
+
+    LIVE = "live"
+    SUPERSEDED = "superseded"
+    DELETED = "deleted"
+
+
+class Restore(Core):
+    def begin_restore(self, store_id: str, rows: Sequence[TierRow]) -> None:
+        """Become the catalog of that store, with nothing in it yet. WrongStore unless the catalog is empty or a rebuild was cut off."""
+
+        def work(tx: Connection) -> None:
+            if not is_empty(tx) and fact(tx, "rebuilding") is None:
+                raise WrongStore("the catalog is not empty", operation="rebuild", hint="move its database away first")
+            for table in metadata.sorted_tables:
+                if table not in (store, counters, nodes):
+                    tx.execute(delete(table))
+            tx.execute(update(counters).values(value=0))
+            set_fact(tx, "store_id", store_id)
+            set_fact(tx, "rebuilding", "yes")
+            self._record_tiers(tx, rows)
+
+        self._db.write("begin rebuild", work, store_id)
+        self._tiers = {row.name: row for row in sorted(rows, key=lambda row: row.position)}
+
+    def restore_tombstone(self, tombstone: Tombstone, *, tier: str) -> None:
+        """That publication is deleted, whatever records are found."""
+        place = self._place(self._tier(tier))
+        row = {
+            "publication_id": tombstone.publication_id, "path": tombstone.path, "parent": paths.parent_and_name(tombstone.path)[0],
+            "kind": "folder", "state": "deleted", "sequence": tombstone.sequence, "opened": 0, "world_size": 1, "metadata": "{}",
+            "size_bytes": 0, "file_count": 0, "node_count": 0, "opened_at_s": 0.0, "published_at_s": 0.0,
+            "ended_at_s": tombstone.deleted_at_s,
+        }  # fmt: skip
+
+        def work(tx: Connection) -> None:
+            _raise_counter(tx, "sequence", tombstone.sequence)
+            tx.execute(insert_unless_there(tx, publications).values(**row))
+            lies = {"publication_id": tombstone.publication_id, "tier": tier, "place": place}
+            tx.execute(insert_unless_there(tx, tombstones).values(**lies))
+
+        self._db.write("restore tombstone", work, tombstone.path)
+
+    def is_restored(self, publication_id: str) -> Outcome | None:
+        """What is already known of it in this rebuild."""
+        query = select(publications.c.state).where(publications.c.publication_id == publication_id)
+        state = self._db.read("look up publication", lambda tx: tx.execute(query).scalar_one_or_none(), publication_id)
+        return Outcome(state) if state is not None else None
+
+    def note_seen(self, header: RecordHeader) -> None:
+        """Let the counters go on above a publication that is not restored."""
+
+        def work(tx: Connection) -> None:
+            _raise_counter(tx, "sequence", header.sequence)
+            _raise_counter(tx, "opened", header.opened)
+
+        self._db.write("note record", work, header.path)
+
+    def restore_publication(self, header: RecordHeader, files: Sequence[RestoredFile], *, recorded: Iterable[str]) -> Outcome:
+        """Take up a publication all of whose files were found, or the files of a deleted one, so that they get deleted.
+
+        `recorded` are the tiers of this node that hold its commit record.
+        """
+        recorded = tuple(recorded)
+
+        def work(tx: Connection) -> Outcome:
+            lock_namespace(tx)
+            _raise_counter(tx, "sequence", header.sequence)
+            _raise_counter(tx, "opened", header.opened)
+            self._insert_objects(tx, header, files)
+            state = tx.execute(select(publications.c.state).where(publications.c.publication_id == header.publication_id)).scalar()
+            if state is not None:
+                return Outcome(state)
+            tx.execute(insert(publications).values(**_row(header, files)))
+            outcome = self._settle_path(tx, header)
+            self._queue_what_lacks(tx, header, recorded)
+            if outcome is Outcome.DELETED:
+                delete_publications(tx, self.node, [header.publication_id])
+            free_superseded(tx, self.node, header.path, self._tiers)
+            return outcome
+
+        return self._db.write("restore publication", work, header.path)
+
+    def end_restore(self) -> None:
+        """Queue the steps that deletions still owe, and open the catalog for use."""
+
+        def work(tx: Connection) -> None:
+            if fact(tx, "rebuilding") is None:
+                raise InvalidInput("no rebuild was begun", operation="end rebuild")
+            lock_namespace(tx)
+            queue_tombstones_everywhere(tx, self.node)
+            set_fact(tx, "rebuilding", None)
+
+        self._db.write("end rebuild", work)
+
+    def known_objects(self, object_ids: Iterable[str]) -> set[str]:
+        """Those of the ids that the catalog knows, of whatever state."""
+
+        def work(tx: Connection) -> set[str]:
+            found: set[str] = set()
+            for ids in chunks(object_ids):
+                found.update(tx.execute(select(objects.c.object_id).where(objects.c.object_id.in_(ids))).scalars())
+            return found
+
+        object_ids = list(object_ids)
+        return self._db.read("look up objects", work)
+
+    # --- one publication -------------------------------------------------------------------------------------------------------
+
+    def _insert_objects(self, tx: Connection, header: RecordHeader, files: Sequence[RestoredFile]) -> None:
+        known = set(tx.execute(select(objects.c.object_id).where(objects.c.attempt_id == header.publication_id)).scalars())
+        fresh = [found for found in files if found.file.object_id not in known]
+        for page in chunks(fresh):
+            tx.execute(insert(objects), [_object_row(header.publication_id, found.file) for found in page])
+        times = {"verified_at_s": _clock(tx), "used_at_s": header.published_at_s, "damaged": False}
+        lying: list[dict[str, Any]] = [
+            {"object_id": found.file.object_id, "tier": tier, "place": self._place(self._tier(tier))} | times
+            for found in files
+            for tier in found.tiers
+        ]
+        for rows in chunks(lying):
+            tx.execute(insert_unless_there(tx, replicas), rows)
+        names = {folder[1:] for found in fresh for folder in paths.ancestors("/" + found.file.name)}
+        folders = [{"attempt_id": header.publication_id, "folder": n.rpartition("/")[0], "leaf": n.rpartition("/")[2]} for n in names]
+        for page_of_folders in chunks(folders):
+            tx.execute(insert_unless_there(tx, inner_folders), page_of_folders)
+        for node in {found.file.node for found in files} - {self.node}:
+            # Not heard of yet: until it is, others may drain in its stead what lies in a shared tier.
+            tx.execute(insert_unless_there(tx, nodes).values(node=node, name="", seen_s=0.0))
+
+    def _settle_path(self, tx: Connection, header: RecordHeader) -> Outcome:
+        """Live, or an older version, or something that must have been removed before what is there now was published."""
+        path = header.path
+        low, high = below(path)
+        around = entries.c.path.in_(paths.ancestors(path)) | ((entries.c.path >= low) & (entries.c.path < high))
+        crossing = tx.execute(
+            select(publications.c.publication_id, publications.c.path, publications.c.sequence)
+            .join(entries, entries.c.publication_id == publications.c.publication_id)
+            .where(around)
+        ).all()
+        if any(row.sequence > header.sequence for row in crossing):
+            return Outcome.DELETED
+        delete_publications(tx, self.node, [row.publication_id for row in crossing])
+        remove_entries(tx, [row.path for row in crossing])
+        same = tx.execute(
+            select(publications.c.publication_id, publications.c.sequence).where(
+                publications.c.path == path, publications.c.state == "live", publications.c.publication_id != header.publication_id
+            )
+        ).first()
+        newer = same is not None and same.sequence > header.sequence
+        loser = header.publication_id if newer else same.publication_id if same is not None else None
+        if loser is not None:
+            tx.execute(update(publications).where(publications.c.publication_id == loser).values(state="superseded", ended_at_s=now_s()))
+        if not newer:
+            there = tx.execute(select(entries.c.path, entries.c.publication_id).where(entries.c.path.in_([*paths.ancestors(path), path])))
+            add_entry(tx, path, header.publication_id, {row.path: row.publication_id for row in there})
+        return Outcome.SUPERSEDED if newer else Outcome.LIVE
+
+    def _queue_what_lacks(self, tx: Connection, header: RecordHeader, recorded: Sequence[str]) -> None:
+        """Drains into deeper tiers, and for each tier that lacks nothing its record: written, or owed."""
+        shallower = replicas.alias("shallower"), tiers.alias("shallower_tier")
+        queue_drains(
+            tx, self.node, header.publication_id, header.opened, header.sequence,
+            only=exists(
+                select(shallower[0].c.object_id)
+                .select_from(shallower[0])
+                .join(shallower[1], (shallower[1].c.node == self.node) & (shallower[1].c.name == shallower[0].c.tier))
+                .where(shallower[0].c.object_id == objects.c.object_id, shallower[1].c.position < tiers.c.position)
+            ),
+        )  # fmt: skip
+        for tier in (row for row in self._tiers.values() if row.durable):
+            place = self._place(tier)
+            mine = select(objects.c.object_id).where(objects.c.attempt_id == header.publication_id)
+            concerned = mine if tier.shared else mine.where(objects.c.node == place)
+            if tx.execute(concerned.limit(1)).first() is None:
+                continue
+            if tx.execute(objects_lacking(header.publication_id, tier, place).limit(1)).first() is not None:
+                continue
+            key = {"publication_id": header.publication_id, "tier": tier.name, "place": place}
+            if tier.name in recorded:
+                tx.execute(insert(tier_commits).values(**key, written_at_s=now_s()))
+            else:
+                tx.execute(insert(owed_records).values(**key, owner=self.node, opened=header.opened))
+
+
+def _row(header: RecordHeader, files: Sequence[RestoredFile]) -> dict[str, Any]:
+    return {
+        "publication_id": header.publication_id, "path": header.path, "parent": paths.parent_and_name(header.path)[0],
+        "kind": header.kind, "state": "live", "sequence": header.sequence, "opened": header.opened, "world_size": header.world_size,
+        "step": header.step, "metadata": header.metadata, "size_bytes": sum(found.file.size_bytes for found in files),
+        "file_count": len(files), "node_count": len({found.file.node for found in files}), "opened_at_s": header.opened_at_s,
+        "published_at_s": header.published_at_s,
+    }  # fmt: skip
+
+
+def _object_row(publication_id: str, file: StoredFile) -> dict[str, Any]:
+    folder, _, leaf = file.name.rpartition("/")
+    return {
+        "object_id": file.object_id, "attempt_id": publication_id, "rank": file.rank, "name": file.name, "folder": folder, "leaf": leaf,
+        "key": file.key, "node": file.node, "size_bytes": file.size_bytes, "root": file.root, "blocks": file.blocks,
+    }  # fmt: skip
+
+
+def _clock(tx: Connection) -> float:
+    return float(tx.execute(select(now_s())).scalar_one())
+
+
+def _raise_counter(tx: Connection, name: str, value: int) -> None:
+    tx.execute(update(counters).where(counters.c.name == name, counters.c.value < value).values(value=literal(value)))
