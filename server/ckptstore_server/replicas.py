@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 from ckptstore.catalog.model import Replica, StoredFile
-from ckptstore.errors import ChecksumMismatch, CkptStoreError, NotFound, TierUnavailable
+from ckptstore.errors import AlreadyExists, ChecksumMismatch, CkptStoreError, NotFound, TierUnavailable
 from ckptstore.failpoints import declare, failpoint
 from ckptstore_server.node import Node
 from ckptstore_server.tier_handle import TierHandle
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, block_length
-from ckptstore_tiers.interface import ObjectReader
+from ckptstore_tiers.interface import BlockSource, ObjectReader, Tier
 from ckptstore_tiers.sources import ReaderSource
 
 MEMORY = "memory"
@@ -30,6 +30,15 @@ OBJECTS_PER_PAGE = 1000
 
 def digests_of(file: StoredFile) -> BlockDigests:
     return BlockDigests(file.size_bytes, file.blocks)
+
+
+def put_anew(target: Tier, key: str, source: BlockSource, digests: BlockDigests) -> None:
+    """Put an object that the catalog says is not there. What a crash left under the key with other bytes is nobody's: it goes."""
+    try:
+        target.put(key, source, expected=digests)
+    except AlreadyExists:
+        target.delete(key)
+        target.put(key, source, expected=digests)
 
 
 class Replicas:
@@ -141,7 +150,7 @@ class Replicas:
                     stack.enter_context(self.place(file.object_id, into.name))
                     if self._is_damaged(file.object_id, into):
                         target.delete(file.key)  # wrong bytes are in the way: an object that is there is never written over
-                    target.put(file.key, into.paced(source), expected=digests)
+                    put_anew(target, file.key, into.paced(source), digests)
                     into.written.add(file.size_bytes)
                     failpoint(COPIED)
                     if not self._node.catalog.add_replica(file.object_id, into.name):

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 import ckptstore
 from ckptstore.errors import CkptStoreError
+from ckptstore_client.staging import Staging
 
 
 def say(event: str, **more: object) -> None:
@@ -56,7 +57,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     store = ckptstore.connect(home=given.home, start=False)
-    warm = store.save(f"{given.path}-warm", state_of(rank, given.value))  # agrees on the group's token while all are alive
+    warm = store.save(f"{given.path}-warm-{given.value}", state_of(rank, given.value))  # agrees on the group's token while all are alive
     warm.wait("nvme", timeout_s=60)
     dist.barrier()
     say("ready")
@@ -67,11 +68,7 @@ def main() -> None:
             if given.die == "before-save":
                 die()
             if given.die == "in-copy":
-                import ckptstore_client.staging as staging
-
-                for name in ("stage", "write", "copy"):
-                    if hasattr(staging.Plan, name):
-                        setattr(staging.Plan, name, lambda *_, **__: die())
+                Staging.copy = lambda *_, **__: die()  # type: ignore[method-assign]
             path = given.path if given.repeat == 1 else f"{given.path}-{turn}"
             pending = store.save(path, state_of(rank, given.value + turn), on_busy=given.on_busy)
             say("saved", skipped=pending.skipped)
@@ -83,6 +80,7 @@ def main() -> None:
             say("durable", durability=list(pending.durability))
         except CkptStoreError as error:
             say("error", code=error.code, why=str(error))
+    say("done")
     dist.barrier()
     store.close()
     sys.stdout.flush()
