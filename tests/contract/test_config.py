@@ -36,7 +36,7 @@ def settings_lines(text: str) -> str:
     return re.sub(r"(?m)^#(?=[a-z\[])", "", text)
 
 
-# --- defaults and precedence ---------------------------------------------------------------------------------------------------------------
+# --- defaults and precedence -------------------------------------------------------------------------------------------------------------
 
 
 def test_with_no_file_there_is_sqlite_and_one_nvme_tier_under_the_home_and_no_port(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_size_may_be_written_with_its_unit(text: object, size_bytes: int) -> N
     assert parse_size(text) == size_bytes
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------------------------------
+# --- refusals ----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_named_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         read_settings(tmp_path / "none.toml")
 
 
-# --- the template --------------------------------------------------------------------------------------------------------------------------
+# --- the template ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_template_as_it_is_written_gives_the_defaults(tmp_path: Path) -> None:
@@ -147,7 +147,8 @@ def test_every_field_of_a_tier_is_explained_in_the_template() -> None:
 
 def test_the_example_tiers_are_valid(tmp_path: Path) -> None:
     settings = read_settings(written(tmp_path, settings_lines(EXAMPLE_TIERS)))
-    assert [(t.name, t.kind, t.is_shared) for t in settings.tiers] == [("nvme", "posix", False), ("pfs", "posix", True), ("s3", "object", True)]
+    found = [(tier.name, tier.kind, tier.is_shared) for tier in settings.tiers]
+    assert found == [("nvme", "posix", False), ("pfs", "posix", True), ("s3", "object", True)]
 
 
 def test_the_whole_template_switched_on_is_valid(tmp_path: Path) -> None:

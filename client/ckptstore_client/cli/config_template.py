@@ -15,7 +15,6 @@ import tomlkit
 from pydantic import BaseModel, BeforeValidator, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from sqlalchemy.engine import make_url
 
 from ckptstore.config import MemorySettings, Settings, TierSettings, parse_size
 
@@ -128,6 +127,8 @@ def as_toml(settings: Settings) -> str:
 
 def shown_url(url: str) -> str:
     """A catalog's URL without its password."""
+    from sqlalchemy.engine import make_url  # half a second of imports, which no other command needs
+
     return make_url(url).render_as_string(hide_password=True)
 
 

@@ -43,9 +43,10 @@ def run(arguments: Sequence[str]) -> int:
         usage = InvalidInput(error.format_message().rstrip("."), hint="see `ckptstore --help`")
         print_error(str(usage), usage.to_wire(), as_json=as_json)
         return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:  # the answer to a question was no
+        code = INTERRUPTED_EXIT
+    if code == INTERRUPTED_EXIT:  # what Typer makes of KeyboardInterrupt
         print_error("interrupted", CkptStoreError("interrupted").to_wire(), as_json=as_json)
-        return INTERRUPTED_EXIT
     return code if isinstance(code, int) else 0
 
 

@@ -71,7 +71,8 @@ def _headline(status: Status) -> RenderableType:
 
 
 def _tiers(tiers: list[TierStatus]) -> Table:
-    shown = table("TIER", "KIND", "STATE", "USED", "LIMIT", "RATE", "WAITING", "OLDEST", right=("USED", "LIMIT", "RATE"), fold=("TIER",))
+    headings = ("TIER", "KIND", "STATE", "USED", "LIMIT", "RATE", "WAITING", "OLDEST")
+    shown = table(*headings, right=("USED", "LIMIT", "RATE"), fold=("TIER", "WAITING", "OLDEST"))
     for tier in tiers:
         waiting = f"{tier.waiting_objects:,} ({size(tier.waiting_bytes)})" if tier.waiting_objects else "-"
         state = tier.state if tier.state == "ok" else tier.state.upper()

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Column
 from rich.text import Text
 
-from ckptstore.errors import ChecksumMismatch
+from ckptstore.errors import AlreadyExists, ChecksumMismatch
 from ckptstore.wire import VerifyLine
 from ckptstore_client.cli.invocation import CommandGroup, Invocation
 from ckptstore_client.cli.namespace_commands import PathArgument
@@ -17,6 +29,14 @@ from ckptstore_client.cli.terminal import Terminal, size, visible
 
 if TYPE_CHECKING:
     from ckptstore_client.store import Store
+
+#: A bar of bytes.
+TRANSFER_COLUMNS: tuple[ProgressColumn, ...] = (
+    TextColumn("{task.description}", markup=False, table_column=Column(overflow="ellipsis", no_wrap=True, max_width=24)),
+    BarColumn(bar_width=20),
+    DownloadColumn(binary_units=True),
+    TransferSpeedColumn(),
+)
 
 
 def register(root: CommandGroup) -> None:
@@ -40,9 +60,8 @@ def put(
     """
     terminal = invocation.terminal
     with invocation.store() as store:
-        with terminal.progress() as progress:
-            progress.add_task(f"putting {visible(str(local))}", total=None)
-            store.put(local, path, replace=replace)
+        with terminal.progress(*TRANSFER_COLUMNS) as progress, _told_by_option("put"):
+            store.put(local, path, replace=replace, progress=_bar(progress, f"putting {visible(local.name)}"))
         entry = store.stat(path)
     files = "" if entry.files is None else f", {entry.files:,} files"
     terminal.result(entry, Text("put ") + terminal.name(entry.path) + Text(f" ({size(entry.size_bytes)}{files})"))
@@ -63,9 +82,8 @@ def get(
     terminal = invocation.terminal
     with invocation.store() as store:
         entry = store.stat(path)
-        with terminal.progress() as progress:
-            progress.add_task(f"getting {visible(entry.path)} ({size(entry.size_bytes)})", total=None)
-            store.get(entry.path, local, replace=replace)
+        with terminal.progress(*TRANSFER_COLUMNS) as progress, _told_by_option("get"):
+            store.get(entry.path, local, replace=replace, progress=_bar(progress, f"getting {visible(entry.name)}"))
     document = {"path": entry.path, "local": str(local.absolute()), "size_bytes": entry.size_bytes}
     terminal.result(document, Text("got ") + terminal.name(entry.path) + Text(f" ({size(entry.size_bytes)})"))
 
@@ -107,6 +125,21 @@ def verify(invocation: Invocation, path: Annotated[str, typer.Argument(metavar="
     if unrepaired:
         why = f"{unrepaired} of {last.replicas} replicas are damaged or unreadable, and could not be repaired"
         raise ChecksumMismatch(why, operation="verify", subject=path, hint="`ckptstore status` shows whether a tier is down")
+
+
+def _bar(progress: Progress, description: str) -> Callable[[int, int], None]:
+    """A bar, and what moves it."""
+    task = progress.add_task(description, total=None)
+    return lambda done_bytes, total_bytes: progress.update(task, completed=done_bytes, total=total_bytes)
+
+
+@contextmanager
+def _told_by_option(operation: str) -> Iterator[None]:
+    """The library's hint names its own argument, replace=True; here it is an option."""
+    try:
+        yield
+    except AlreadyExists as error:
+        raise AlreadyExists(error.why, operation=operation, subject=error.subject, hint="--replace takes its place") from error
 
 
 def _follow(terminal: Terminal, store: Store, path: str) -> tuple[VerifyLine, int]:
