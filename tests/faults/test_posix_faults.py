@@ -371,6 +371,37 @@ def test_a_mount_without_renameat2_uses_link(tmp_path: Path, monkeypatch: pytest
     tier.close()
 
 
+def test_a_mount_that_replaces_with_a_gap_has_its_documents_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What GlusterFS does: for a moment there is neither the old file nor the new one."""
+    original_rename, original_open = disk_calls.rename, disk_calls.open_file
+
+    def with_a_gap(label: str, name: str, new_name: str, *, dir_fd: int, new_dir_fd: int) -> None:
+        os.rename(new_name, f"{new_name}.gap", src_dir_fd=new_dir_fd, dst_dir_fd=new_dir_fd)
+        for _ in range(20):
+            os.sched_yield()
+        os.unlink(f"{new_name}.gap", dir_fd=new_dir_fd)
+        original_rename(label, name, new_name, dir_fd=dir_fd, new_dir_fd=new_dir_fd)
+
+    monkeypatch.setattr(disk_calls, "rename", with_a_gap)
+    monkeypatch.setattr(posix_probe, "RENAME_ROUNDS", 2000)
+    tier = open_tier(tmp_path / "root", shared=True)
+    assert tier.facts.details["rename over"].startswith("not atomic")
+    tier.put_document(DOCUMENT, OLD)
+    misses = iter([True, True, False])
+
+    def missing_at_first(label: str, name: str, flags: int, *, dir_fd: int, mode: int = 0o644) -> int:
+        if label == "posix.open.open" and next(misses):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+        return original_open(label, name, flags, dir_fd=dir_fd, mode=mode)
+
+    monkeypatch.setattr(disk_calls, "open_file", missing_at_first)
+    assert tier.get_document(DOCUMENT) == OLD
+    assert next(misses, None) is None
+    tier.close()
+
+
 def test_a_full_disk_at_start_does_not_keep_the_tier_from_opening(tmp_path: Path) -> None:
     with failpoints.armed("posix.probe=enospc@*"):
         tier = open_tier(tmp_path / "root", shared=False)

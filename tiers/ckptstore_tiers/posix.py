@@ -316,11 +316,11 @@ class PosixTier:
             disk_calls.fsync(SYNC_FOLDER, folder)
 
     def get_document(self, key: str, *, limit_bytes: int = 1 << 30) -> bytes:
-        # Where replacing is not atomic, on this mount or as another one of a shared file system sees it, "not found" may
-        # only mean "being replaced".
-        looks = LOOKS_FOR_DOCUMENT if self._shared or not self._abilities.replace_is_atomic else 1
+        if self._abilities.replace_is_atomic:
+            return self._read_document(key, limit_bytes)
+        # On such a mount (GlusterFS is one) "not found" may only mean "being replaced".
         for attempt in stamina.retry_context(
-            on=NotFound, attempts=looks, timeout=1.0, wait_initial=LOOK_AGAIN_S, wait_max=LOOK_AGAIN_S, wait_jitter=0.0
+            on=NotFound, attempts=LOOKS_FOR_DOCUMENT, timeout=1.0, wait_initial=LOOK_AGAIN_S, wait_max=LOOK_AGAIN_S, wait_jitter=0.0
         ):
             with attempt:
                 return self._read_document(key, limit_bytes)

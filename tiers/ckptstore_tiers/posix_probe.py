@@ -199,6 +199,8 @@ class _Probe:
         watcher.start()
         try:
             for _ in range(RENAME_ROUNDS):
+                if missing.is_set():
+                    break
                 os.close(self._create("source"))
                 disk_calls.rename(PROBE, self._name("source"), target, dir_fd=self._dir_fd, new_dir_fd=self._dir_fd)
         finally:
