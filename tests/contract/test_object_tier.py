@@ -14,6 +14,7 @@ from moto.server import ThreadedMotoServer
 from ckptstore.config import TierSettings
 from ckptstore.errors import CkptStoreError, ConfigInvalid, InvalidInput, TierFull
 from ckptstore.paths import new_id
+from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_tiers.checksums import BLOCK_BYTES
 from ckptstore_tiers.fsspec_tier import FsspecTier
 from ckptstore_tiers.interface import Tier
@@ -30,7 +31,6 @@ from tests.contract.tier_contract import (
     new_key,
     stored,
 )
-from tests.services.seaweedfs import SeaweedS3
 
 BUCKET = "checkpoints"
 SECRET = "testtesttest"

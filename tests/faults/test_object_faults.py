@@ -14,6 +14,7 @@ from moto.server import ThreadedMotoServer
 from ckptstore.config import TierSettings
 from ckptstore.errors import AlreadyExists, ChecksumMismatch, CkptStoreError, NotFound, TierFull, TierUnavailable
 from ckptstore.paths import new_id
+from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests
 from ckptstore_tiers.interface import Tier
 from ckptstore_tiers.object_tier import open_object_tier
@@ -21,7 +22,6 @@ from ckptstore_tiers.s3_probe import PROBE_FOLDER
 from ckptstore_tiers.sources import MemorySource
 from tests.contract.tier_contract import assert_nothing_visible, content, keys, new_key, stored
 from tests.services.s3_fault_proxy import Fault, S3FaultProxy
-from tests.services.seaweedfs import SeaweedS3
 
 BUCKET = "checkpoints"
 ACCESS, SECRET = "AKTHEACCESSKEY", "thesecretthatnobodymaysee"

@@ -16,13 +16,16 @@ from ckptstore_bench.demo.cluster import Cluster
 from ckptstore_bench.demo.life import NotAsClaimed
 from ckptstore_bench.demo.record import Record
 from ckptstore_bench.demo.report import claims_list, saves_table, say, timeline
-from ckptstore_bench.demo.story import Story
+from ckptstore_bench.demo.story import Plan, Story
 from ckptstore_bench.demo.watcher import Watcher
 
 WIDTH = 110
 
 
-def main(keep: Annotated[Path | None, typer.Option(help="work in this folder, and leave it")] = None) -> None:
+def main(
+    keep: Annotated[Path | None, typer.Option(help="work in this folder, and leave it")] = None,
+    save_every: Annotated[int, typer.Option(min=1, help="steps between two of the twelve saves")] = 6,
+) -> None:
     """Train, kill, resume from memory, from NVMe and from S3; compare with an uninterrupted run."""
     console = Console(width=WIDTH)
     # `kill` and `timeout` end the demo as Ctrl-C does: every server is stopped first.
@@ -32,10 +35,10 @@ def main(keep: Annotated[Path | None, typer.Option(help="work in this folder, an
     try:
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
-            _tell(keep.resolve(), record, console)
+            _tell(Plan(save_every), keep.resolve(), record, console)
         else:
             with tempfile.TemporaryDirectory(prefix="ckptstore-demo-") as folder:
-                _tell(Path(folder), record, console)
+                _tell(Plan(save_every), Path(folder), record, console)
     except (NotAsClaimed, CkptStoreError) as error:
         console.print(f"✗ {error}", style="bold red", markup=False)
         raise typer.Exit(1) from error
@@ -45,10 +48,10 @@ def main(keep: Annotated[Path | None, typer.Option(help="work in this folder, an
     console.print(f"All of it held, in {time.monotonic() - began_s:.0f} s.", style="bold green")
 
 
-def _tell(folder: Path, record: Record, console: Console) -> None:
+def _tell(plan: Plan, folder: Path, record: Record, console: Console) -> None:
     record.note("demo", f"starting SeaweedFS (S3) and a home under {folder}")
     with Cluster(folder) as cluster, Watcher(cluster, record) as watcher:
-        story = Story(cluster, record, watcher)
+        story = Story(plan, cluster, record, watcher)
         try:
             story.tell()
         finally:

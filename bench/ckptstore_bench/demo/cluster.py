@@ -17,11 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from ckptstore.config import read_settings
-from ckptstore.wire import Hello, Located, Status
+import ckptstore
 from ckptstore_bench.demo.life import NotAsClaimed
 from ckptstore_bench.services.seaweedfs import SeaweedS3
-from ckptstore_client.api import Api
 
 BUCKET = "checkpoints"
 TIERS = ("nvme", "pfs", "object")
@@ -86,7 +84,6 @@ class Cluster:
         except BaseException:
             self.end()
             raise
-        self.socket = str(read_settings(home=self.home).api_socket)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -107,26 +104,14 @@ class Cluster:
 
     # --- the daemon --------------------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def api(self) -> Iterator[Api]:
-        api = Api.over_socket(self.socket, timeout_s=10.0)
-        try:
-            yield api
-        finally:
-            api.close()
-
-    def status(self) -> Status:
-        with self.api() as api:
-            return api.call("GET", "status", Status)
-
-    def nearest_replicas(self, object_id: str) -> list[str]:
-        with self.api() as api:
-            return [replica.tier for replica in api.call("GET", f"objects/{object_id}/replicas", Located).replicas]
+    def store(self) -> ckptstore.Store:
+        """The store as it is now; DaemonUnavailable if no daemon runs."""
+        return ckptstore.connect(home=self.home, start=False)
 
     def end_daemon(self, how: signal.Signals) -> int:
         """Send the daemon a signal and wait until it is gone; its pid."""
-        with self.api() as api:
-            pid = api.call("GET", "hello", Hello).pid
+        with self.store() as store:
+            pid = store.hello().pid
         handle = os.pidfd_open(pid)
         try:
             signal.pidfd_send_signal(handle, how)

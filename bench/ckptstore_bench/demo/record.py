@@ -85,9 +85,9 @@ class Record:
                 self.saves[-1].stall_s, self.saves[-1].attempt_id = event["stall_s"], event["attempt"]
 
     def unfinished(self) -> list[Save]:
-        """Saves that the daemon has taken and that are not yet in the last tier."""
+        """Saves that the daemon has taken and that are not yet everywhere."""
         with self._lock:
-            return [save for save in self.saves if save.attempt_id and STAGES[-1] not in save.reached_s]
+            return [save for save in self.saves if save.attempt_id and len(save.reached_s) < len(STAGES)]
 
     def reach(self, save: Save, timings_s: dict[str, float], durability: list[str]) -> None:
         """What the daemon says of a save now. A daemon that was restarted knows where it is, and no longer when that came to be."""

@@ -9,25 +9,54 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ckptstore.errors import NotFound
-from ckptstore.wire import EntryPage, PublicationInfo
 from ckptstore_bench.demo.cluster import Cluster
+from ckptstore_bench.demo.events import Event
 from ckptstore_bench.demo.life import Life, NotAsClaimed
 from ckptstore_bench.demo.record import STAGES, Record
 from ckptstore_bench.demo.watcher import Watcher
 
 RUN = "/runs/gpt"
-STEPS = 72
-SAVE_EVERY = 6
-FROZEN_SAVE = 4  # of the first life: step 24
-SECOND_KILL_STEP = 36
-THIRD_KILL_STEP = 54
 UNTIL_TIMEOUT_S = 120.0
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Twelve saves, and at which of them the trainer dies: in the middle of the fourth, right after the sixth, right after the ninth."""
+
+    save_every: int = 6
+    torn_save: int = 4
+
+    @property
+    def steps(self) -> int:
+        return 12 * self.save_every
+
+    @property
+    def saved_steps(self) -> list[int]:
+        return list(range(self.save_every, self.steps + 1, self.save_every))
+
+    @property
+    def torn_step(self) -> int:
+        return self.torn_save * self.save_every
+
+    @property
+    def whole_saves_before_the_torn_one(self) -> list[int]:
+        return self.saved_steps[: self.torn_save - 1]
+
+    @property
+    def second_kill_step(self) -> int:
+        return 6 * self.save_every
+
+    @property
+    def third_kill_step(self) -> int:
+        return 9 * self.save_every
+
+
 class Story:
-    def __init__(self, cluster: Cluster, record: Record, watcher: Watcher) -> None:
+    def __init__(self, plan: Plan, cluster: Cluster, record: Record, watcher: Watcher) -> None:
+        self._plan = plan
         self._cluster = cluster
         self._record = record
         self._watcher = watcher
@@ -41,47 +70,49 @@ class Story:
         self.resumed_from_nvme()
         self.nvme_and_pfs_lost()
         found = self.resumed_from_s3_alone()
-        self._claim(
-            found == expected, f"the final parameters are bitwise those of the uninterrupted run: {found[:16]}… = {expected[:16]}…"
-        )
+        same = f"the final parameters are bitwise those of the uninterrupted run: {found[:16]}… = {expected[:16]}…"
+        self._claim(found == expected, same)
         self.everything_arrives()
 
     # --- the acts ----------------------------------------------------------------------------------------------------------------
 
     def an_uninterrupted_run(self) -> str:
-        self._record.note("demo", f"an uninterrupted run of {STEPS} steps, without a store, to compare with")
-        with self._life("reference", "ckptstore_bench.demo.trainer", "--steps", str(STEPS)) as life:
+        self._record.note("demo", f"an uninterrupted run of {self._plan.steps} steps, without a store, to compare with")
+        with self._life("reference", "ckptstore_bench.demo.trainer", "--steps", str(self._plan.steps)) as life:
             finished = life.until("finished")
             life.end()
             self._record.end("trainer", "■")
-        self._record.note("trainer", f"finished step {finished['step']}; its parameters hash to {finished['fingerprint'][:16]}…")
+        self._finished(finished)
         return str(finished["fingerprint"])
 
     def killed_in_the_middle_of_a_save(self) -> None:
-        with self._saving_life("first", freeze_in_save=FROZEN_SAVE) as life:
+        with self._saving_life("first", freeze_in_save=self._plan.torn_save) as life:
             life.until("started")
             self._record.begin("daemon")
-            self._record.note("daemon", f"started by the trainer, pid {self._cluster.status().hello.pid}")
+            with self._cluster.store() as store:
+                self._record.note("daemon", f"started by the trainer, pid {store.hello().pid}")
             frozen = life.until("half-copied")
             self._kill(life, f"after {frozen['copied_bytes'] / 1e6:.0f} of {frozen['size_bytes'] / 1e6:.0f} MB of a save's copy")
-        step = FROZEN_SAVE * SAVE_EVERY
+        earlier, step = self._plan.whole_saves_before_the_torn_one, self._plan.torn_step
         self._fate(step, "killed while copying")
-        self._until("the torn save's attempt to be aborted", lambda: not self._cluster.status().attempts)
-        self._claim(self._saved_steps() == list(range(SAVE_EVERY, step, SAVE_EVERY)), f"of the torn save of step {step} nothing is visible")
+        with self._cluster.store() as store:
+            self._until("the torn save's attempt to be aborted", lambda: not store.status().attempts)
+        self._claim(self._saved_steps() == earlier, f"of the torn save of step {step} nothing is visible")
 
     def resumed_from_memory(self) -> None:
         with self._saving_life("second", resume=True) as life:
-            last = (FROZEN_SAVE - 1) * SAVE_EVERY
+            last = self._plan.whole_saves_before_the_torn_one[-1]
             self._resumed(life, from_step=last, from_tiers={"memory"}, what="from memory, though its trainer is dead")
-            life.until("saved", step=SECOND_KILL_STEP)
-            self._kill(life, f"at once after `save` of step {SECOND_KILL_STEP} returned")
-        self._fate(SECOND_KILL_STEP, "trainer killed as save returned")
+            life.until("saved", step=self._plan.second_kill_step)
+            self._kill(life, f"at once after `save` of step {self._plan.second_kill_step} returned")
+        self._fate(self._plan.second_kill_step, "trainer killed as save returned")
 
     def daemon_killed_while_draining(self) -> None:
-        self._until("the daemon to publish it alone", lambda: self._is_in(SECOND_KILL_STEP, "nvme"))
-        self._record.note("daemon", f"has published step {SECOND_KILL_STEP} without the trainer")
+        self._until("the daemon to publish it alone", lambda: self._is_in(self._plan.second_kill_step, "nvme"))
+        self._record.note("daemon", f"has published step {self._plan.second_kill_step} without the trainer")
         self._watcher.look()
-        waiting = {tier.name: tier for tier in self._cluster.status().tiers}["object"]
+        with self._cluster.store() as store:
+            waiting = {tier.name: tier for tier in store.status().tiers}["object"]
         pid = self._cluster.end_daemon(signal.SIGKILL)
         self._record.end("daemon", "✗")
         self._record.note("daemon", f"SIGKILL to pid {pid}, with {waiting.waiting_bytes / 1e6:.0f} MB still to drain to S3")
@@ -90,12 +121,14 @@ class Story:
     def resumed_from_nvme(self) -> None:
         with self._saving_life("third", resume=True) as life:
             self._record.begin("daemon")
-            self._resumed(life, from_step=SECOND_KILL_STEP, from_tiers={"nvme"}, what="from NVMe, by a daemon that the trainer started")
-            life.until("saved", step=THIRD_KILL_STEP)
-            self._kill(life, f"after step {THIRD_KILL_STEP}")
-        self._fate(THIRD_KILL_STEP, "trainer killed as save returned")
-        self._until(f"step {THIRD_KILL_STEP} to be in S3", lambda: self._is_in(THIRD_KILL_STEP, "object"))
-        self._claim(not self._record.unfinished(), "everything that waited when the daemon was killed has been drained to S3")
+            last = self._plan.second_kill_step
+            self._resumed(life, from_step=last, from_tiers={"nvme"}, what="from NVMe, by a daemon that the trainer started")
+            life.until("saved", step=self._plan.third_kill_step)
+            self._kill(life, f"after step {self._plan.third_kill_step}")
+        self._fate(self._plan.third_kill_step, "trainer killed as save returned")
+        self._until("everything to be in S3", lambda: not self._record.unfinished())
+        drained = all(self._is_in(step, "object") for step in self._saved_steps())
+        self._claim(drained, "everything that waited when the daemon was killed has been drained to S3")
 
     def nvme_and_pfs_lost(self) -> None:
         pid = self._cluster.end_daemon(signal.SIGTERM)
@@ -111,26 +144,26 @@ class Story:
         self._claim(empty, "memory, NVMe and the parallel file system hold nothing any more")
         with self._saving_life("fourth", resume=True) as life:
             self._record.begin("daemon")
-            self._resumed(life, from_step=THIRD_KILL_STEP, from_tiers=None, what="from S3 alone")
+            self._resumed(life, from_step=self._plan.third_kill_step, from_tiers=None, what="from S3 alone")
             finished = life.until("finished")
             life.end()
             self._record.end("trainer", "■")
-        self._record.note("trainer", f"finished step {finished['step']}; its parameters hash to {finished['fingerprint'][:16]}…")
+        self._finished(finished)
         return str(finished["fingerprint"])
 
     def everything_arrives(self) -> None:
-        self._until("the last saves to be in S3", lambda: self._is_in(STEPS, "object"))
-        self._watcher.look()
-        steps = list(range(SAVE_EVERY, STEPS + 1, SAVE_EVERY))
+        self._until("the last saves to be in S3", lambda: not self._record.unfinished())
+        steps = self._plan.saved_steps
         self._claim(self._saved_steps() == steps, f"all {len(steps)} checkpoints are visible, each once")
-        late = [save.step for save in self._record.saves if not save.fate.startswith("killed") and len(save.reached_s) < len(STAGES)]
-        self._claim(not late, "every save whose call returned reached memory, NVMe, the parallel file system and S3")
+        everywhere = {save.step for save in self._record.saves if len(save.reached_s) == len(STAGES)}
+        self._claim(everywhere == set(steps), "every save whose call returned reached memory, NVMe, the parallel file system and S3")
 
     # --- what the acts are made of -------------------------------------------------------------------------------------------------
 
     def _saving_life(self, name: str, *, resume: bool = False, freeze_in_save: int = 0) -> Life:
-        arguments = ["--freeze-in-save", str(freeze_in_save), "--", "--steps", str(STEPS), "--save-every", str(SAVE_EVERY), "--run", RUN]
-        return self._life(name, "ckptstore_bench.demo.witness", *arguments, *(["--resume"] if resume else []))
+        plan = self._plan
+        training = ["--steps", str(plan.steps), "--save-every", str(plan.save_every), "--run", RUN, *(["--resume"] if resume else [])]
+        return self._life(name, "ckptstore_bench.demo.witness", "--freeze-in-save", str(freeze_in_save), "--", *training)
 
     def _life(self, name: str, module: str, *arguments: str) -> Life:
         self._record.begin("trainer")
@@ -158,6 +191,9 @@ class Story:
         from_there = from_tiers is None or tiers == from_tiers
         self._claim(event["step"] == from_step and from_there, f"training resumed at step {from_step} {what}")
 
+    def _finished(self, event: Event) -> None:
+        self._record.note("trainer", f"finished step {event['step']}, loss {event['loss']:.4f}; parameters {event['fingerprint'][:16]}…")
+
     def _claim(self, holds: bool, what: str) -> None:
         if not holds:
             raise NotAsClaimed(f"it does not hold that {what}")
@@ -167,16 +203,15 @@ class Story:
         next(save for save in reversed(self._record.saves) if save.step == step).fate = fate
 
     def _saved_steps(self) -> list[int]:
-        with self._cluster.api() as api:
-            entries = api.call("GET", "entries", EntryPage, path=RUN).entries
-        return [entry.step for entry in entries if entry.step is not None]
+        with self._cluster.store() as store:
+            return [entry.step for entry in store.ls(RUN) if entry.step is not None]
 
     def _is_in(self, step: int, tier: str) -> bool:
-        with self._cluster.api() as api:
-            try:
-                return tier in api.call("GET", "publications", PublicationInfo, path=f"{RUN}/step-{step:06d}").durability
-            except NotFound:
-                return False
+        try:
+            with self._cluster.store() as store:
+                return tier in store.stat(f"{RUN}/step-{step:06d}").durability
+        except NotFound:
+            return False
 
     @staticmethod
     def _until(what: str, holds: Callable[[], bool]) -> None:

@@ -29,6 +29,7 @@ def main(
         state = store.load(f"{run}/@latest")  # line 2
         training.restore(state)
         report("resumed", step=training.step, seconds=time.monotonic() - began_s)
+    loss = float("nan")
     while training.step < steps:
         loss = training.advance()
         report("step", step=training.step, loss=loss)
@@ -37,7 +38,7 @@ def main(
             began_s = time.monotonic()
             pending = store.save(f"{run}/step-{training.step:06d}", training.state(), step=training.step)  # line 3
             report("saved", step=training.step, stall_s=time.monotonic() - began_s, attempt=pending.attempt_id)
-    report("finished", step=training.step, fingerprint=training.fingerprint())
+    report("finished", step=training.step, loss=loss, fingerprint=training.fingerprint())
 
 
 if __name__ == "__main__":

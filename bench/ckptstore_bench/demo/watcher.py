@@ -8,10 +8,12 @@ from __future__ import annotations
 import threading
 from types import TracebackType
 
+from ckptstore.config import read_settings
 from ckptstore.errors import DaemonUnavailable, WaitTimeout
 from ckptstore.wire import AttemptStatus
 from ckptstore_bench.demo.cluster import Cluster
 from ckptstore_bench.demo.record import Record
+from ckptstore_client.api import Api
 
 INTERVAL_S = 0.1
 
@@ -33,10 +35,13 @@ class Watcher:
 
     def look(self) -> None:
         """Ask once for each save that is under way. DaemonUnavailable, WaitTimeout."""
-        with self._cluster.api() as api:
+        api = Api.over_socket(str(read_settings(home=self._cluster.home).api_socket), timeout_s=10.0)
+        try:
             for save in self._record.unfinished():
                 status = api.call("GET", f"attempts/{save.attempt_id}", AttemptStatus)
                 self._record.reach(save, status.timings_s, status.durability)
+        finally:
+            api.close()
 
     def _watch(self) -> None:
         while not self._stop.wait(INTERVAL_S):
