@@ -332,6 +332,29 @@ def test_a_command_that_needs_a_daemon_starts_one(bare: Shell) -> None:
         bare.ok("stop")
 
 
+def test_a_lost_catalog_is_rebuilt_but_not_under_a_running_daemon(bare: Shell, folder: Path) -> None:
+    bare.ok("put", folder, "/kept/model")
+    bare.ok("put", folder / "a.txt", "/removed")
+    bare.ok("rm", "/removed")
+    refused = bare("catalog", "rebuild", "--yes", "--json")
+    assert refused.code == errors.AlreadyRunning.exit_code
+    assert refused.error["error"] == "already_running"
+    bare.ok("stop")
+    for file in bare.home.glob("catalog.sqlite3*"):
+        file.unlink()
+    lost = bare("serve", "--foreground")
+    assert lost.code == errors.WrongStore.exit_code and "catalog rebuild" in lost.err
+    report = bare.ok("catalog", "rebuild", "--yes", "--json").document
+    assert (report["restored"], report["incomplete"], report["unreadable"]) == (1, [], [])
+    try:
+        assert [entry["path"] for entry in bare.ok("ls", "-r", "--json").lines if entry["kind"] == "file"] == [
+            "/kept/model/a.txt",
+            f"/kept/model/sub/{ODD_NAME}",
+        ]
+    finally:
+        bare.ok("stop")
+
+
 def test_check_tells_a_full_tier_from_one_that_is_well(served: Shell) -> None:
     assert served.ok("status", "--check", "--json").document["tiers"][0]["state"] == "ok"
 

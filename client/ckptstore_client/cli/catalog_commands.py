@@ -23,9 +23,14 @@ def rebuild(
     allow_missing: Annotated[
         list[str] | None, typer.Option(metavar="TIER", help="Go on without this tier, though it does not answer. May be repeated.")
     ] = None,
+    delete_unknown: Annotated[
+        bool, typer.Option("--delete-unknown", help="Also delete objects that no record names: what half a save left behind.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Restore a lost catalog from the commit records in the tiers. No daemon may run.
+    """Restore a lost catalog from the commit records in the tiers.
+
+    The catalog must be empty (move its database away), and no daemon may run. Nothing that was deleted comes back.
 
     Example: ckptstore catalog rebuild --yes
     """
@@ -33,6 +38,8 @@ def rebuild(
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Rebuild the catalog of {settings.home} from its tiers?", abort=True, err=True)
     arguments = ["--home", str(settings.home), *(part for tier in allow_missing or [] for part in ("--allow-missing", tier))]
+    if delete_unknown:
+        arguments.append("--delete-unknown")
     if invocation.terminal.as_json:
         arguments.append("--json")
     os.execv(sys.executable, [sys.executable, "-m", "ckptstore_server.rebuild_command", *arguments])
