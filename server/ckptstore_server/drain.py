@@ -103,7 +103,7 @@ class Drainer:
         if isinstance(error, NotFound):
             return  # deleted meanwhile, and its queue entry with it
         if isinstance(error, TierFull):
-            await self._evictor.make_room(handle)
+            await self._evictor.make_room(handle, drain.size_bytes)
         self._node.remark(f"drain into {handle.name}", error)
         if isinstance(error, ChecksumMismatch):
             handle.last_error = str(error)

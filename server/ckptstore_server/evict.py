@@ -33,21 +33,21 @@ class Evictor:
             if handle.opened is not None and handle.fill() > handle.settings.high_water:
                 await self.make_room(handle)
 
-    async def make_room(self, handle: TierHandle) -> int:
-        """Evict down to the low-water mark, or until nothing may go; bytes freed."""
+    async def make_room(self, handle: TierHandle, for_bytes: int = 0) -> int:
+        """Evict down to the low-water mark and until `for_bytes` are free, or until nothing may go; bytes freed."""
         freed_bytes = 0
         async with self._locks[handle.name]:
-            while handle.opened is not None and handle.fill() > handle.settings.low_water:
-                freed = await self._node.run(self._node.upkeep_executor, self._evict_some, handle)
+            while handle.opened is not None and _is_too_full(handle, for_bytes):
+                freed = await self._node.run(self._node.upkeep_executor, self._evict_some, handle, for_bytes)
                 if freed == 0:
                     break
                 freed_bytes += freed
         return freed_bytes
 
-    def _evict_some(self, handle: TierHandle) -> int:
+    def _evict_some(self, handle: TierHandle, for_bytes: int) -> int:
         freed_bytes = 0
         for candidate in self._node.catalog.eviction_candidates(handle.name, limit=CANDIDATES_PER_LOOK):
-            if handle.fill() <= handle.settings.low_water:
+            if not _is_too_full(handle, for_bytes):
                 break
             try:
                 if not self._evict(handle, candidate):
@@ -67,3 +67,14 @@ class Evictor:
             failpoint(AFTER_CATALOG)
             tier.delete(candidate.key)
             return True
+
+
+def _is_too_full(handle: TierHandle, for_bytes: int) -> bool:
+    """Above the low-water mark, or without room for so many bytes though the tier is large enough for them.
+
+    The mark alone would not do: an object that is larger than what is free below it would wait for room for ever.
+    """
+    usage = handle.usage()
+    if not usage.limit_bytes or usage.free_bytes is None:
+        return False
+    return handle.fill() > handle.settings.low_water or usage.free_bytes < for_bytes <= usage.limit_bytes

@@ -62,7 +62,7 @@ class Ingest:
             except (TierFull, TierUnavailable) as error:
                 self._node.remark(f"store into {handle.name}", error)
                 if isinstance(error, TierFull):
-                    await self._evictor.make_room(handle)
+                    await self._evictor.make_room(handle, source.size_bytes)
                 continue
             failpoint(BEFORE_CATALOG)
             stored = self._node.catalog.object_stored

@@ -7,6 +7,7 @@ flight). If no local tier takes it, readers are served by streaming instead.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from ckptstore.catalog.model import StoredFile
 from ckptstore.errors import Busy, CkptStoreError, TierFull
@@ -15,6 +16,7 @@ from ckptstore.wire import LONG_POLL_S, Located, ReplicaInfo
 from ckptstore_server.evict import Evictor
 from ckptstore_server.node import Node
 from ckptstore_server.replicas import MEMORY, Replicas
+from ckptstore_server.tier_handle import TierHandle
 
 BEFORE_PUT = declare("recall.before_put")
 AFTER_CATALOG = declare("recall.after_catalog")
@@ -68,10 +70,18 @@ class Recall:
                 # The queue knows of it first: a crash in the middle leaves work for the next daemon, not a file that nobody knows.
                 await self._node.query(self._node.catalog.request_drain, file.object_id, handle.name)
                 failpoint(BEFORE_PUT)
-                await self._node.run(self._node.upkeep_executor, self._replicas.copy, file, handle)
+                await self._copy(file, handle)
                 failpoint(AFTER_CATALOG)
                 return
             except CkptStoreError as error:
                 self._node.remark(f"recall into {handle.name}", error)
-                if isinstance(error, TierFull):
-                    await self._evictor.make_room(handle)
+
+    async def _copy(self, file: StoredFile, handle: TierHandle) -> None:
+        """Copy the object into a tier, which may have to give up others first."""
+        copy = partial(self._node.run, self._node.upkeep_executor, self._replicas.copy, file, handle)
+        try:
+            await copy()
+        except TierFull:
+            if await self._evictor.make_room(handle, file.size_bytes) == 0:
+                raise
+            await copy()
