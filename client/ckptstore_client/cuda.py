@@ -5,7 +5,7 @@ for seconds), so that the copies run by DMA; they are queued on a side stream th
 the end is waited for. Memory that cannot be registered is still copied, more slowly, by CUDA's own staging.
 
 This module was written without a CUDA device at hand and has not been run on one: it is kept apart, and the rest of the client
-does not depend on how it does this. The registry of pinned ranges belongs to the process and is guarded by a lock.
+does not depend on how it does this. The side streams belong to the process and are guarded by a lock.
 """
 
 from __future__ import annotations
@@ -19,39 +19,38 @@ if TYPE_CHECKING:
 
 #: Bytes registered by one call. A guess at a bearable pause; to be measured where a device is.
 REGISTER_CHUNK_BYTES = 256 * 1024 * 1024
-_ALREADY_REGISTERED = 712  # cudaErrorHostMemoryAlreadyRegistered
 _lock = threading.Lock()
-_registered: dict[int, int] = {}
 _streams: dict[int, Any] = {}
 
 
-def register_pages(address: int, size_bytes: int) -> bool:
-    """Pin a mapped segment for DMA; False if CUDA refuses, which costs speed only. Repeating it is free."""
-    import torch
+class PinnedPages:
+    """A mapped segment, registered for DMA for as long as this object is open. It keeps the mapping alive: pages that stay registered
+    after they were unmapped would send a later copy into memory that is no longer ours.
 
-    with _lock:
-        if _registered.get(address, 0) >= size_bytes:
-            return True
+    Where CUDA refuses (a limit on locked memory, say), copies still work, more slowly.
+    """
+
+    def __init__(self, segment: memoryview) -> None:
+        import torch
+
+        self._segment: memoryview | None = segment
+        self._registered: list[int] = []
+        start = torch.frombuffer(segment, dtype=torch.uint8).data_ptr()
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        for start in range(0, size_bytes, REGISTER_CHUNK_BYTES):
-            length = min(REGISTER_CHUNK_BYTES, size_bytes - start)
-            status = int(runtime.cudaHostRegister(address + start, length, 0))
-            if status not in (0, _ALREADY_REGISTERED):
-                return False
-        _registered[address] = size_bytes
-        return True
+        for offset in range(0, len(segment), REGISTER_CHUNK_BYTES):
+            length = min(REGISTER_CHUNK_BYTES, len(segment) - offset)
+            if int(runtime.cudaHostRegister(start + offset, length, 0)) != 0:
+                return
+            self._registered.append(start + offset)
 
-
-def unregister_pages(address: int) -> None:
-    """Before the segment is unmapped."""
-    with _lock:
-        size_bytes = _registered.pop(address, 0)
-    if size_bytes:
+    def close(self) -> None:
+        """Unregister. The caller sees to it that no copy is under way: `copy_from_cuda` returns only when its copies are done."""
         import torch
 
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        for start in range(0, size_bytes, REGISTER_CHUNK_BYTES):
-            runtime.cudaHostUnregister(address + start)
+        while self._registered:
+            runtime.cudaHostUnregister(self._registered.pop())
+        self._segment = None
 
 
 def copy_from_cuda(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:

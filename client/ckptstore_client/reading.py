@@ -37,6 +37,8 @@ from ckptstore_tiers.sources import ALIGNMENT_BYTES, address_of
 MEMORY = "memory"
 #: Reads of 4 MiB in flight: a NVMe device is at its best from 4 on (3.4 GB/s where it was measured), more helps little.
 MAX_READERS = 8
+#: Also on a machine of two cores: a reader waits for the device most of its time.
+MIN_READERS = 4
 #: preadv takes at most this many pieces (IOV_MAX).
 _MAX_PIECES = 1024
 
@@ -213,7 +215,7 @@ class VerifiedObject:
         self._in_parallel(range(self.digests.count), read_block)
 
     def _in_parallel(self, blocks: Sequence[int], read_block: Callable[[int], None]) -> None:
-        workers = min(MAX_READERS, max(2, os.cpu_count() or 2), len(blocks))
+        workers = min(MAX_READERS, max(MIN_READERS, os.cpu_count() or 1), len(blocks))
         if workers <= 1:
             for index in blocks:
                 read_block(index)

@@ -21,6 +21,7 @@ from typing import Any
 from ckptstore.errors import CkptStoreError
 from ckptstore.part import PART_KEY, Flattened, flatten, write_part
 from ckptstore.safetensors_format import TensorEntry, assemble_header, build_tensor_table
+from ckptstore_client.cuda import PinnedPages
 from ckptstore_client.frameworks import TensorSpec, framework, leaf_encoders, tensor_tags
 
 CACHE_LINE_BYTES = 64
@@ -28,6 +29,8 @@ CACHE_LINE_BYTES = 64
 MAX_PLANS = 8
 #: Views kept: two slots for each of a few plans. Each set keeps its segment mapped.
 MAX_VIEW_SETS = 6
+#: Pinned segments: as many as `descriptors` keeps mapped; an older one was given back by the daemon long ago.
+MAX_PINNED = 16
 
 
 @dataclass(eq=False)
@@ -42,6 +45,7 @@ class Plan:
     stored: dict[str, list[int]]  # by tag: the leaf of each entry
     table: bytes
     data_size_bytes: int
+    on_cuda: bool
     header_size_bytes: int = 0
 
 
@@ -64,6 +68,7 @@ class Staging:
 
     _plans: list[Plan] = field(default_factory=list)
     _views: OrderedDict[tuple[int, Hashable, int], dict[str, list[Any]]] = field(default_factory=OrderedDict)
+    _pinned: OrderedDict[Hashable, PinnedPages] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def plan(self, state: Any) -> StagedState:
@@ -84,14 +89,28 @@ class Staging:
         if staged.size_bytes > len(segment):
             raise CkptStoreError(f"the segment has {len(segment)} bytes, {staged.size_bytes} are needed", operation="save")
         views = self._views_of(plan, data_start, segment, segment_key)
+        if plan.on_cuda and segment_key is not None:
+            self._pin(segment_key, segment)
         for tag, destinations in views.items():
             framework(tag).copy(destinations, [staged.values[leaf] for leaf in plan.stored[tag]])
         segment[:data_start] = staged.header
 
     def forget(self) -> None:
-        """Drop all views, so that the segments of a daemon that is gone can be unmapped."""
+        """Drop all views, so that the segments of a daemon that is gone can be unmapped. A save that still copies there is lost anyway."""
         with self._lock:
             self._views.clear()
+            pinned, self._pinned = list(self._pinned.values()), OrderedDict()
+        for pages in pinned:
+            pages.close()
+
+    def _pin(self, segment_key: Hashable, segment: memoryview) -> None:
+        """Have CUDA copy into this segment by DMA, from now on."""
+        with self._lock:
+            if segment_key not in self._pinned:
+                self._pinned[segment_key] = PinnedPages(segment)
+            stale = [self._pinned.popitem(last=False)[1] for _ in range(len(self._pinned) - MAX_PINNED)]
+        for pages in stale:
+            pages.close()
 
     def _known(self, flat: Flattened, tags: list[str]) -> Plan | None:
         with self._lock:
@@ -165,6 +184,7 @@ def _make_plan(flat: Flattened, tags: list[str]) -> Plan:
         stored=stored,
         table=build_tensor_table(entries.values()),
         data_size_bytes=position,
+        on_cuda=any(getattr(value, "is_cuda", False) for value in flat.values),
     )
 
 

@@ -426,6 +426,19 @@ def test_the_next_call_after_a_restart_of_the_daemon_connects_anew(tmp_path: Pat
             store.close()
 
 
+def test_a_save_that_the_daemon_lost_is_told_as_aborted(tmp_path: Path) -> None:
+    with start(tmp_path / "home", free_port()) as process, ckptstore.connect(home=process.home, start=False, group="all ranks") as store:
+        pending = store.save("/a", {"w": torch.ones(3)}, rank=0, world_size=2)
+        process.kill()
+        with pytest.raises(DaemonUnavailable):
+            pending.wait("snapshot", timeout_s=WAIT_S)
+        process.start()
+        with pytest.raises(AttemptAborted):
+            pending.wait("snapshot", timeout_s=WAIT_S)
+        with pytest.raises(NotFound):
+            store.load("/a")
+
+
 def test_a_damaged_replica_is_passed_over_and_without_another_the_mismatch_has_a_name(tmp_path: Path) -> None:
     with start(tmp_path / "home", free_port()) as process:
         with ckptstore.connect(home=process.home, start=False) as store:
