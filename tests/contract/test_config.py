@@ -176,3 +176,23 @@ def test_a_size_in_the_template_means_exactly_its_number(size_bytes: int) -> Non
 def test_toml_values_survive_quotes_and_escapes() -> None:
     odd = 'a "quoted" \\ path \x7f \U0001f680'
     assert tomllib.loads(f"x = {toml(odd)}")["x"] == odd
+
+
+# --- the page in docs/ ----------------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text("utf-8")
+
+
+def test_the_page_lists_every_field_with_its_default() -> None:
+    rows = {row[1].strip(" `"): row[2].strip(" `") for line in PAGE.splitlines() if (row := line.split("|")) and len(row) == 6}
+    for model in (Settings, MemorySettings, TierSettings):
+        for setting in fields(model):
+            shown = rows.pop(setting.name)
+            if setting.default is not None and setting.name != "home":
+                assert tomllib.loads(f"x = {shown}")["x"] == setting.default, setting.name
+    assert set(rows) <= {"setting", "---"}, "the page has settings that are none"
+
+
+def test_the_example_on_the_page_is_valid(tmp_path: Path) -> None:
+    (example,) = re.findall(r"(?s)```toml\n(.*?)```", PAGE)
+    assert len(read_settings(written(tmp_path, example)).tiers) == 3

@@ -64,7 +64,7 @@ def _headline(status: Status) -> RenderableType:
     facts.add_row("home", Text(visible(status.home)))
     facts.add_row("store", Text(visible(hello.store)))
     facts.add_row("catalog", Text(visible(status.catalog)))
-    counts = [f"{number:,} {visible(name.replace('_', ' '))}" for name, number in status.counts.items()]
+    counts = [f"{number:,} {visible(name.replace('_', ' '))}" for name, number in status.counts.items() if number]
     facts.add_row("holds", Text(", ".join(counts) or "nothing yet"))
     facts.add_row("clients", Text(f"{status.sessions} connected; the daemon itself uses {size(status.resident_bytes)}"))
     return Group(first, facts)
