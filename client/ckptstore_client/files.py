@@ -144,7 +144,7 @@ def arriving(local: Path, *, folder: bool, replace: bool) -> Iterator[Path]:
     """A temporary place beside `local`; when the block ends well it is moved there, else removed. AlreadyExists unless `replace`."""
     if not replace and os.path.lexists(local):
         raise AlreadyExists("something is there already", operation="get", subject=str(local), hint="replace=True overwrites it")
-    temporary = local.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{local.name}"[:255])
+    temporary = local.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(8).hex()}")
     try:
         try:
             local.parent.mkdir(parents=True, exist_ok=True)
@@ -164,13 +164,13 @@ def _move_into_place(temporary: Path, local: Path, *, folder: bool, replace: boo
             _fsync_folder(Path(place))
     aside: Path | None = None
     if replace and os.path.lexists(local) and (folder or local.is_dir()):
-        aside = temporary.with_name(temporary.name[:250] + "-old")
+        aside = temporary.with_name(temporary.name + "-old")
         local.rename(aside)
     try:
         if replace or folder:
             temporary.rename(local)
         else:
-            os.link(temporary, local)  # fails if somebody made it meanwhile, where a rename would overwrite
+            _link_into_place(temporary, local)
     except OSError:
         if aside is not None:
             aside.rename(local)
@@ -178,6 +178,16 @@ def _move_into_place(temporary: Path, local: Path, *, folder: bool, replace: boo
     _fsync_folder(local.parent)
     if aside is not None:
         _remove(aside)
+
+
+def _link_into_place(temporary: Path, local: Path) -> None:
+    """Unlike a rename, a link fails if somebody has made `local` meanwhile. A file system without links gets the rename."""
+    try:
+        os.link(temporary, local)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+            raise
+        temporary.rename(local)
 
 
 def _remove(path: Path) -> None:

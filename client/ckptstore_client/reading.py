@@ -179,15 +179,16 @@ class VerifiedObject:
         self._lock = threading.Lock()
         self._order: list[str] | None = None
         self._opened: dict[str, Replica | CkptStoreError] = {}
+        self._passed_over: list[Replica] = []
         self._scratch = ScratchPool(keep=MAX_READERS)
 
     def __enter__(self) -> VerifiedObject:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for replica in self._opened.values():
-            if not isinstance(replica, CkptStoreError):
-                replica.close()
+        opened = [replica for replica in self._opened.values() if not isinstance(replica, CkptStoreError)]
+        for replica in [*opened, *self._passed_over]:
+            replica.close()
         self._scratch.close()
 
     # --- reading -----------------------------------------------------------------------------------------------------------------
@@ -258,6 +259,7 @@ class VerifiedObject:
                     continue
                 if replica.tier != ContentStream.tier:
                     bad.append(replica.tier)
+                    self._pass_over(replica)
                     self._report(replica.tier, index)
         raise self._final(fault, index, bad)
 
@@ -303,6 +305,13 @@ class VerifiedObject:
             return self._source.open(self.file.object_id, tier)
         except CkptStoreError as error:  # evicted or reused meanwhile: simply the next one
             return error
+
+    def _pass_over(self, replica: Replica) -> None:
+        """A segment with one wrong block was most likely given to another save: no later block is looked for there. A file is."""
+        with self._lock:
+            if replica.tier == MEMORY and self._opened.get(MEMORY) is replica:
+                self._opened[MEMORY] = NotFound("the segment is in use for something else", operation="read", tier=MEMORY)
+                self._passed_over.append(replica)  # other threads may be reading from it: closed at the end
 
     def _report(self, tier: str, index: int) -> None:
         """Tell the daemon, which looks for itself. That it cannot be told must not keep us from reading the next replica."""

@@ -118,12 +118,14 @@ class TorchTensors:
             return id(value)  # no memory to share: the same tensor is the same object
         return (value.data_ptr(), value.dtype, value.shape, value.stride(), value.device, value.is_conj(), value.is_neg())
 
+    @torch.inference_mode(False)
     def views(self, buffer: memoryview, entries: Sequence[TensorEntry], data_start: int) -> list[torch.Tensor]:
+        # Ordinary tensors even if the caller is in inference mode: they are kept, and an inference tensor could not be written later.
         whole = torch.frombuffer(buffer, dtype=torch.uint8)
         made = []
         for entry in entries:
             if entry.start == entry.end:
-                made.append(torch.empty(_native_shape(entry), dtype=DTYPES[entry.dtype]))
+                made.append(torch.empty(_native_shape(entry), dtype=DTYPES[entry.dtype], device="cpu"))
                 continue
             piece = whole[data_start + entry.start : data_start + entry.end]
             made.append(piece.view(DTYPES[entry.dtype]).view(_native_shape(entry)))
@@ -149,7 +151,7 @@ class TorchTensors:
         if dtype is None:
             raise InvalidInput(f"this torch has no {entry.dtype}", operation="load", subject=entry.key)
         try:
-            return torch.empty(_native_shape(entry), dtype=dtype)
+            return torch.empty(_native_shape(entry), dtype=dtype, device="cpu")
         except (RuntimeError, MemoryError) as error:
             why = f"no tensor of shape {entry.shape} and {entry.dtype} can be made: {str(error)[:200]}"
             raise InvalidInput(why, operation="load", subject=entry.key) from error
@@ -161,6 +163,8 @@ class TorchTensors:
             raise _mismatch(f"it is {value.dtype}, stored is {DTYPES.get(entry.dtype, entry.dtype)}", place)
         if tuple(value.shape) != _native_shape(entry):
             raise _mismatch(f"its shape is {tuple(value.shape)}, stored is {_native_shape(entry)}", place)
+        if value.is_inference() and not torch.is_inference_mode_enabled():
+            raise _mismatch("it is an inference tensor: load inside torch.inference_mode()", place)
         if any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True)):
             raise _mismatch("it is expanded: several of its elements are one place in memory", place)
 
@@ -181,7 +185,7 @@ def _mismatch(why: str, place: str) -> InvalidInput:
     return InvalidInput(why, operation="load into", subject=place)
 
 
-# --- leaves that are torch's own, and no tensors -------------------------------------------------------------------------------------------
+# --- leaves that are torch's own, and no tensors --------------------------------------------------------------------------------
 
 
 def _encode_device(value: torch.device, place: str) -> dict[str, str]:

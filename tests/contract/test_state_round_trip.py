@@ -447,6 +447,24 @@ def test_a_change_of_shape_dtype_tie_or_name_makes_a_new_plan() -> None:
         assert_identical(loaded(staged(state, staging)), state)
 
 
+def test_inference_mode_and_a_default_device_change_nothing() -> None:
+    staging, segment, state = Staging(), memoryview(bytearray(1 << 20)), {"w": torch.randn(10), "e": torch.empty(0)}
+    for context in (torch.inference_mode(), torch.device("meta"), torch.no_grad(), torch.enable_grad(), torch.inference_mode(False)):
+        with context:
+            plan = staging.plan(state)
+            staging.copy(plan, segment, "segment")
+            assert_identical(loaded(bytes(segment[: plan.size_bytes])), state)
+
+
+def test_into_an_inference_tensor_needs_inference_mode() -> None:
+    data = staged({"w": torch.ones(3)})
+    with torch.inference_mode():
+        into = {"w": torch.zeros(3)}
+        assert torch.equal(loaded(data, into=into)["w"], torch.ones(3))
+    with pytest.raises(InvalidInput, match="inference"):
+        loaded(data, into=into)
+
+
 # --- only and into -----------------------------------------------------------------------------------------------------------------
 
 
@@ -563,6 +581,16 @@ def test_a_flipped_bit_is_noticed_reported_and_read_from_the_next_replica(tier: 
     with reader(data, source) as object_reader:
         assert_identical(load_state(object_reader, None, None), state)
     assert set(source.reports) == {(tier, position % len(data) // BLOCK_BYTES)}
+
+
+def test_a_segment_that_was_reused_is_asked_for_no_further_block() -> None:
+    state = {"w": random_tensor(torch.uint8, 40 * BLOCK_BYTES)}
+    data = staged(state)
+    source = Replicas({"memory": bytes(len(data)), "nvme": data})
+    with reader(data, source) as object_reader:
+        assert_identical(load_state(object_reader, None, None), state)
+    assert {tier for tier, _ in source.reports} == {"memory"}
+    assert len(source.reports) < 10
 
 
 def test_without_a_good_replica_the_mismatch_names_object_tier_and_file() -> None:

@@ -33,6 +33,7 @@ from ckptstore.errors import (
     Unauthorized,
     WaitTimeout,
 )
+from ckptstore.wire import AttemptOpened, OpenAttempt
 from ckptstore_client import Store
 from tests.daemon_process import DaemonProcess, write_config
 
@@ -230,6 +231,26 @@ def test_a_save_without_a_slot_waits_is_skipped_or_fails_as_chosen(daemon: tuple
             store.save(f"{folder}/huge", huge, on_busy="fail")
         store.save(f"{folder}/next", state_of(1)).wait("nvme", timeout_s=WAIT_S)
         assert [entry.name for entry in store.ls(folder)] == ["next"]
+
+
+def test_on_busy_chooses_to_skip_to_fail_or_to_wait(daemon: tuple[DaemonProcess, str], folder: str) -> None:
+    home = daemon[0].home
+    state = {"w": torch.ones(150 << 20, dtype=torch.uint8)}
+    with ckptstore.connect(home=home, start=False) as store:
+        holder = ckptstore.connect(home=home, start=False)
+        hold = OpenAttempt(path=f"{folder}/held", token="t" * 16, ordinal=0, rank=0, world_size=1, size_bytes=200 << 20)
+        holder._connection.transport().api.call("POST", "attempts", AttemptOpened, hold)  # most of the memory, and no hand-over
+        skipped = store.save(f"{folder}/a", state, on_busy="skip")
+        assert skipped.skipped
+        with pytest.raises(AttemptAborted, match="skipped"):
+            skipped.wait("snapshot")
+        with pytest.raises(Busy):
+            store.save(f"{folder}/a", state, on_busy="fail")
+        with ThreadPoolExecutor(1) as executor:
+            waiting = executor.submit(store.save, f"{folder}/a", state)
+            holder.close()
+            waiting.result(WAIT_S).wait("nvme", timeout_s=WAIT_S)
+        assert torch.equal(store.load(f"{folder}/a")["w"], state["w"])
 
 
 # --- waiting -----------------------------------------------------------------------------------------------------------------------
