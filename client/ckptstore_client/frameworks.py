@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 from ckptstore.errors import InvalidInput
@@ -119,16 +119,14 @@ def leaf_encoders() -> Mapping[type, LeafEncoder]:
 def leaf_decoders() -> Mapping[str, LeafDecoder]:
     from ckptstore_client.tensors_numpy import decode_scalar
 
-    return {"$scalar": decode_scalar, "$size": _torch_leaf, "$dtype": _torch_leaf, "$device": _torch_leaf, **_torch_decoders()}
+    return {"$scalar": decode_scalar} | {tag: partial(_torch_leaf, tag) for tag in ("$size", "$dtype", "$device")}
 
 
-def _torch_decoders() -> Mapping[str, LeafDecoder]:
+def _torch_leaf(tag: str, payload: Any, place: str) -> Any:
+    """torch is imported when the first of its leaves is met, and not for a state that has none."""
     try:
         from ckptstore_client.tensors_torch import LEAF_DECODERS
-    except ImportError:
-        return {}
-    return LEAF_DECODERS
-
-
-def _torch_leaf(payload: Any, place: str) -> Any:
-    raise InvalidInput(f"{str(payload)[:80]!r} needs torch", operation="load", subject=place, hint="install ckptstore[torch]")
+    except ImportError as error:
+        why = f"{str(payload)[:80]!r} needs torch, which cannot be imported: {error}"
+        raise InvalidInput(why, operation="load", subject=place, hint="install ckptstore[torch]") from error
+    return LEAF_DECODERS[tag](payload, place)

@@ -517,10 +517,10 @@ def test_the_facade_is_light() -> None:
 
 def test_the_functions_of_the_module_use_the_default_store(daemon: tuple[DaemonProcess, str], folder: str) -> None:
     program = f"""
-import ckptstore
+import sys, ckptstore
 ckptstore.save("{folder}/a", {{"x": [1, 2]}}).wait("nvme", timeout_s=60)
-print(ckptstore.load("{folder}/a"), ckptstore.__version__)
+print(ckptstore.load("{folder}/a"), ckptstore.__version__, "torch" in sys.modules)
 """
     environment = {**os.environ, "CKPTSTORE_HOME": str(daemon[0].home)}
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=environment)
-    assert run.stdout == "{'x': [1, 2]} 0.1.0\n", run.stderr
+    assert run.stdout == "{'x': [1, 2]} 0.1.0 False\n", run.stderr
