@@ -10,21 +10,25 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
-
-from ckptstore.manifest import part_file_name
+from typing import Any, TypeVar
 
 from ckptstore.catalog.model import AttemptState, AttemptView, Join, Kind, NewObject, Ticket
 from ckptstore.errors import AttemptAborted, Busy, CkptStoreError, InvalidInput, NotFound, TierFull, WaitTimeout
+from ckptstore.manifest import part_file_name
 from ckptstore.paths import check_path, check_relative
 from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, HandOver, OpenAttempt, SegmentGrant
 from ckptstore_server.ingest import Ingest
 from ckptstore_server.node import Node
 from ckptstore_server.publish import Publisher
+from ckptstore_server.sessions import Sessions
 from ckptstore_tiers.interface import BlockSource
 from ckptstore_tiers.memory import Segment
 
+T = TypeVar("T")
+
+CLIENT_GONE = "the client that was saving it is gone"
 #: How long one request waits for a slot before the client repeats it: short, so that a client that dies is noticed.
 SLOT_WAIT_S = 10.0
 #: How often a body that is still coming in counts as progress, in seconds.
@@ -48,7 +52,9 @@ class Grant:
 
 
 class AttemptService:
-    def __init__(self, node: Node, ingest: Ingest, publisher: Publisher) -> None:
+    def __init__(self, node: Node, sessions: Sessions, ingest: Ingest, publisher: Publisher) -> None:
+        self._sessions = sessions
+        self._requests: set[asyncio.Future[Any]] = set()
         self._node = node
         self._ingest = ingest
         self._publisher = publisher
@@ -72,6 +78,17 @@ class AttemptService:
         """
         if not self.accepting:
             raise Busy("the daemon is stopping", operation="save", subject=request.path, hint="try again when it is back")
+        return await self._to_its_end(self._open(request, session))
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do all of `work` also when the client hangs up, for which the server cancels the request: half of it would leave a slot
+        or an attempt that nobody owns."""
+        task = asyncio.ensure_future(work)
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+        return await asyncio.shield(task)
+
+    async def _open(self, request: OpenAttempt, session: str) -> AttemptOpened:
         check_path(request.path, operation="save")
         kind = Kind(request.kind)
         if kind is not Kind.CHECKPOINT and request.world_size != 1:
@@ -79,7 +96,15 @@ class AttemptService:
         names = self._names(request, kind)
         ticket = await self._node.query(self._node.catalog.join, self._join(request, kind, session), names)
         self._node.timings.open(ticket.attempt_id)
-        if kind is not Kind.CHECKPOINT:
+        try:
+            return await self._enter(ticket, request, names, session)
+        finally:
+            if not self._sessions.is_open(session):
+                # Its client died while it joined. What `session_lost` saw was before the join: end the attempt here.
+                await self._abort_quietly(ticket.attempt_id, CLIENT_GONE)
+
+    async def _enter(self, ticket: Ticket, request: OpenAttempt, names: tuple[str, ...], session: str) -> AttemptOpened:
+        if Kind(request.kind) is not Kind.CHECKPOINT:
             for new_object in ticket.objects:
                 self._files[ticket.attempt_id, new_object.name] = new_object
             return AttemptOpened(attempt_id=ticket.attempt_id)
@@ -156,6 +181,9 @@ class AttemptService:
 
     async def hand_over(self, attempt_id: str, rank: int, message: HandOver, *, session: str) -> AttemptStatus:
         """From here on the bytes are the daemon's: the trainer may die."""
+        return await self._to_its_end(self._hand_over(attempt_id, rank, message, session))
+
+    async def _hand_over(self, attempt_id: str, rank: int, message: HandOver, session: str) -> AttemptStatus:
         grant = self._grants.get((attempt_id, rank))
         if grant is None or grant.session != session:
             await self._raise_if_aborted(attempt_id)
@@ -216,6 +244,9 @@ class AttemptService:
 
     async def commit(self, attempt_id: str) -> AttemptStatus:
         """All files of a put are stored: publish."""
+        return await self._to_its_end(self._commit(attempt_id))
+
+    async def _commit(self, attempt_id: str) -> AttemptStatus:
         await self._node.query(self._node.catalog.snapshot_taken, attempt_id, 0)
         self._node.timings.reach(attempt_id, "snapshot")
         await self._publisher.arrive(attempt_id, 0)
@@ -269,7 +300,7 @@ class AttemptService:
 
     async def session_lost(self, session: str) -> None:
         """A client is gone: what it had not handed over is aborted, and its slots are freed."""
-        views = await self._node.query(self._node.catalog.session_lost, session, "the client that was saving it is gone")
+        views = await self._node.query(self._node.catalog.session_lost, session, CLIENT_GONE)
         self.ended(views)
         for key in [key for key, grant in self._grants.items() if grant.session == session]:
             del self._grants[key]

@@ -83,7 +83,10 @@ def open_node(settings: Settings) -> Node:
     catalog = Catalog.open(settings.effective_catalog_url, node=node_id, node_name=socket.gethostname())
     try:
         catalog.register_tiers([TierRow(t.name, position, t.is_shared, t.durable) for position, t in enumerate(settings.effective_tiers)])
-        handles = tuple(TierHandle(tier, home=settings.home, store_id=catalog.store_id) for tier in settings.effective_tiers)
+        handles = tuple(
+            TierHandle(tier, home=settings.home, store_id=catalog.store_id, unfinished_names=catalog.unfinished_names)
+            for tier in settings.effective_tiers
+        )
         pool = SegmentPool(settings.memory.limit, settings.memory.slots, settings.memory.huge_pages)
     except BaseException:
         catalog.close()

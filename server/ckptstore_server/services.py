@@ -38,16 +38,17 @@ class Services:
 
     @classmethod
     def build(cls, node: Node, request_stop: Callable[[], None]) -> Services:
+        sessions = Sessions()
         replicas = Replicas(node)
         evictor = Evictor(node, replicas)
         publisher = Publisher(node)
         recall = Recall(node, replicas, evictor)
         return cls(
             node=node,
-            sessions=Sessions(),
+            sessions=sessions,
             evictor=evictor,
             publisher=publisher,
-            attempts=AttemptService(node, Ingest(node, evictor), publisher),
+            attempts=AttemptService(node, sessions, Ingest(node, evictor), publisher),
             replicas=replicas,
             drainer=Drainer(node, publisher, replicas, evictor),
             recall=recall,

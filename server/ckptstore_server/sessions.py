@@ -39,6 +39,9 @@ class Sessions:
         self._sessions[session] = Session(session, pid, dies_with_job=dies_with_job)
         self.last_use_s = time.monotonic()
 
+    def is_open(self, session: str) -> bool:
+        return session in self._sessions
+
     def close(self, session: str) -> None:
         self._sessions.pop(session, None)
         self.last_use_s = time.monotonic()

@@ -2,7 +2,8 @@
 
 A tier that is down when the daemon starts (an object store, a mount) must not keep the daemon from starting, since saves go on without
 it; so a handle opens its tier when it is first needed, and again after a failure, with growing pauses. Opening includes the check that
-the root belongs to this store: a tier of another store is never used. Thread-safe: executors' threads share a handle.
+the root belongs to this store: a tier of another store is never used; and what this node's last daemon left half written there goes,
+before anything new is written. Thread-safe: executors' threads share a handle.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from ckptstore.config import TierSettings
 from ckptstore.errors import CkptStoreError, TierFull, TierUnavailable, WrongStore
-from ckptstore_server.identity import claim_root
+from ckptstore_server.identity import STORE_KEY, claim_root
 from ckptstore_tiers.interface import BlockSource, Tier, TierUsage
 from ckptstore_tiers.open_tiers import open_tier
 from ckptstore_tiers.paced import Pace, PacedSource
@@ -50,7 +51,7 @@ class RateMeter:
 class TierHandle:
     """Name, settings, state and, once it answers, the tier itself."""
 
-    def __init__(self, settings: TierSettings, *, home: Path, store_id: str) -> None:
+    def __init__(self, settings: TierSettings, *, home: Path, store_id: str, unfinished_names: Callable[[str], Iterable[str]]) -> None:
         self.settings = settings
         self.name = settings.name
         self.written = RateMeter()
@@ -58,6 +59,7 @@ class TierHandle:
         self.state: Literal["ok", "full", "down"] = "down"
         self._home = home
         self._store_id = store_id
+        self._unfinished_names = unfinished_names
         self.claimed = False  # whether the root was empty when it was opened: whatever was said to be in it is gone
         self._tier: Tier | None = None
         self._pace = Pace(settings.bandwidth_limit) if settings.bandwidth_limit else None
@@ -79,12 +81,20 @@ class TierHandle:
                 except CkptStoreError:
                     tier.close()
                     raise
+                self._sweep(tier)
             except CkptStoreError as error:
                 self._note_failure(error)
                 raise
             self._tier = tier
             self._note_success()
             return tier
+
+    def _sweep(self, tier: Tier) -> None:
+        """Leftovers cost space, not safety: a tier that cannot sweep (a bucket whose uploads may not be listed) is used all the same."""
+        try:
+            tier.sweep([*self._unfinished_names(self.name), STORE_KEY])
+        except CkptStoreError as error:
+            self.last_error = str(error)
 
     @property
     def opened(self) -> Tier | None:

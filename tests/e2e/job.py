@@ -28,7 +28,9 @@ def free_port() -> int:
 class Job:
     """`arguments[r]` are rank r's, after HOME PATH VALUE. Leaving the `with` block kills what still runs."""
 
-    def __init__(self, home: Path, path: str, value: int, arguments: Sequence[Sequence[str]], *, homes: Sequence[Path] | None = None) -> None:
+    def __init__(
+        self, home: Path, path: str, value: int, arguments: Sequence[Sequence[str]], *, homes: Sequence[Path] | None = None
+    ) -> None:
         port = free_port()
         self.world_size = len(arguments)
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()

@@ -22,7 +22,7 @@ from tests.daemon_process import DaemonProcess, write_config
 
 COMMAND = [sys.executable, "-m", "ckptstore_client.cli.main"]
 TIMEOUT_S = 120
-ODD_NAME = "we[red]ird \"quo'te\".bin"
+ODD_NAME = 'we[red]ird "quo\'te".bin'
 
 
 @dataclass(frozen=True)

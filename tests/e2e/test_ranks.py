@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import ckptstore
 from ckptstore.errors import AttemptAborted, NotFound
+from ckptstore_client.staging import StagedState, Staging
 from ckptstore_client.store import Store
 from tests.daemon_process import DaemonProcess, write_config
 from tests.e2e.job import Job
@@ -75,7 +79,9 @@ def test_a_checkpoint_is_invisible_until_its_last_rank_arrives(daemon: DaemonPro
 
 
 @pytest.mark.parametrize("moment", ["in-copy", "before-save"])
-def test_a_rank_killed_before_it_hands_over_leaves_the_checkpoint_invisible_for_ever(daemon: DaemonProcess, store: Store, moment: str) -> None:
+def test_a_rank_killed_before_it_hands_over_leaves_the_checkpoint_invisible_for_ever(
+    daemon: DaemonProcess, store: Store, moment: str
+) -> None:
     path = f"/four/killed-{moment}"
     with Job(daemon.home, path, 2, [[], [], [], ["--die", moment]]) as job:
         errors = job.expect("error", [0, 1, 2])
@@ -126,25 +132,39 @@ def test_one_ranks_failure_aborts_the_attempt_for_all_and_the_next_works(daemon:
     check(store, "/four/b-1", 8)
 
 
-def test_a_skip_of_one_rank_aborts_the_attempt_for_all(tmp_path: Path) -> None:
-    """With room for one slot a client, a rank whose last save is still being written skips; every rank's wait says so."""
+def test_a_skip_of_one_rank_aborts_the_attempt_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank's only slot is taken by a save that is still being copied: the next save skips, every rank's wait says so, the one after works."""
     home = tmp_path / "home"
     write_config(home, tiers=[{"name": "nvme", "kind": "posix", "path": home / "nvme"}], memory={"limit": 64 << 20, "slots": 1})
-    with DaemonProcess(home), ckptstore.connect(home=home, start=False, group="skipping-ranks") as one:
-        with ckptstore.connect(home=home, start=False, group="skipping-ranks") as other:
-            state = {"x": torch.arange(1000)}
-            held = one.save("/skip/held", state, rank=0, world_size=2)  # rank 1 is late, so the slot of rank 0 may be in use
-            first = one.save("/skip/a", state, rank=0, world_size=2, on_busy="wait")
-            assert not held.skipped and not first.skipped
-            other_state = {"x": torch.zeros(20 << 20, dtype=torch.uint8)}
-            pendings = [other.save(f"/skip/{name}", other_state, rank=1, world_size=2, on_busy="skip") for name in ("held", "a")]
-            skipped = [pending for pending in pendings if pending.skipped]
-            for pending in skipped:
-                with pytest.raises(AttemptAborted, match="rank 1 skipped"):
-                    pending.wait("nvme", timeout_s=30)
-            for pending, mine in zip(pendings, (held, first), strict=True):
-                if pending.skipped:
-                    with pytest.raises(AttemptAborted, match="rank 1 skipped"):
-                        mine.wait("nvme", timeout_s=30)
-                else:
-                    mine.wait("nvme", timeout_s=30)
+    copying, go_on = threading.Event(), threading.Event()
+    copy = Staging.copy
+
+    def held_copy(self: Staging, staged: StagedState, *more: Any) -> None:
+        if staged.size_bytes > 1 << 20:
+            copying.set()
+            assert go_on.wait(60)
+        copy(self, staged, *more)
+
+    monkeypatch.setattr(Staging, "copy", held_copy)
+    with (
+        DaemonProcess(home),
+        ckptstore.connect(home=home, start=False, group="skipping-ranks") as one,
+        ckptstore.connect(home=home, start=False, group="skipping-ranks") as other,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        small, large = {"x": torch.arange(1000)}, {"x": torch.zeros(4 << 20, dtype=torch.uint8)}
+        held = thread.submit(other.save, "/skip/held", large, rank=1, world_size=2)
+        assert copying.wait(60)
+        mine = one.save("/skip/a", small, rank=0, world_size=2)
+        theirs = other.save("/skip/a", small, rank=1, world_size=2, on_busy="skip")
+        assert theirs.skipped
+        for pending in (mine, theirs):
+            with pytest.raises(AttemptAborted, match="rank 1 skipped"):
+                pending.wait("nvme", timeout_s=30)
+        go_on.set()
+        one.save("/skip/held", large, rank=0, world_size=2)
+        held.result(60).wait("nvme", timeout_s=30)
+        pendings = [client.save("/skip/a", small, rank=rank, world_size=2) for rank, client in enumerate((one, other))]
+        for pending in pendings:
+            pending.wait("nvme", timeout_s=30)
+        assert torch.equal(one.load("/skip/a", rank=1)["x"], small["x"])
