@@ -90,7 +90,7 @@ class Api:
     def _translated(self, method: str, route: str) -> Iterator[None]:
         try:
             yield
-        except httpx.TimeoutException as error:
+        except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
             raise WaitTimeout(f"no answer ({type(error).__name__})", operation=f"{method} {route}", subject=self.place) from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise DaemonUnavailable(

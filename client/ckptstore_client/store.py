@@ -265,13 +265,19 @@ class Store:
     # --- the namespace -----------------------------------------------------------------------------------------------------------
 
     def ls(self, path: str = "/") -> Iterator[EntryInfo]:
-        """What lies in a folder, in the order of names, page by page."""
+        """What lies in a folder, in the order of names, page by page. Errors come at the call, not at the first entry."""
         folder = check_folder(path, operation="list")
-        after: str | None = ""
-        while after is not None:
-            page = self._ask(partial(_call, "GET", "entries", EntryPage, path=folder, after=after, limit=_PAGE))
+        return self._entries(folder, self._entry_page(folder, ""))
+
+    def _entries(self, folder: str, page: EntryPage) -> Iterator[EntryInfo]:
+        while True:
             yield from page.entries
-            after = page.after
+            if page.after is None:
+                return
+            page = self._entry_page(folder, page.after)
+
+    def _entry_page(self, folder: str, after: str) -> EntryPage:
+        return self._ask(lambda api: api.call("GET", "entries", EntryPage, path=folder, after=after, limit=_PAGE))
 
     def stat(self, path: str) -> EntryInfo:
         check_path(path, operation="stat", latest_allowed=True)

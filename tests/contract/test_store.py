@@ -267,6 +267,45 @@ def test_waiting_for_an_unknown_tier_names_the_known_ones(store: Store, folder: 
     assert {"snapshot_s", "nvme_s", "stall_s", "copy_s"} <= pending.timings.keys()
 
 
+def test_a_process_group_agrees_on_its_token_and_on_what_is_latest(place: Place, folder: str) -> None:
+    program = f"""
+import datetime, os, sys, torch, torch.distributed as dist, ckptstore
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=90))
+rank = dist.get_rank()
+store = ckptstore.connect({place.url!r}, token={TOKEN!r}) if {place.over_network} else ckptstore.connect(home={str(place.daemon.home)!r})
+for step in range(2):
+    store.save(f"{folder}/{{step}}", {{"rank": rank, "step": step, "w": torch.full((3,), rank)}}).wait("nvme", timeout_s=60)
+found = store.load("{folder}/@latest")
+assert (found["rank"], found["step"], found["w"].tolist()) == (rank, 1, [rank] * 3), found
+try:
+    store.load("{folder}/none/@latest")
+except ckptstore.errors.NotFound:
+    print("both were told", flush=True)
+dist.barrier()
+os._exit(0)
+"""
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**environment, "RANK": rank}
+        )
+        for rank in "01"
+    ]
+    for process in processes:
+        output, errors = process.communicate(timeout=180)
+        assert output == "both were told\n", errors
+    with place.connect() as store:
+        assert store.stat(f"{folder}/1").world_size == 2
+        assert store.load(f"{folder}/1", rank=1)["rank"] == 1
+
+
+def test_listing_tells_at_the_call_what_is_wrong(store: Store, folder: str) -> None:
+    with pytest.raises(InvalidInput):
+        store.ls("relative")
+    with pytest.raises(NotFound):
+        store.ls(f"{folder}/nothing")
+
+
 # --- the namespace -----------------------------------------------------------------------------------------------------------------
 
 
