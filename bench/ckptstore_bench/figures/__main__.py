@@ -29,7 +29,7 @@ def families(size_bytes: int, rounds: int, checkpoints: int, say: Say) -> dict[s
         "load": lambda workspace: load_figures.measure_cold(workspace, size_bytes, rounds, say),
         "memory": lambda workspace: load_figures.measure_memory(workspace, size_bytes, rounds, say),
         "rest": lambda workspace: daemon_figures.measure_rest(workspace, size_bytes, rounds, say),
-        "many": lambda workspace: daemon_figures.measure_many(workspace, checkpoints, say),
+        "many": lambda workspace: daemon_figures.measure_many(workspace, checkpoints, rounds, say),
     }
 
 

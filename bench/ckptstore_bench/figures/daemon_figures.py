@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Callable
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
+from ckptstore import Store
 from ckptstore_bench.figures.measure import Figure, Result, Rounds, Say
 from ckptstore_bench.figures.state import make_state
 from ckptstore_bench.figures.workspace import Workspace
@@ -18,10 +18,16 @@ from ckptstore_bench.figures.workspace import Workspace
 REST_S = 5.0
 #: After a save the daemon still writes records and pre-faults; it is at rest when that is done.
 SETTLE_S = 3.0
-FOLDER = "/figures/many"
-#: How many operations at the start and at the end of the pile are timed.
-TIMED = 100
-WAIT_S = 60.0
+FOLDER, LISTED_FOLDER = "/figures/many", "/figures/hundred"
+OPERATIONS = ("save until fsynced", "stat", "ls of a hundred", "load", "load @latest")
+SMALL = {"x": torch.arange(256, dtype=torch.float32)}
+LISTED = 100
+FILLING_THREADS = 4
+#: Each operation takes milliseconds: a round has many turns.
+TURNS = 20
+WARM_UP_TURNS = 3
+YOUNG_LIMIT_BYTES = 64 << 20
+WAIT_S = 300.0
 #: "As fast as at the start", with the noise of a busy disk.
 NO_SLOWER = 1.2
 
@@ -63,37 +69,49 @@ def _own_memory_bytes(pid: int) -> int:
     return sum(int(status[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
 
 
-def measure_many(workspace: Workspace, checkpoints: int, say: Say) -> Result:
-    """The same operations among the first hundred checkpoints and among the last of so many."""
+def measure_many(workspace: Workspace, checkpoints: int, count: int, say: Say) -> Result:
+    """The same operations, in turns, on a store with so many checkpoints and on one that has just begun."""
     rounds = Rounds()
-    state = {"x": torch.arange(256, dtype=torch.float32), "step": 0}
-    with workspace.connect() as store:
-
-        def operations(number: int) -> dict[str, Callable[[], object]]:
-            path = f"{FOLDER}/step-{number:06d}"
-            return {
-                "save until fsynced": lambda: store.save(path, state, step=number).wait("nvme", timeout_s=WAIT_S),
-                "stat": lambda: store.stat(path),
-                "ls of a page": lambda: list(islice(store.ls(FOLDER), TIMED)),
-                "load": lambda: store.load(path),
-                "load @latest": lambda: store.load(f"{FOLDER}/@latest"),
-            }
-
-        for number in range(checkpoints):
-            if number % 1000 == 0:
-                say(f"many checkpoints: {number} of {checkpoints}")
-            if TIMED <= number < checkpoints - TIMED:
-                store.save(f"{FOLDER}/step-{number:06d}", state, step=number)
-                continue
-            when = "first" if number < TIMED else "last"
-            for name, operation in operations(number).items():
-                with rounds.timed(f"{name}, {when}"):
-                    operation()
-    names = ("save until fsynced", "stat", "ls of a page", "load", "load @latest")
-    return Result([_slowdown(rounds, name, checkpoints) for name in names], rounds, {"checkpoints": checkpoints})
+    with Workspace(workspace.folder / "young", limit_bytes=YOUNG_LIMIT_BYTES) as young, workspace.connect() as old, young.connect() as new:
+        stores = {"young": new, "old": old}
+        for store in stores.values():
+            _fill(store, LISTED_FOLDER, LISTED, lambda text: None)
+            store.save(f"{FOLDER}/step-{0:06d}", SMALL).wait("nvme", timeout_s=WAIT_S)
+        _fill(old, FOLDER, checkpoints, say)
+        for number in range(-WARM_UP_TURNS, count * TURNS):
+            for name, store in stores.items():
+                for what, operation in _operations(store, checkpoints + 1 + WARM_UP_TURNS + number).items():
+                    with (rounds if number >= 0 else Rounds()).timed(f"{what}, {name}"):
+                        operation()
+    figures = [_slowdown(rounds, what, checkpoints) for what in OPERATIONS]
+    return Result(figures, rounds, {"checkpoints": checkpoints})
 
 
-def _slowdown(rounds: Rounds, name: str, checkpoints: int) -> Figure:
-    first, last = (statistics.median(rounds.seconds[f"{name}, {when}"]) for when in ("first", "last"))
-    what = f"{name}: median of the last {TIMED} of {checkpoints} / of the first"
-    return Figure(f"many.{name.replace(' ', '_')}", what, [last / first], NO_SLOWER, at_least=False)
+def _fill(store: Store, folder: str, checkpoints: int, say: Say) -> None:
+    def save(number: int) -> None:
+        if number % 1000 == 0:
+            say(f"many checkpoints: {number} of {checkpoints}")
+        store.save(f"{folder}/step-{number:06d}", SMALL, step=number)
+
+    with ThreadPoolExecutor(FILLING_THREADS) as executor:
+        for _ in executor.map(save, range(1, checkpoints)):
+            pass
+    store.save(f"{folder}/step-{checkpoints:06d}", SMALL).wait("nvme", timeout_s=WAIT_S)
+
+
+def _operations(store: Store, number: int) -> dict[str, Callable[[], object]]:
+    path = f"{FOLDER}/step-{number:06d}"
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: store.save(path, SMALL, step=number).wait("nvme", timeout_s=WAIT_S),
+        lambda: store.stat(path),
+        lambda: list(store.ls(LISTED_FOLDER)),
+        lambda: store.load(path),
+        lambda: store.load(f"{FOLDER}/@latest"),
+    )
+    return dict(zip(OPERATIONS, calls, strict=True))
+
+
+def _slowdown(rounds: Rounds, what: str, checkpoints: int) -> Figure:
+    ratios = rounds.ratio(f"{what}, old", f"{what}, young")
+    name = f"many.{what.replace(' ', '_').replace('@', '')}"
+    return Figure(name, f"{what}: with {checkpoints} checkpoints / in a store that has just begun", ratios, NO_SLOWER, at_least=False)
