@@ -4,86 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import signal
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ckptstore import errors
 from tests.daemon_process import DaemonProcess, write_config
+from tests.e2e.shell import TIMEOUT_S, Shell
 
-COMMAND = [sys.executable, "-m", "ckptstore_client.cli.main"]
-TIMEOUT_S = 120
-ODD_NAME = 'we[red]ird "quo\'te".bin'
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def lines(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-    @property
-    def error(self) -> Any:
-        """The JSON error: the last line of stderr, below the one for people."""
-        told, document = self.err.splitlines()[-2:]
-        assert told.startswith("ckptstore: ")
-        return json.loads(document)
-
-
-@dataclass(frozen=True)
-class Shell:
-    """Runs commands for one home, without a terminal unless asked."""
-
-    home: Path
-
-    def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("CKPTSTORE_")}
-        return kept | {"CKPTSTORE_HOME": str(self.home), "COLUMNS": "80", "TERM": "xterm"}
-
-    def __call__(self, *arguments: str | Path, cwd: Path | None = None) -> Outcome:
-        done = subprocess.run(
-            [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=TIMEOUT_S, env=self.environment(), cwd=cwd
-        )
-        return Outcome(done.returncode, done.stdout, done.stderr)
-
-    def ok(self, *arguments: str | Path, cwd: Path | None = None) -> Outcome:
-        outcome = self(*arguments, cwd=cwd)
-        assert outcome.code == 0, outcome
-        return outcome
-
-    def start(self, *arguments: str | Path, **streams: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*COMMAND, *map(str, arguments)], env=self.environment(), **streams)
-
-    def on_terminal(self, *arguments: str | Path) -> tuple[int, str]:
-        """Exit code, and all that a terminal got (stdout and stderr as it came)."""
-        ours, theirs = pty.openpty()
-        process = self.start(*arguments, stdin=theirs, stdout=theirs, stderr=theirs)
-        os.close(theirs)
-        seen = bytearray()
-        try:
-            while chunk := os.read(ours, 65536):
-                seen += chunk
-        except OSError:  # EIO: the last writer has closed its end
-            pass
-        os.close(ours)
-        return process.wait(TIMEOUT_S), seen.decode("utf-8", "replace")
+ODD_NAME = "we[red]ird \"quo'te\".bin"
 
 
 @pytest.fixture(scope="module")
