@@ -301,6 +301,8 @@ class Attempts(Core):
             .limit(EXPIRED_PER_CALL)
         )
         ids = tx.execute(old).scalars().all()
+        if not ids:
+            return
         for table in (inner_folders, objects, attempts):
             tx.execute(delete(table).where(table.c.attempt_id.in_(ids)))
 

@@ -1,7 +1,7 @@
 """What do all parts of the catalog stand on: the database, this node, its tiers, and the few statements that everybody uses?
 
 `Core` is what `Catalog`'s parts inherit. Its only state besides the database is this node's view of the tiers, which `register_tiers`
-replaces as a whole. Thread-safe.
+replaces as a whole, and the store id, which never changes once something is recorded. Thread-safe.
 """
 
 from __future__ import annotations
@@ -81,12 +81,15 @@ class Core:
         self._db = database
         self.node = node
         self._tiers: dict[str, TierRow] = {}
+        self._store_id: str | None = None
 
     # --- the store's identity --------------------------------------------------------------------------------------------------
 
     @property
     def store_id(self) -> str:
-        return self._db.read("read store id", lambda tx: str(fact(tx, "store_id")))
+        if self._store_id is None:
+            self._store_id = self._db.read("read store id", lambda tx: str(fact(tx, "store_id")))
+        return self._store_id
 
     def is_empty(self) -> bool:
         """Whether no publication, attempt or object was ever recorded, nor a rebuild begun."""
@@ -101,6 +104,7 @@ class Core:
             tx.execute(update(store).where(store.c.key == "store_id").values(value=store_id))
 
         self._db.write("adopt store id", work, store_id)
+        self._store_id = store_id
 
     def close(self) -> None:
         self._db.close()

@@ -15,9 +15,9 @@ from sqlalchemy import Connection, delete, exists, func, select, update
 from ckptstore import paths, records
 from ckptstore.catalog.core import Core, upsert
 from ckptstore.catalog.deletion import delete_publications
-from ckptstore.catalog.model import Backlog, Drain, Publication, StoredFile, TierRow
+from ckptstore.catalog.model import AttemptState, Backlog, Drain, Publication, StoredFile, TierRow, record_key, tombstone_key
 from ckptstore.catalog.replicas import objects_lacking
-from ckptstore.catalog.schema import drains, now_s, objects, owed_records, publications, replicas, tier_commits
+from ckptstore.catalog.schema import attempts, chores, drains, now_s, objects, owed_records, publications, replicas, tier_commits
 from ckptstore.catalog.views import deepest, durabilities, file_columns, publication_row, read_publication, stored_file
 from ckptstore.errors import InvalidInput, NotFound
 
@@ -53,6 +53,30 @@ class Drains(Core):
             return [self._backlog(tx, row.name) for row in self._tiers.values() if row.durable]
 
         return self._db.read("sum up drains", work)
+
+    def unfinished_names(self, tier: str) -> list[str]:
+        """What `Tier.sweep` may find of this node's in the tier before anything moves: object ids, and the last names of documents.
+
+        Each copy is in the queue before its first byte is written, each index and record is known to be owed; so a daemon that
+        starts finds here whatever the one before it may have left half written. Aborted attempts are swept by their chores.
+        """
+        place = self._place(self._tier(tier))
+        mine = (chores.c.tier == tier, chores.c.place == place, chores.c.owner == self.node, chores.c.object_id.is_(None))
+        queries = (
+            select(drains.c.object_id).where(drains.c.tier == tier, drains.c.place == place, drains.c.owner == self.node),
+            select(objects.c.object_id)
+            .join(attempts, attempts.c.attempt_id == objects.c.attempt_id)
+            .where(attempts.c.state == AttemptState.COMPLETE, objects.c.root.is_(None)),
+            select(owed_records.c.publication_id).where(owed_records.c.tier == tier, owed_records.c.owner == self.node),
+            select(chores.c.publication_id).where(*mine),
+        )
+
+        def work(tx: Connection) -> list[str]:
+            copies, indexes, owed, deleted = (list(tx.execute(query).scalars()) for query in queries)
+            documents = [key(item) for item in (*owed, *deleted) for key in (record_key, tombstone_key)]
+            return [*copies, *indexes, *(key.rpartition("/")[2] for key in documents)]
+
+        return self._db.read("list unfinished work", work, tier)
 
     # --- commit records --------------------------------------------------------------------------------------------------------
 

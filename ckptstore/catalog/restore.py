@@ -78,6 +78,7 @@ class Restore(Core):
             self._record_tiers(tx, rows)
 
         self._db.write("begin rebuild", work, store_id)
+        self._store_id = store_id
         self._tiers = {row.name: row for row in sorted(rows, key=lambda row: row.position)}
 
     def restore_tombstone(self, tombstone: Tombstone, *, tier: str) -> None:
