@@ -47,7 +47,7 @@ from ckptstore_tiers.keys import UNFINISHED, check_key, unfinished_owner
 from ckptstore_tiers.posix_errors import from_os_error, translated
 from ckptstore_tiers.posix_folders import Folders
 from ckptstore_tiers.posix_list import list_files
-from ckptstore_tiers.posix_probe import PUBLISHERS, MountAbilities, probe_mount
+from ckptstore_tiers.posix_probe import PUBLISHERS, TOKEN, MountAbilities, probe_mount
 from ckptstore_tiers.posix_read import PosixReader, check_content
 from ckptstore_tiers.posix_space import Space
 from ckptstore_tiers.posix_write import WRITE_THREADS, BlockWriter, WriteWays, discard, write_all, write_file
@@ -114,7 +114,7 @@ class PosixTier:
     def _probe(self) -> MountAbilities:
         location = str(self._root)
         with translated("open tier", location, self._name), self._folders.unfinished() as tmp:
-            found = probe_mount(tmp, token=f"probe-{secrets.token_hex(8)}", tier=self._name, location=location)
+            found = probe_mount(tmp, token=f"{TOKEN}{secrets.token_hex(8)}", tier=self._name, location=location)
         if self._direct_io == "always" and not found.direct:
             raise ConfigInvalid(
                 "the mount has no O_DIRECT, which `direct_io = \"always\"` asks for",

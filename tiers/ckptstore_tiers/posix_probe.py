@@ -28,6 +28,8 @@ from ckptstore_tiers.posix_errors import UNSUPPORTED
 
 PROBE = declare("posix.probe")
 
+#: What every probe's token begins with, and how old the files of one must be to count as left by a process that died in it.
+TOKEN, LEFTOVER_S = "probe-", 600.0
 RACERS = 8
 RACE_ROUNDS = 4
 RENAME_ROUNDS = 40
@@ -54,6 +56,7 @@ def probe_mount(dir_fd: int, *, token: str, tier: str, location: str) -> MountAb
     try:
         direct = probe.direct()
         preallocate = probe.preallocates()
+        probe.clean_up_after_others()
         exclusive = {name: probe.exclusive(name) for name in PUBLISHERS}
         create_wins = probe.create_is_exclusive()
         atomic = probe.replace_is_atomic()
@@ -225,6 +228,15 @@ class _Probe:
             return False
         finally:
             os.close(first)
+
+    def clean_up_after_others(self) -> None:
+        """Remove what a probe left that was killed. Its age is told by the file system's own clock, which all its clients share."""
+        now_s = os.stat(self._name("allocate"), dir_fd=self._dir_fd).st_mtime
+        with os.scandir(self._dir_fd) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.name.startswith(TOKEN) and entry.stat(follow_symlinks=False).st_mtime < now_s - LEFTOVER_S:
+                        disk_calls.unlink(PROBE, entry.name, dir_fd=self._dir_fd)
 
     def clean(self) -> None:
         for name in self._made:

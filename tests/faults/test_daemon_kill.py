@@ -1,0 +1,143 @@
+"""The daemon dies of SIGKILL: at every failpoint, between any two durable effects, and at random moments.
+
+Each case tells the story of `crash_story` to a daemon that dies in it, and holds the next daemon to what the client was told. Which hit
+of a failpoint it is, is drawn from those that an undisturbed telling counts, with a seed that a failure prints; CKPTSTORE_TEST_SEED
+draws others, and `make soak` takes many.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import ckptstore_server.daemon  # noqa: F401 - declares the failpoints of server and tiers
+from ckptstore import failpoints
+from ckptstore_tiers.posix_probe import LEFTOVER_S, TOKEN
+from tests.faults.crash_story import Facts, World, check_recovered, tell_until_death, unfinished, until
+from tests.faults.forked_daemon import ForkedDaemon
+
+SEED = int(os.environ.get("CKPTSTORE_TEST_SEED", "20240607"))
+RANDOM_MOMENTS, RANDOM_MOMENTS_SOAK = 8, 200
+HITS_SOAK = 12
+
+#: Failpoints that are only reached after another fault, which is armed with them at the hit that is drawn.
+AFTER_A_FAULT = {
+    "posix.put.discard": "posix.put.fsync=eio",
+    "posix.put.withdraw": "posix.put.fsync_folder=eio",
+}
+#: Failpoints that only a daemon reaches which was started on what another one left: where that one was killed.
+AFTER_A_DEATH = {
+    "posix.sweep.unlink": "posix.put.write",
+}
+NAMES = [name for name in failpoints.names() if not name.startswith("test.")]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Rigging: write down every failpoint that the daemon hits."""
+
+    file: Path
+
+    def __call__(self, stack: ExitStack) -> None:
+        out = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        stack.enter_context(failpoints.listening(lambda name: os.write(out, f"{name}\n".encode()) and None))
+
+    def counted(self) -> Counter[str]:
+        return Counter(self.file.read_text().splitlines())
+
+
+@dataclass(frozen=True)
+class Telling:
+    """How often an undisturbed story hits each failpoint, until the daemon answers and until the end."""
+
+    at_start: Counter[str]
+    at_end: Counter[str]
+
+    def hits(self, name: str) -> range:
+        """The hits of the story itself; those of the start if it has none."""
+        first = self.at_start[name] + 1
+        return range(first, self.at_end[name] + 1) if self.at_end[name] >= first else range(1, first)
+
+
+@pytest.fixture(scope="module")
+def telling(tmp_path_factory: pytest.TempPathFactory) -> Telling:
+    world = World(tmp_path_factory.mktemp("telling")).write()
+    hits, facts = Hits(world.base / "hits"), Facts()
+    with ForkedDaemon(world.home, rigging=hits) as daemon:
+        at_start = hits.counted()
+        tell_until_death(world, daemon, facts)
+        assert daemon.alive, daemon.log()
+    told = Telling(at_start, hits.counted())
+    check_recovered(world, facts)
+    return told
+
+
+def drawn_hits(telling: Telling, name: str, count: int) -> list[int]:
+    """Some hits of a failpoint, by the seed; spread over all of them when there are many to draw."""
+    hits = telling.hits(name)
+    draw = random.Random(f"{SEED} {name}")
+    return sorted(draw.sample(hits, min(count, len(hits))))
+
+
+def die_once(base: Path, name: str, telling: Telling, hit: int) -> bool:
+    """Whether the daemon died of this failpoint. If it did, everything that must hold afterwards has been checked."""
+    world, facts = World(base).write(), Facts()
+    armed = f"{AFTER_A_FAULT[name]}@{hit}; {name}=kill" if name in AFTER_A_FAULT else f"{name}=kill@{hit}"
+    if name in AFTER_A_DEATH:
+        with ForkedDaemon(world.home, failpoints=f"{AFTER_A_DEATH[name]}=kill@{hit}") as first:
+            tell_until_death(world, first, facts)
+        with ForkedDaemon(world.home, failpoints=f"{name}=kill") as second:
+            settle_or_die(world, second)
+            died = second.was_killed
+    else:
+        with ForkedDaemon(world.home, failpoints=armed) as daemon:
+            if daemon.alive:
+                tell_until_death(world, daemon, facts)
+            died = daemon.was_killed
+    if died:
+        let_probes_age(world)
+        check_recovered(world, facts)
+    return died
+
+
+def let_probes_age(world: World) -> None:
+    """A probe that was killed is cleaned up after by one that comes so much later that it cannot be running any more."""
+    for root in world.tiers.values():
+        for file in root.glob(f"tmp/{TOKEN}*"):
+            os.utime(file, (0, file.stat().st_mtime - 2 * LEFTOVER_S))
+
+
+def settle_or_die(world: World, daemon: ForkedDaemon) -> None:
+    until(lambda: not daemon.alive or not unfinished(world), "the store does not come to rest")
+
+
+def die_at(name: str, telling: Telling, tmp_path: Path, count: int) -> None:
+    drawn_from = AFTER_A_FAULT.get(name, AFTER_A_DEATH.get(name, name)).partition("=")[0]
+    hits = drawn_hits(telling, drawn_from, count)
+    print(f"seed {SEED}: {name} at hits {hits} of {telling.at_end[drawn_from]}")
+    died = [die_once(tmp_path / str(hit), name, telling, hit) for hit in hits]
+    if not any(died):  # two tellings never hit a failpoint equally often: what the first has, the second may lack
+        assert die_once(tmp_path / "first", name, telling, 1), f"no story reaches {name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_daemon_killed_at_a_failpoint_loses_nothing_and_leaves_nothing(name: str, telling: Telling, tmp_path: Path) -> None:
+    die_at(name, telling, tmp_path, 1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", NAMES)
+def test_a_daemon_killed_at_many_hits_of_a_failpoint_loses_nothing(name: str, telling: Telling, tmp_path: Path) -> None:
+    die_at(name, telling, tmp_path, HITS_SOAK)
+
+
+def test_each_failpoint_of_the_daemon_is_declared_once_and_belongs_to_a_story() -> None:
+    """The cases above fail for a failpoint that no story reaches; here, that they are all the failpoints there are."""
+    assert len(NAMES) == len(set(NAMES)) > 40
+    assert set(AFTER_A_FAULT) | set(AFTER_A_DEATH) <= set(NAMES)
