@@ -19,6 +19,7 @@ from ckptstore.catalog.deletion import queue_object_deletions
 from ckptstore.catalog.digests import Digests
 from ckptstore.catalog.engine import Race
 from ckptstore.catalog.entries import refuse_taken_path
+from ckptstore.catalog.joining import check_join, check_name, record_folders, refuse_different
 from ckptstore.catalog.model import AttemptState, AttemptView, Join, Kind, NewObject, RankState, StoredFile, Ticket
 from ckptstore.catalog.schema import attempts, chores, inner_folders, nodes, now_s, objects, ranks, replicas
 from ckptstore.catalog.views import ATTEMPT_COLUMNS, attempt_view, file_columns, stored_file
@@ -35,7 +36,7 @@ _UNFINISHED = (AttemptState.OPEN, AttemptState.COMPLETE)
 class Attempts(Core):
     def join(self, join: Join, names: Sequence[str]) -> Ticket:
         """Take part in an attempt as one rank, opening it if this is the first to come, and record an id for each file. Idempotent."""
-        _check_join(join, names)
+        check_join(join, names)
         return self._db.write("join attempt", lambda tx: self._join(tx, join, names), join.path)
 
     def add_objects(self, attempt_id: str, rank: int, names: Sequence[str]) -> tuple[NewObject, ...]:
@@ -45,7 +46,7 @@ class Attempts(Core):
             attempt = locked_attempt(tx, attempt_id, "add files")
             _refuse_ended(attempt, "add files")
             for name in names:
-                _check_name(attempt.path, Kind(attempt.kind), name)
+                check_name(attempt.path, Kind(attempt.kind), name)
             tx.execute(update(attempts).where(attempts.c.attempt_id == attempt_id).values(moved_at_s=now_s()))
             return self._record_objects(tx, attempt_id, attempt.path, rank, names)
 
@@ -209,7 +210,7 @@ class Attempts(Core):
             attempt_id = self._open(tx, join)
             return Ticket(attempt_id, AttemptState.OPEN, self._record_objects(tx, attempt_id, join.path, join.rank, names))
         _refuse_ended(attempt, "join attempt")
-        _refuse_different(attempt, join)
+        refuse_different(attempt, join)
         self._join_rank(tx, attempt, join)
         return Ticket(
             attempt.attempt_id, AttemptState(attempt.state), self._record_objects(tx, attempt.attempt_id, join.path, join.rank, names)
@@ -257,7 +258,7 @@ class Attempts(Core):
             key = paths.object_key(paths.join(path, name) if name else path, object_id)
             made.setdefault(name, NewObject(object_id, name, key))
         new = [item for item in made.values() if item.name not in rows]
-        _record_folders(tx, attempt_id, path, [item.name for item in new])
+        record_folders(tx, attempt_id, path, [item.name for item in new])
         if new:
             tx.execute(insert(objects), [self._object_row(attempt_id, rank, item) for item in new])
         return tuple(made[name] for name in names)
@@ -338,54 +339,6 @@ def _refuse_ended(attempt: Row[Any], operation: str) -> None:
     refuse_aborted(attempt, operation)
     if attempt.state == AttemptState.PUBLISHED:
         raise InvalidInput("the attempt is published already", operation=operation, subject=attempt.path)
-
-
-def _refuse_different(attempt: Row[Any], join: Join) -> None:
-    for what, first, mine in (
-        ("world_size", attempt.world_size, join.world_size),
-        ("kind", attempt.kind, join.kind),
-        ("replace", attempt.replaces, join.replace),
-    ):
-        if first != mine:
-            raise InvalidInput(
-                f"this rank says {what}={mine}, the first to join said {first}", operation="join attempt", subject=join.path
-            )
-
-
-def _check_join(join: Join, names: Sequence[str]) -> None:
-    paths.check_path(join.path, operation="save")
-    if join.world_size < 1 or not 0 <= join.rank < join.world_size:
-        raise InvalidInput(f"rank {join.rank} is not within world_size {join.world_size}", operation="join attempt", subject=join.path)
-    if len(set(names)) != len(names):
-        raise InvalidInput("two files have the same name", operation="join attempt", subject=join.path)
-    for name in names:
-        _check_name(join.path, join.kind, name)
-
-
-def _check_name(path: str, kind: Kind, name: str) -> None:
-    if kind is Kind.FILE:
-        if name != "":
-            raise InvalidInput("a single file has no name below its path", operation="add files", subject=path)
-        return
-    paths.check_relative(name, operation="add files")
-    paths.check_path(paths.join(path, name), operation="add files")
-
-
-def _record_folders(tx: Connection, attempt_id: str, path: str, names: Sequence[str]) -> None:
-    """Note the folders above `names`; PathConflict-free by refusal: no name may be both a file and a folder."""
-    above = {folder[1:] for name in names for folder in paths.ancestors("/" + name)}
-    both = above.intersection(names)
-    if names and not both:
-        folders = select(inner_folders.c.folder, inner_folders.c.leaf).where(inner_folders.c.attempt_id == attempt_id)
-        both = {f"{row.folder}/{row.leaf}" if row.folder else row.leaf for row in tx.execute(folders)}.intersection(names)
-    if above and not both:
-        files = select(objects.c.name).where(objects.c.attempt_id == attempt_id, objects.c.name.in_(sorted(above)))
-        both = set(tx.execute(files).scalars())
-    if both:
-        raise InvalidInput(f"{min(both)!r} would be a file and a folder at once", operation="add files", subject=path)
-    if above:
-        rows = [{"attempt_id": attempt_id, "folder": name.rpartition("/")[0], "leaf": name.rpartition("/")[2]} for name in sorted(above)]
-        tx.execute(insert_unless_there(tx, inner_folders), rows)
 
 
 def _queue_leftover(tx: Connection, attempt_id: str, object_id: str, tier: str, place: str, owner: str) -> None:
