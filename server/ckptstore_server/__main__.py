@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,7 @@ def serve(
 
     try:
         settings = read_settings(config, home=home, listen=listen, catalog_url=catalog_url, idle_exit_s=idle_exit_s)
+        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         asyncio.run(Daemon(settings).run())
     except CkptStoreError as error:
         print(f"ckptstore: {error}", file=sys.stderr)

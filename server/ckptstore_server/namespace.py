@@ -94,7 +94,7 @@ def entry_info(entry: Entry) -> EntryInfo:
     return EntryInfo(
         path=entry.path,
         name=entry.name,
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         size_bytes=entry.size_bytes,
         step=publication.step,
         world_size=publication.world_size,

@@ -7,6 +7,7 @@ executors that the node owns. `Board` is how waiters hear of progress without po
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from ckptstore_tiers.scratch import ScratchPool
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 #: How many errors `status` remembers.
 REMEMBERED_ERRORS = 50
@@ -137,6 +140,7 @@ class Node:
         """Note an error for `status`. Errors that an operator should see end here; it is also where they are logged."""
         what = str(error) if isinstance(error, CkptStoreError) else f"{type(error).__name__}: {error}"
         self.remarks.append(Remark(time.time(), where, what))
+        _log.warning("%s: %s", where, what, exc_info=None if isinstance(error, CkptStoreError) else error)
 
     def close(self) -> None:
         for executor in (self.ingest_executor, self.read_executor, self.upkeep_executor, self.catalog_executor):

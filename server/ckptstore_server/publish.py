@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from ckptstore.manifest import build_index
-
 from ckptstore.catalog.model import AttemptState, AttemptView, Kind, NewObject, StoredFile, record_key
 from ckptstore.errors import AlreadyExists, CkptStoreError, PathConflict, TierFull, TierUnavailable
 from ckptstore.failpoints import declare, failpoint
+from ckptstore.manifest import build_index
 from ckptstore.paths import INDEX_NAME
 from ckptstore_server.node import Node
 from ckptstore_server.tier_handle import TierHandle

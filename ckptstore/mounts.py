@@ -1,4 +1,4 @@
-"""Is this path on a file system that SQLite's locks and shared memory can trust?
+"""What type of file system holds a path, and is it one that SQLite's locks and shared memory can trust?
 
 WAL needs locks and shared memory that all processes on one kernel see (https://www.sqlite.org/wal.html, "does not work over a network
 filesystem"). The kernel's list of mounts tells the type of the file system that holds a path.
