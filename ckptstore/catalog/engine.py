@@ -23,9 +23,9 @@ import stamina
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-from ckptstore.catalog.mounts import refuse_network_filesystem
 from ckptstore.catalog.reserve import Reserve
 from ckptstore.errors import CatalogUnavailable, ConfigInvalid
+from ckptstore.mounts import refuse_network_filesystem
 
 T = TypeVar("T")
 
