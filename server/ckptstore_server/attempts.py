@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ckptstore.catalog.model import AttemptState, AttemptView, Join, Kind, NewObject, Ticket
+from ckptstore.catalog.model import AttemptState, AttemptView, Backlog, Join, Kind, NewObject, Ticket
 from ckptstore.errors import AttemptAborted, Busy, CkptStoreError, InvalidInput, NotFound, TierFull, WaitTimeout
 from ckptstore.manifest import part_file_name
 from ckptstore.paths import check_path, check_relative
@@ -31,6 +31,10 @@ T = TypeVar("T")
 CLIENT_GONE = "the client that was saving it is gone"
 #: How long one request waits for a slot before the client repeats it: short, so that a client that dies is noticed.
 SLOT_WAIT_S = 10.0
+#: A wait for a slot so short that the attempt can hardly have been aborted meanwhile, in seconds.
+SHORT_WAIT_S = 0.1
+#: How old the sum of what waits to be drained may be when a save is held against its bound, in seconds.
+QUEUE_LOOK_S = 1.0
 #: How often a body that is still coming in counts as progress, in seconds.
 PROGRESS_S = 5.0
 #: How often a waiter looks at the catalog when other nodes may change it, in seconds.
@@ -54,6 +58,8 @@ class Grant:
 class AttemptService:
     def __init__(self, node: Node, sessions: Sessions, ingest: Ingest, publisher: Publisher) -> None:
         self._sessions = sessions
+        self._queue: list[Backlog] = []
+        self._queue_seen_s = float("-inf")
         self._requests: set[asyncio.Future[Any]] = set()
         self._node = node
         self._ingest = ingest
@@ -142,8 +148,10 @@ class AttemptService:
 
     async def _check_queue(self, path: str) -> None:
         """Slow savers down when more waits to be drained than the configured bound."""
-        waiting = await self._node.query(self._node.catalog.backlog)
-        for backlog in waiting:
+        if time.monotonic() - self._queue_seen_s > QUEUE_LOOK_S:
+            self._queue = await self._node.query(self._node.catalog.backlog)
+            self._queue_seen_s = time.monotonic()
+        for backlog in self._queue:
             if backlog.size_bytes > self._node.settings.queue_limit:
                 raise Busy(
                     f"{backlog.size_bytes} bytes wait to be drained, the bound is {self._node.settings.queue_limit}",
@@ -158,10 +166,12 @@ class AttemptService:
         if held is not None and held.session == session and held.segment.capacity_bytes >= request.size_bytes:
             return held.segment
         timeout_s = SLOT_WAIT_S if request.on_busy == "wait" else 0.0
-        acquire = self._node.pool.acquire
+        acquire, began_s = self._node.pool.acquire, time.monotonic()
         segment = await self._node.run(self._node.read_executor, acquire, session, request.size_bytes, timeout_s=timeout_s)
         grant = Grant(ticket.attempt_id, request.rank, session, ticket.objects[0], segment, segment.generation)
         self._grants[ticket.attempt_id, request.rank] = grant
+        if time.monotonic() - began_s < SHORT_WAIT_S:
+            return segment  # handing over asks the catalog anyway: one round trip less where nobody waited
         view = await self._node.query(self._node.catalog.attempt, ticket.attempt_id)
         if view.state is AttemptState.ABORTED:  # while this rank waited for its slot: its client has not been told of it yet
             self._give_up_slots(view.attempt_id, session)
