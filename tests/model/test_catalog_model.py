@@ -170,8 +170,9 @@ class CatalogMachine(RuleBasedStateMachine):
         below = {other for other in self.live if other == path or other.startswith(path + "/")}
         try:
             removed = self.catalog.remove(path, recursive=True)
-        except NotFound:
+        except (NotFound, PathConflict) as error:
             assert below == set()
+            assert isinstance(error, PathConflict) == any(above in self.live for above in ancestors(path))
             return
         assert below
         assert {item.path for item in removed} == below
@@ -280,6 +281,6 @@ class CatalogMachine(RuleBasedStateMachine):
 
 
 CatalogMachine.TestCase.settings = settings(
-    max_examples=50, stateful_step_count=40, deadline=None, phases=_PHASES, suppress_health_check=list(HealthCheck), print_blob=True
+    max_examples=20, stateful_step_count=30, deadline=None, phases=_PHASES, suppress_health_check=list(HealthCheck), print_blob=True
 )
 TestCatalogModel = CatalogMachine.TestCase
