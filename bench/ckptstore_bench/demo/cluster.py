@@ -13,6 +13,8 @@ import os
 import select
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -133,6 +135,18 @@ class Cluster:
         shutil.rmtree(root)
         root.mkdir()
         return lost_bytes
+
+    def lose_catalog(self) -> None:
+        for file in self.home.glob("catalog.sqlite3*"):
+            file.unlink()
+
+    def rebuild_catalog(self) -> str:
+        """Run `ckptstore catalog rebuild` as an operator would; what it printed. NotAsClaimed, with what it said, if it fails."""
+        command = [str(Path(sys.executable).with_name("ckptstore")), "catalog", "rebuild", "--yes"]
+        answer = subprocess.run(command, env=self.environment(), capture_output=True, text=True, timeout=STOP_TIMEOUT_S)
+        if answer.returncode != 0:
+            raise NotAsClaimed(f"catalog rebuild ended with {answer.returncode}: {answer.stderr.strip()}")
+        return answer.stdout.strip()
 
     def stored_bytes(self, name: str) -> int:
         return sum(file.stat().st_size for file in (self.folder / name).rglob("*") if file.is_file())

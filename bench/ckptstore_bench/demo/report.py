@@ -17,7 +17,7 @@ _COLOURS = {"trainer": "cyan", "daemon": "magenta", "nvme": "yellow", "pfs": "bl
 def say(console: Console, moment: Moment) -> None:
     line = Text(f"{moment.at_s:6.1f} s  ")
     line.append(f"{moment.actor:8}", style=_COLOURS.get(moment.actor, ""))
-    line.append(moment.text)
+    line.append(moment.text, style="bold" if moment.actor == "demo" else "")
     console.print(line, highlight=False)
 
 

@@ -68,16 +68,18 @@ class Story:
         self.resumed_from_memory()
         self.daemon_killed_while_draining()
         self.resumed_from_nvme()
+        self._act("memory, NVMe and the parallel file system are lost, and training resumes from S3 alone")
         self.nvme_and_pfs_lost()
         found = self.resumed_from_s3_alone()
         same = f"the final parameters are bitwise those of the uninterrupted run: {found[:16]}… = {expected[:16]}…"
         self._claim(found == expected, same)
         self.everything_arrives()
+        self.catalog_lost_too(expected)
 
     # --- the acts ----------------------------------------------------------------------------------------------------------------
 
     def an_uninterrupted_run(self) -> str:
-        self._record.note("demo", f"an uninterrupted run of {self._plan.steps} steps, without a store, to compare with")
+        self._act(f"an uninterrupted run of {self._plan.steps} steps, without a store, to compare with")
         with self._life("reference", "ckptstore_bench.demo.trainer", "--steps", str(self._plan.steps)) as life:
             finished = life.until("finished")
             life.end()
@@ -86,6 +88,7 @@ class Story:
         return str(finished["fingerprint"])
 
     def killed_in_the_middle_of_a_save(self) -> None:
+        self._act("the trainer is killed in the middle of a save, and resumes from memory")
         with self._saving_life("first", freeze_in_save=self._plan.torn_save) as life:
             life.until("started")
             self._record.begin("daemon")
@@ -108,6 +111,7 @@ class Story:
         self._fate(self._plan.second_kill_step, "trainer killed as save returned")
 
     def daemon_killed_while_draining(self) -> None:
+        self._act("the daemon is killed while it drains, and training resumes from NVMe")
         self._until("the daemon to publish it alone", lambda: self._is_in(self._plan.second_kill_step, "nvme"))
         self._record.note("daemon", f"has published step {self._plan.second_kill_step} without the trainer")
         self._watcher.look()
@@ -158,6 +162,22 @@ class Story:
         everywhere = {save.step for save in self._record.saves if len(save.reached_s) == len(STAGES)}
         self._claim(everywhere == set(steps), "every save whose call returned reached memory, NVMe, the parallel file system and S3")
 
+    def catalog_lost_too(self, expected: str) -> None:
+        self._act("the catalog is lost as well, and rebuilt from S3")
+        self.nvme_and_pfs_lost()
+        self._cluster.lose_catalog()
+        self._record.note("daemon", "its catalog is deleted")
+        said = self._cluster.rebuild_catalog()
+        self._record.note("daemon", f"ckptstore catalog rebuild: {said.splitlines()[0]}")
+        with self._saving_life("fifth", resume=True) as life:
+            self._record.begin("daemon")
+            self._resumed(life, from_step=self._plan.steps, from_tiers=None, what="from S3, by a catalog rebuilt from S3")
+            finished = life.until("finished")
+            life.end()
+            self._record.end("trainer", "■")
+        whole = self._saved_steps() == self._plan.saved_steps and finished["fingerprint"] == expected
+        self._claim(whole, "a catalog rebuilt from the records in S3 knows every checkpoint, and the last has the same parameters")
+
     # --- what the acts are made of -------------------------------------------------------------------------------------------------
 
     def _saving_life(self, name: str, *, resume: bool = False, freeze_in_save: int = 0) -> Life:
@@ -186,10 +206,14 @@ class Story:
         tiers: set[str] = set()
         while (event := life.until("opened", "resumed")).name == "opened":
             tiers.add(event["tier"])
-        text = f"resumed at step {event['step']} {what}, in {event['seconds'] * 1e3:.0f} ms (opened: {', '.join(sorted(tiers))})"
+        way = "opened" if from_tiers is not None else "recalled by the daemon and read as"
+        text = f"resumed at step {event['step']} {what}, in {event['seconds'] * 1e3:.0f} ms ({way}: {', '.join(sorted(tiers))})"
         self._record.note("trainer", text)
         from_there = from_tiers is None or tiers == from_tiers
         self._claim(event["step"] == from_step and from_there, f"training resumed at step {from_step} {what}")
+
+    def _act(self, title: str) -> None:
+        self._record.note("demo", title)
 
     def _finished(self, event: Event) -> None:
         self._record.note("trainer", f"finished step {event['step']}, loss {event['loss']:.4f}; parameters {event['fingerprint'][:16]}…")
