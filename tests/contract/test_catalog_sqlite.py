@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, text
 
-from ckptstore.catalog import Catalog, engine, migrations, mounts, reserve
+from ckptstore import mounts
+from ckptstore.catalog import Catalog, engine, migrations, reserve
 from ckptstore.catalog.model import AttemptState
 from ckptstore.errors import CatalogUnavailable, ConfigInvalid
 from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
