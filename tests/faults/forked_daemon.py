@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Protocol
@@ -53,11 +53,21 @@ class ForkedDaemon:
     def start(self) -> ForkedDaemon:
         """Returns when the daemon answers, or is dead."""
         self._process.start()
+        self.wait_ready()
+        return self
+
+    def start_unready(self) -> ForkedDaemon:
+        """Returns at once, for a daemon that is to die while it starts."""
+        self._process.start()
+        return self
+
+    def wait_ready(self) -> bool:
+        """True once it answers, False if it is dead."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while self.alive and not self._answers():
             assert time.monotonic() < deadline, f"the daemon did not answer in {START_TIMEOUT_S} s:\n{self.log()[-3000:]}"
             time.sleep(0.01)  # the loop's condition is the daemon's answer, not the time that passed
-        return self
+        return self.alive
 
     def _answers(self) -> bool:
         socket = read_settings(self.home / "config.toml", home=self.home).api_socket
@@ -92,8 +102,14 @@ class ForkedDaemon:
     def log(self) -> str:
         return (self.home / "test-daemon.log").read_text("utf-8", "replace")
 
+    def send_kill(self) -> None:
+        """From any thread; nothing if it is dead already."""
+        if self._process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+
     def __enter__(self) -> ForkedDaemon:
-        return self.start()
+        return self if self._process.pid is not None else self.start()
 
     def __exit__(self, *_: object) -> None:
         self.kill()

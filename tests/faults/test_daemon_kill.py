@@ -2,15 +2,18 @@
 
 Each case tells the story of `crash_story` to a daemon that dies in it, and holds the next daemon to what the client was told. Which hit
 of a failpoint it is, is drawn from those that an undisturbed telling counts, with a seed that a failure prints; CKPTSTORE_TEST_SEED
-draws others, and `make soak` takes many.
+draws others, and `tests/soak/test_daemon_kill_soak.py` takes many.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import threading
+import time
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +26,7 @@ from tests.faults.crash_story import Facts, World, check_recovered, tell_until_d
 from tests.faults.forked_daemon import ForkedDaemon
 
 SEED = int(os.environ.get("CKPTSTORE_TEST_SEED", "20240607"))
-RANDOM_MOMENTS, RANDOM_MOMENTS_SOAK = 8, 200
-HITS_SOAK = 12
+RANDOM_MOMENTS = 8
 
 #: Failpoints that are only reached after another fault, which is armed with them at the hit that is drawn.
 AFTER_A_FAULT = {
@@ -58,6 +60,7 @@ class Telling:
 
     at_start: Counter[str]
     at_end: Counter[str]
+    seconds: float
 
     def hits(self, name: str) -> range:
         """The hits of the story itself; those of the start if it has none."""
@@ -69,11 +72,12 @@ class Telling:
 def telling(tmp_path_factory: pytest.TempPathFactory) -> Telling:
     world = World(tmp_path_factory.mktemp("telling")).write()
     hits, facts = Hits(world.base / "hits"), Facts()
+    began_s = time.monotonic()
     with ForkedDaemon(world.home, rigging=hits) as daemon:
         at_start = hits.counted()
         tell_until_death(world, daemon, facts)
         assert daemon.alive, daemon.log()
-    told = Telling(at_start, hits.counted())
+    told = Telling(at_start, hits.counted(), time.monotonic() - began_s)
     check_recovered(world, facts)
     return told
 
@@ -131,10 +135,43 @@ def test_a_daemon_killed_at_a_failpoint_loses_nothing_and_leaves_nothing(name: s
     die_at(name, telling, tmp_path, 1)
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("name", NAMES)
-def test_a_daemon_killed_at_many_hits_of_a_failpoint_loses_nothing(name: str, telling: Telling, tmp_path: Path) -> None:
-    die_at(name, telling, tmp_path, HITS_SOAK)
+def die_after(base: Path, first_s: float, second_s: float | None) -> None:
+    """Kill the daemon so long after its start, and the one that takes over as well, if asked; then check."""
+    world, facts = World(base).write(), Facts()
+    with ForkedDaemon(world.home).start_unready() as daemon, killed_after(first_s, daemon):
+        if daemon.wait_ready():
+            tell_until_death(world, daemon, facts)
+    if second_s is not None:
+        with ForkedDaemon(world.home).start_unready() as daemon, killed_after(second_s, daemon):
+            if daemon.wait_ready():
+                settle_or_die(world, daemon)
+    let_probes_age(world)
+    check_recovered(world, facts)
+
+
+@contextmanager
+def killed_after(seconds: float, daemon: ForkedDaemon) -> Iterator[None]:
+    timer = threading.Timer(seconds, daemon.send_kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+def die_at_random(first: int, count: int, telling: Telling, tmp_path: Path) -> None:
+    for number in range(first, first + count):
+        draw = random.Random(f"{SEED} {number}")
+        first_s = draw.uniform(0, telling.seconds)
+        second_s = draw.uniform(0, telling.seconds / 2) if draw.random() < 0.5 else None
+        print(f"seed {SEED}, moment {number}: killed after {first_s:.3f} s" + (f", then after {second_s:.3f} s" if second_s else ""))
+        die_after(tmp_path / str(number), first_s, second_s)
+
+
+@pytest.mark.parametrize("moment", range(RANDOM_MOMENTS))
+def test_a_daemon_killed_at_a_random_moment_loses_nothing_and_leaves_nothing(moment: int, telling: Telling, tmp_path: Path) -> None:
+    die_at_random(moment, 1, telling, tmp_path)
 
 
 def test_each_failpoint_of_the_daemon_is_declared_once_and_belongs_to_a_story() -> None:
