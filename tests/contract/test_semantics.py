@@ -14,12 +14,13 @@ NAMED = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", PAGE)
 
 
 def functions_in(file: Path) -> set[str]:
-    """The test functions of a file, and of the contract classes that it imports from beside it."""
+    """The test functions of a file, and of the contract classes that it imports."""
     tree = ast.parse(file.read_text("utf-8"))
     names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("_contract"):
-            names |= functions_in(file.with_name(f"{(node.module or '').rsplit('.', 1)[-1]}.py"))
+            name = (node.module or "").rsplit(".", 1)[-1]
+            names |= functions_in(ROOT / "tests" / "contract" / f"{name}.py")
     return names
 
 
