@@ -19,7 +19,7 @@ from ckptstore_bench.demo.report import claims_list, saves_table, say, timeline
 from ckptstore_bench.demo.story import Plan, Story
 from ckptstore_bench.demo.watcher import Watcher
 
-WIDTH = 110
+WIDTH = 120
 
 
 def main(

@@ -206,7 +206,7 @@ class Story:
         tiers: set[str] = set()
         while (event := life.until("opened", "resumed")).name == "opened":
             tiers.add(event["tier"])
-        way = "opened" if from_tiers is not None else "recalled by the daemon and read as"
+        way = "read" if from_tiers is not None else "through the daemon"
         text = f"resumed at step {event['step']} {what}, in {event['seconds'] * 1e3:.0f} ms ({way}: {', '.join(sorted(tiers))})"
         self._record.note("trainer", text)
         from_there = from_tiers is None or tiers == from_tiers
