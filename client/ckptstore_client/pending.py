@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ckptstore.durability import is_as_safe_as
 from ckptstore.errors import AttemptAborted, InvalidInput, NotFound, WaitTimeout
 from ckptstore.wire import LONG_POLL_S, AttemptStatus
 from ckptstore_client.api import Api
@@ -37,15 +38,16 @@ class PendingCheckpoint:
         return f"PendingCheckpoint({self.path!r}, attempt {self.attempt_id}{', skipped' if self.skipped else ''})"
 
     def wait(self, tier: str = SNAPSHOT, timeout_s: float | None = None) -> None:
-        """Return when `tier` holds all of it: "snapshot" (every rank has handed over), or a configured tier's name.
+        """Return when `tier` or a deeper one holds all of it: "snapshot" (every rank has handed over), or a configured tier's name.
 
         AttemptAborted: there will be no checkpoint, and why. WaitTimeout: not yet; it goes on. InvalidInput: no such tier.
         """
-        if tier != SNAPSHOT and tier not in (known := self._known_tiers()):
+        known = [] if tier == SNAPSHOT else self._known_tiers()
+        if tier != SNAPSHOT and tier not in known:
             raise InvalidInput(
                 f"there is no tier {tier!r}", operation="wait", subject=self.path, hint=f"known are: {', '.join([SNAPSHOT, *known])}"
             )
-        self._wait(tier, timeout_s, lambda status: status.snapshot if tier == SNAPSHOT else tier in status.durability)
+        self._wait(tier, timeout_s, lambda status: status.snapshot if tier == SNAPSHOT else is_as_safe_as(tier, status.durability, known))
 
     def wait_published(self, timeout_s: float | None = None) -> None:
         """Return when it is visible to everybody, and so in some durable tier. Errors as `wait`."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from ckptstore.durability import is_as_safe_as
 from ckptstore.errors import InvalidInput, NotFound, WaitTimeout
 from ckptstore.manifest import part_file_name
 from ckptstore.paths import LATEST, check_folder, check_path, parent_and_name
@@ -309,7 +310,7 @@ class Store:
             left_s = LONG_POLL_S if deadline is None else max(0.0, min(LONG_POLL_S, deadline - time.monotonic()))
             route = f"publications/{found.publication_id}"
             found = self._ask(partial(_call, "GET", route, PublicationInfo, wait=tier, timeout_s=left_s))
-            if tier == SNAPSHOT or tier in found.durability:
+            if tier == SNAPSHOT or is_as_safe_as(tier, found.durability, known):
                 return found
             if deadline is not None and time.monotonic() >= deadline:
                 where = ", ".join(found.durability) or "no durable tier holds all of it"

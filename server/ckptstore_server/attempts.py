@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ckptstore.catalog.model import AttemptState, AttemptView, Backlog, Join, Kind, NewObject, Ticket
-from ckptstore.errors import AttemptAborted, Busy, CkptStoreError, InvalidInput, NotFound, TierFull, WaitTimeout
+from ckptstore.errors import AttemptAborted, Busy, CatalogUnavailable, CkptStoreError, InvalidInput, NotFound, TierFull, WaitTimeout
 from ckptstore.manifest import part_file_name
 from ckptstore.paths import check_path, check_relative
 from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, HandOver, OpenAttempt, SegmentGrant
 from ckptstore_server.ingest import Ingest
-from ckptstore_server.node import Node
+from ckptstore_server.node import CATALOG_PAUSE_S, Node
 from ckptstore_server.publish import Publisher
 from ckptstore_server.sessions import Sessions
 from ckptstore_tiers.interface import BlockSource
@@ -206,7 +206,7 @@ class AttemptService:
         del self._grants[attempt_id, rank]
         segment = self._node.pool.hold(grant.segment.segment_id, grant.generation, owner=session)
         try:
-            view = await self._node.query(self._node.catalog.snapshot_taken, attempt_id, rank)
+            view = await self._node.insist(self._node.catalog.snapshot_taken, attempt_id, rank)
         except CkptStoreError:
             self._node.pool.release(segment)
             raise
@@ -272,7 +272,7 @@ class AttemptService:
         """The top of an ingest task: what goes wrong aborts the attempt, for all its ranks."""
         try:
             await store()  # type: ignore[misc]
-            await self._publisher.arrive(attempt_id, rank)
+            await self._arrive(attempt_id, rank)
         except CkptStoreError as error:
             if not isinstance(error, AttemptAborted):
                 self._node.remark(f"save, rank {rank}", error)
@@ -281,9 +281,18 @@ class AttemptService:
             self._node.remark(f"save, rank {rank}", error)
             await self._abort_quietly(attempt_id, f"rank {rank}: a fault in the daemon ({type(error).__name__}: {error})")
 
+    async def _arrive(self, attempt_id: str, rank: int) -> None:
+        """What is stored is published however long the catalog takes: an attempt that is complete is so for the next try, too."""
+        while True:
+            try:
+                return await self._publisher.arrive(attempt_id, rank)
+            except CatalogUnavailable as error:
+                self._node.remark("publish", error)
+                await asyncio.sleep(CATALOG_PAUSE_S)
+
     async def _abort_quietly(self, attempt_id: str, reason: str) -> None:
         try:
-            await self.abort(attempt_id, reason)
+            self.ended([await self._node.insist(self._node.catalog.abort, attempt_id, reason)])
         except CkptStoreError as error:
             self._node.remark("abort", error)
 
@@ -309,12 +318,11 @@ class AttemptService:
             self._node.board.announce()
 
     async def session_lost(self, session: str) -> None:
-        """A client is gone: what it had not handed over is aborted, and its slots are freed."""
-        views = await self._node.query(self._node.catalog.session_lost, session, CLIENT_GONE)
-        self.ended(views)
+        """A client is gone: its slots are freed, and what it had not handed over is aborted."""
         for key in [key for key, grant in self._grants.items() if grant.session == session]:
             del self._grants[key]
         self._node.pool.owner_gone(session)
+        self.ended(await self._node.insist(self._node.catalog.session_lost, session, CLIENT_GONE))
 
     def _give_up_slots(self, attempt_id: str, session: str) -> None:
         for key in [key for key, grant in self._grants.items() if key[0] == attempt_id and grant.session == session]:
@@ -335,7 +343,7 @@ class AttemptService:
             ticket = self._node.board.ticket()
             status = await self._look(attempt_id)
             over = status.state == "aborted" or wait is None or time.monotonic() >= deadline
-            if over or (wait == "snapshot" and status.snapshot) or wait in status.durability:
+            if over or (status.snapshot if wait == "snapshot" else self._node.is_as_safe_as(str(wait), status.durability)):
                 return status
             await self._node.board.heard(ticket, self._poll_s(deadline))
 

@@ -31,7 +31,7 @@ class Namespace:
             ticket = self._node.board.ticket()
             publication = await self._node.query(self._node.catalog.publication, publication_id)
             left_s = deadline - time.monotonic()
-            if wait is None or wait == "snapshot" or wait in publication.durability or left_s <= 0:
+            if wait is None or wait == "snapshot" or left_s <= 0 or self._node.is_as_safe_as(wait, publication.durability):
                 return publication_info(publication)
             await self._node.board.heard(ticket, min(WAIT_POLL_S, left_s))
 

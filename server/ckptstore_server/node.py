@@ -10,14 +10,15 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 from ckptstore.catalog import Catalog
 from ckptstore.config import Settings
-from ckptstore.errors import CkptStoreError, NotFound
+from ckptstore.durability import is_as_safe_as
+from ckptstore.errors import CatalogUnavailable, CkptStoreError, NotFound
 from ckptstore_server.tier_handle import TierHandle
 from ckptstore_tiers.memory import SegmentPool
 from ckptstore_tiers.scratch import ScratchPool
@@ -27,6 +28,12 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
+#: Writers of a node are its ranks and a handful of duties: thirty-two threads are never all waiting for the database's lock.
+CATALOG_THREADS = 32
+#: The pause before the catalog is asked again on behalf of bytes that are the daemon's, in seconds: each try is patient by itself.
+CATALOG_PAUSE_S = 1.0
+#: Threads of each tier beside its drains': one for records, one for evictions, one for deletions.
+TIER_KEEPERS = 3
 #: How many errors `status` remembers.
 REMEMBERED_ERRORS = 50
 #: How many attempts' timings are kept for clients that ask late.
@@ -107,11 +114,15 @@ class Node:
     started_s: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
-        # Catalog calls are short and serialised by the database; ingests wait for the disk; the rest is reads for clients.
-        self.catalog_executor = ThreadPoolExecutor(4, "catalog")
+        # Catalog calls are short, but while another process holds the database's lock each writer waits in a thread: there must be some
+        # left for readers. Ingests wait for the disk; the rest is reads for clients.
+        self.catalog_executor = ThreadPoolExecutor(CATALOG_THREADS, "catalog")
         self.ingest_executor = ThreadPoolExecutor(8, "ingest")
         self.read_executor = ThreadPoolExecutor(8, "read")
         self.upkeep_executor = ThreadPoolExecutor(4, "upkeep")
+        # What goes into a tier, or goes from it, waits in threads of that tier's own: one that hangs holds up nothing but itself.
+        workers = self.settings.drain_workers + TIER_KEEPERS
+        self._tier_executors = {handle.name: ThreadPoolExecutor(workers, handle.name) for handle in self.handles}
 
     async def run(self, executor: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(executor, lambda: call(*args, **kwargs))
@@ -120,12 +131,31 @@ class Node:
         """A catalog call."""
         return await self.run(self.catalog_executor, call, *args, **kwargs)
 
+    async def insist(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A catalog call for bytes that the daemon has taken over: while the catalog is unavailable, again and again.
+
+        Giving up would lose what a client was told is safe. `call` may be repeated.
+        """
+        while True:
+            try:
+                return await self.query(call, *args, **kwargs)
+            except CatalogUnavailable as error:
+                self.remark("catalog", error)
+                await asyncio.sleep(CATALOG_PAUSE_S)
+
+    def tier_executor(self, handle: TierHandle) -> ThreadPoolExecutor:
+        """For drains into the tier, its records, its evictions and deletions."""
+        return self._tier_executors[handle.name]
+
     def handle(self, name: str) -> TierHandle:
         for handle in self.handles:
             if handle.name == name:
                 return handle
         known = ", ".join(handle.name for handle in self.handles)
         raise NotFound(f"there is no tier {name!r}", operation="use tier", subject=name, hint=f"the configured tiers are: {known}")
+
+    def is_as_safe_as(self, wanted: str, durability: Collection[str]) -> bool:
+        return is_as_safe_as(wanted, durability, [handle.name for handle in self.handles])
 
     @property
     def durable(self) -> tuple[TierHandle, ...]:
@@ -143,7 +173,8 @@ class Node:
         _log.warning("%s: %s", where, what, exc_info=None if isinstance(error, CkptStoreError) else error)
 
     def close(self) -> None:
-        for executor in (self.ingest_executor, self.read_executor, self.upkeep_executor, self.catalog_executor):
+        others = (self.ingest_executor, self.read_executor, self.upkeep_executor, self.catalog_executor)
+        for executor in (*self._tier_executors.values(), *others):
             executor.shutdown(wait=True, cancel_futures=True)
         for handle in self.handles:
             handle.close()
