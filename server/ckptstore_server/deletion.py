@@ -6,6 +6,8 @@ that must have done them. Doing a step twice is harmless, so a crash between the
 
 from __future__ import annotations
 
+import asyncio
+
 from ckptstore.catalog.model import Act, Chore
 from ckptstore.errors import CkptStoreError
 from ckptstore.failpoints import declare, failpoint
@@ -18,6 +20,8 @@ from ckptstore_tiers.interface import Tier
 
 #: Steps that one look at the catalog brings.
 CHORES_PER_LOOK = 128
+#: How long a removal waits for its tombstones, in seconds.
+PATIENCE_S = 10.0
 BEFORE = {act: declare(f"delete.before_{act.value}") for act in Act}
 AFTER = {act: declare(f"delete.after_{act.value}") for act in Act}
 
@@ -28,15 +32,24 @@ class Deletion:
         self._replicas = replicas
         self._publisher = publisher
         self._failures: dict[str, int] = {}
+        self._turns: set[asyncio.Future[int]] = set()
+
+    async def soon(self) -> None:
+        """Work off for a moment before a removal is acknowledged, so that its tombstones are in the tiers that answer: a catalog that
+        is lost right after it does not bring the removed back. What takes longer goes on behind."""
+        turn = asyncio.ensure_future(self.work_off())
+        self._turns.add(turn)
+        turn.add_done_callback(self._turns.discard)
+        await asyncio.wait({turn}, timeout=PATIENCE_S)
 
     async def work_off(self) -> int:
-        """Do every step that may be done now; how many were done."""
-        done = 0
-        for handle in self._node.durable:
-            # No record may be written while records are deleted: see Publisher.record_locks.
-            async with self._publisher.record_locks[handle.name]:
-                done += await self._node.run(self._node.upkeep_executor, self._work_off_tier, handle)
-        return done
+        """Do every step that may be done now; how many were done. A tier that hangs delays only its own."""
+        return sum(await asyncio.gather(*(self._work_off(handle) for handle in self._node.durable)))
+
+    async def _work_off(self, handle: TierHandle) -> int:
+        # No record may be written while records are deleted: see Publisher.record_locks.
+        async with self._publisher.record_locks[handle.name]:
+            return await self._node.run(self._node.tier_executor(handle), self._work_off_tier, handle)
 
     def _work_off_tier(self, handle: TierHandle) -> int:
         done = 0

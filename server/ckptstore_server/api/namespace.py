@@ -49,4 +49,6 @@ async def usage(services: TheServices, path: str = "/") -> Usage:
 
 @router.delete("/entries")
 async def remove(services: TheServices, path: str, recursive: bool = False) -> Removed:
-    return await services.namespace.remove(path, recursive=recursive)
+    removed = await services.namespace.remove(path, recursive=recursive)
+    await services.deletion.soon()
+    return removed
