@@ -133,7 +133,7 @@ def test_one_ranks_failure_aborts_the_attempt_for_all_and_the_next_works(daemon:
 
 
 def test_a_skip_of_one_rank_aborts_the_attempt_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rank's only slot is taken by a save that is still being copied: the next save skips, every rank's wait says so, the one after works."""
+    """A slot is taken by a save that is still being copied: the next save skips, every wait says so, the one after works."""
     home = tmp_path / "home"
     write_config(home, tiers=[{"name": "nvme", "kind": "posix", "path": home / "nvme"}], memory={"limit": 64 << 20, "slots": 1})
     copying, go_on = threading.Event(), threading.Event()

@@ -74,8 +74,9 @@ class BlockDigests:
     def check(self, index: int, data: memoryview | bytes, *, operation: str, subject: str, tier: str | None = None) -> None:
         """Raise ChecksumMismatch, naming block and place, unless `data` is block `index`."""
         if digest(data) != self.block(index):
+            start = index * BLOCK_BYTES
             raise ChecksumMismatch(
-                f"block {index} of {self.count} (bytes {index * BLOCK_BYTES} to {index * BLOCK_BYTES + len(data)}) differs from what was saved",
+                f"block {index} of {self.count} (bytes {start} to {start + len(data)}) differs from what was saved",
                 operation=operation,
                 subject=subject,
                 tier=tier,
