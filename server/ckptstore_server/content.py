@@ -71,6 +71,7 @@ class ObjectStream:
         self._stack = ExitStack()
         self._reader: tuple[str, ObjectReader] | None = None
         self._first: bytes | None = None
+        self._down: TierUnavailable | None = None  # the last tier that did not answer
         self.status = 206 if partial else 200
         self.headers = {"content-length": str(extent.stop - extent.start), "etag": f'"{file.root}"', "accept-ranges": "bytes"}
         if partial:
@@ -104,7 +105,7 @@ class ObjectStream:
         while True:
             opened = self._reader or self._open_next(bad)
             if opened is None:
-                raise last or ChecksumMismatch("no replica of the object is left", operation="read", subject=self._file.key)
+                raise self._none_left(last)
             tier, reader = opened
             try:
                 with self._node.scratch.borrow() as scratch:
@@ -116,7 +117,7 @@ class ObjectStream:
                 last = error
                 self._replicas.damaged(self._file, tier, error.why)
             except TierUnavailable as error:
-                last = error
+                self._down = error
             bad.append(tier)
             self._reader = None
 
@@ -130,6 +131,23 @@ class ObjectStream:
             except NotFound:
                 self._replicas.missing(self._file, tier)
                 bad.append(tier)
-            except TierUnavailable:
+            except TierUnavailable as error:
+                self._down = error
                 bad.append(tier)
         return None
+
+    def _none_left(self, last: CkptStoreError | None) -> CkptStoreError:
+        """Why the block cannot be had. A good copy that is only out of reach, in a tier that is down or on another node, is not damage."""
+        if self._down is not None:
+            return self._down
+        places = {self._node.node_id, ""}
+        away = [r for r in self._node.catalog.replicas(self._file.object_id) if not r.damaged and r.node not in places]
+        if away:
+            return TierUnavailable(
+                f"only node {away[0].node} has it so far",
+                operation="read",
+                subject=self._file.key,
+                tier=away[0].tier,
+                hint="load it there, or wait until a shared tier holds it too",
+            )
+        return last or ChecksumMismatch("no replica of the object is left", operation="read", subject=self._file.key)
