@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -28,6 +29,7 @@ from ckptstore_server.api.app import create_app
 from ckptstore_server.fd_server import DescriptorServer
 from ckptstore_server.lending import Lending
 from ckptstore_server.node import Node
+from ckptstore_server.replicas import mark_lost
 from ckptstore_server.services import Services
 from ckptstore_server.tier_handle import TierHandle
 from ckptstore_server.upkeep import Upkeep
@@ -84,7 +86,13 @@ def open_node(settings: Settings) -> Node:
     try:
         catalog.register_tiers([TierRow(t.name, position, t.is_shared, t.durable) for position, t in enumerate(settings.effective_tiers)])
         handles = tuple(
-            TierHandle(tier, home=settings.home, store_id=catalog.store_id, unfinished_names=catalog.unfinished_names)
+            TierHandle(
+                tier,
+                home=settings.home,
+                store_id=catalog.store_id,
+                unfinished_names=catalog.unfinished_names,
+                mark_lost=partial(mark_lost, catalog),
+            )
             for tier in settings.effective_tiers
         )
         pool = SegmentPool(settings.memory.limit, settings.memory.slots, settings.memory.huge_pages)

@@ -82,7 +82,7 @@ class Drainer:
 
     async def _one(self, handle: TierHandle, drain: Drain, workers: asyncio.Semaphore) -> None:
         try:
-            await self._node.run(self._node.upkeep_executor, self._move, handle, drain)
+            await self._node.run(self._node.tier_executor(handle), self._move, handle, drain)
             await self._publisher.settle(handle)
         except CkptStoreError as error:
             await self._put_back(handle, drain, error)

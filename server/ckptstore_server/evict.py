@@ -33,12 +33,17 @@ class Evictor:
             if handle.opened is not None and handle.fill() > handle.settings.high_water:
                 await self.make_room(handle)
 
+    async def before_put(self, handle: TierHandle, size_bytes: int) -> None:
+        """Keep the tier below its mark with this object, too: a save that comes faster than the next look must not find it full."""
+        if handle.opened is not None and await self._node.run(self._node.tier_executor(handle), _passes_mark, handle, size_bytes):
+            await self.make_room(handle, size_bytes)
+
     async def make_room(self, handle: TierHandle, for_bytes: int = 0) -> int:
         """Evict down to the low-water mark and until `for_bytes` are free, or until nothing may go; bytes freed."""
         freed_bytes = 0
         async with self._locks[handle.name]:
             while handle.opened is not None and _is_too_full(handle, for_bytes):
-                freed = await self._node.run(self._node.upkeep_executor, self._evict_some, handle, for_bytes)
+                freed = await self._node.run(self._node.tier_executor(handle), self._evict_some, handle, for_bytes)
                 if freed == 0:
                     break
                 freed_bytes += freed
@@ -67,6 +72,11 @@ class Evictor:
             failpoint(AFTER_CATALOG)
             tier.delete(candidate.key)
             return True
+
+
+def _passes_mark(handle: TierHandle, size_bytes: int) -> bool:
+    limit_bytes = handle.usage().limit_bytes
+    return limit_bytes is not None and handle.fill() + size_bytes / max(limit_bytes, 1) > handle.settings.high_water
 
 
 def _is_too_full(handle: TierHandle, for_bytes: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
 from itertools import islice
 
 from ckptstore.errors import AlreadyExists, InvalidInput, NotFound, WrongStore
@@ -70,14 +71,18 @@ def check_root(tier: Tier, store_id: str) -> bool:
     return False
 
 
-def claim_root(tier: Tier, store_id: str) -> bool:
+def claim_root(tier: Tier, store_id: str, *, before: Callable[[], object] | None = None) -> bool:
     """Make sure that the root is this store's, claiming it if it is empty; whether it was claimed just now.
+
+    `before` is called between seeing that the root is empty and claiming it: a crash after it leaves the root to be found empty again.
 
     WrongStore if it is another's. With an empty catalog that is most likely the store's own root, from before the catalog was lost;
     the answer is the same.
     """
     if check_root(tier, store_id):
         return False
+    if before is not None:
+        before()
     document = json.dumps({"format": FORMAT, "version": VERSION, "store": store_id}).encode() + b"\n"
     try:
         tier.put_document(STORE_KEY, document, exclusive=True)

@@ -58,6 +58,7 @@ class Ingest:
     async def _store(self, attempt_id: str, new_object: NewObject, source: BlockSource) -> BlockDigests:
         async for handle in self._rounds(attempt_id):
             try:
+                await self._evictor.before_put(handle, source.size_bytes)
                 digests = await self._node.run(self._node.ingest_executor, self._put, handle, new_object, source)
             except (TierFull, TierUnavailable) as error:
                 self._node.remark(f"store into {handle.name}", error)
@@ -66,7 +67,7 @@ class Ingest:
                 continue
             failpoint(BEFORE_CATALOG)
             stored = self._node.catalog.object_stored
-            if not await self._node.query(stored, new_object.object_id, digests, tier=handle.name):
+            if not await self._node.insist(stored, new_object.object_id, digests, tier=handle.name):
                 raise AttemptAborted("the attempt was aborted while its bytes were written", operation="save", subject=new_object.name)
             failpoint(AFTER_CATALOG)
             return digests
@@ -84,10 +85,10 @@ class Ingest:
         while True:
             for handle in self._node.durable:
                 yield handle
-            view = await self._node.query(self._node.catalog.attempt, attempt_id)
+            view = await self._node.insist(self._node.catalog.attempt, attempt_id)
             if view.reason is not None:
                 raise AttemptAborted(view.reason, operation="save", subject=view.path)
-            await self._node.query(self._node.catalog.progress, attempt_id)  # waiting for room is not being dead
+            await self._node.insist(self._node.catalog.progress, attempt_id)  # waiting for room is not being dead
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 

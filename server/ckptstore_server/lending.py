@@ -54,7 +54,7 @@ class Lending:
             await self._attempts.session_lost(session)
 
         if self._loop.is_running():
-            self._on_loop(note())
+            self._on_loop(note(), None)  # however long the catalog is locked
 
     def segment(self, session: str, message: FdSegment) -> tuple[FdReady, int | None]:
         segment = self._node.pool.lent(message.segment_id, session)

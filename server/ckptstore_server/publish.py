@@ -98,7 +98,7 @@ class Publisher:
             while owed := await self._node.query(self._node.catalog.owed_records, handle.name, limit=RECORDS_PER_ROUND):
                 for publication_id in owed:
                     try:
-                        await self._node.run(self._node.upkeep_executor, self._write_record, handle, publication_id)
+                        await self._node.run(self._node.tier_executor(handle), self._write_record, handle, publication_id)
                     except CkptStoreError as error:
                         self._node.remark(f"commit record in {handle.name}", error)
                         return

@@ -7,10 +7,10 @@ replaced from a good one. Blocking: executors' threads call these methods.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 
+from ckptstore.catalog import Catalog
 from ckptstore.catalog.model import Replica, StoredFile
 from ckptstore.errors import AlreadyExists, ChecksumMismatch, CkptStoreError, NotFound, TierUnavailable
 from ckptstore.failpoints import declare, failpoint
@@ -18,12 +18,11 @@ from ckptstore_server.node import Node
 from ckptstore_server.tier_handle import TierHandle
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, block_length
 from ckptstore_tiers.interface import BlockSource, ObjectReader, Tier
+from ckptstore_tiers.key_locks import KeyLocks
 from ckptstore_tiers.sources import ReaderSource
 
 MEMORY = "memory"
 COPIED = declare("copy.before_catalog")
-#: Stripes of the locks on (object, tier): enough that two objects seldom share one.
-PLACE_LOCKS = 256
 #: Objects that are marked at a time when a tier was emptied.
 OBJECTS_PER_PAGE = 1000
 
@@ -41,14 +40,24 @@ def put_anew(target: Tier, key: str, source: BlockSource, digests: BlockDigests)
         target.put(key, source, expected=digests)
 
 
+def mark_lost(catalog: Catalog, tier: str) -> int:
+    """Mark every replica that the catalog knows in an emptied tier; each is copied there again from a deeper one. How many there were."""
+    after, count = "", 0
+    while page := catalog.tier_objects(tier, after=after, limit=OBJECTS_PER_PAGE):
+        for file in page:
+            catalog.mark_damaged(file.object_id, tier)
+        after, count = page[-1].object_id, count + len(page)
+    return count
+
+
 class Replicas:
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._places = tuple(threading.Lock() for _ in range(PLACE_LOCKS))
+        self._places = KeyLocks()
 
-    def place(self, object_id: str, tier: str) -> threading.Lock:
+    def place(self, object_id: str, tier: str) -> AbstractContextManager[None]:
         """Held while one object is written to or deleted from one tier: a late deletion must not meet a new copy."""
-        return self._places[hash((object_id, tier)) % PLACE_LOCKS]
+        return self._places.held(f"{tier}/{object_id}")
 
     def recorded(self, object_id: str) -> list[tuple[TierHandle, Replica]]:
         """The catalog's undamaged replicas that this node can reach, nearest first."""
@@ -67,12 +76,17 @@ class Replicas:
             yield reader
 
     def sources(self, file: StoredFile, *, excluding: str = "") -> Iterator[str]:
-        """Names of the places to read from, nearest first."""
+        """Names of the places to read from, nearest first; at last those called damaged, for want of a better one.
+
+        A block that is read is verified in any case, and what was seen damaged may have been damaged on the way: a lying proxy between
+        here and the only copy must not lose it for good.
+        """
         if self._node.pool.find(file.object_id) is not None:
             yield MEMORY
-        for handle, _ in self.recorded(file.object_id):
-            if handle.name != excluding:
-                yield handle.name
+        good = {handle.name for handle, _ in self.recorded(file.object_id)}
+        doubtful = {r.tier for r in self._node.catalog.replicas(file.object_id) if r.node in (self._node.node_id, "")} - good
+        for names in (good, doubtful):
+            yield from (handle.name for handle in self._node.handles if handle.name in names and handle.name != excluding)
 
     # --- checking --------------------------------------------------------------------------------------------------------------
 
@@ -123,16 +137,6 @@ class Replicas:
     def missing(self, file: StoredFile, tier: str) -> None:
         """A replica that is recorded is not there."""
         self.damaged(file, tier, "it is missing")
-
-    def lost_all(self, handle: TierHandle) -> None:
-        """Mark every replica that the catalog knows in an emptied tier; each is copied there again from a deeper one."""
-        after = ""
-        while page := self._node.catalog.tier_objects(handle.name, after=after, limit=OBJECTS_PER_PAGE):
-            for file in page:
-                self._node.catalog.mark_damaged(file.object_id, handle.name)
-            after = page[-1].object_id
-            why = f"the tier was emptied: {len(page)} objects are missing"
-            self._node.remark(f"open {handle.name}", NotFound(why, tier=handle.name, hint="they are copied again from other tiers"))
 
     def copy(self, file: StoredFile, into: TierHandle) -> None:
         """Put the object into a tier from its nearest good replica, and record it. The one way in which bytes move between tiers.

@@ -19,6 +19,7 @@ from typing import Literal
 from ckptstore.config import TierSettings
 from ckptstore.errors import CkptStoreError, TierFull, TierUnavailable, WrongStore
 from ckptstore_server.identity import STORE_KEY, claim_root
+from ckptstore_server.mounted import check_mounted
 from ckptstore_tiers.interface import BlockSource, Tier, TierUsage
 from ckptstore_tiers.open_tiers import open_tier
 from ckptstore_tiers.paced import Pace, PacedSource
@@ -51,7 +52,16 @@ class RateMeter:
 class TierHandle:
     """Name, settings, state and, once it answers, the tier itself."""
 
-    def __init__(self, settings: TierSettings, *, home: Path, store_id: str, unfinished_names: Callable[[str], Iterable[str]]) -> None:
+    def __init__(
+        self,
+        settings: TierSettings,
+        *,
+        home: Path,
+        store_id: str,
+        unfinished_names: Callable[[str], Iterable[str]],
+        mark_lost: Callable[[str], int],
+    ) -> None:
+        """`mark_lost` takes out of use whatever the catalog says is in a tier that turned out empty; it says how much that was."""
         self.settings = settings
         self.name = settings.name
         self.written = RateMeter()
@@ -60,7 +70,8 @@ class TierHandle:
         self._home = home
         self._store_id = store_id
         self._unfinished_names = unfinished_names
-        self.claimed = False  # whether the root was empty when it was opened: whatever was said to be in it is gone
+        self._mark_lost = mark_lost
+        self.lost_objects = 0  # said to be in the root, which was empty when it was opened: a disk was replaced, or wiped
         self._tier: Tier | None = None
         self._pace = Pace(settings.bandwidth_limit) if settings.bandwidth_limit else None
         self._lock = threading.Lock()
@@ -75,9 +86,10 @@ class TierHandle:
             if time.monotonic() < self._not_before_s:
                 raise TierUnavailable(self.last_error or "the tier is down", operation="open tier", tier=self.name)
             try:
+                check_mounted(self.settings, self._home)
                 tier = open_tier(self.settings, self._home)
                 try:
-                    self.claimed = claim_root(tier, self._store_id)
+                    claim_root(tier, self._store_id, before=self._forget_what_was_there)
                 except CkptStoreError:
                     tier.close()
                     raise
@@ -88,6 +100,10 @@ class TierHandle:
             self._tier = tier
             self._note_success()
             return tier
+
+    def _forget_what_was_there(self) -> None:
+        """Before anything new is written there, or a new replica would be taken for a lost one and lost indeed."""
+        self.lost_objects = self._mark_lost(self.name)
 
     def _sweep(self, tier: Tier) -> None:
         """Leftovers cost space, not safety: a tier that cannot sweep (a bucket whose uploads may not be listed) is used all the same."""

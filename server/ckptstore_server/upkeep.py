@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from ckptstore.catalog.model import AttemptState
+from ckptstore.errors import NotFound
 from ckptstore_server.services import Services
 
 #: Seconds between turns.
@@ -76,11 +77,12 @@ class Upkeep:
         await self._services.publisher.settle_all()
 
     async def _notice_emptied(self) -> None:
-        """A root that was empty when it was opened has lost what the catalog says is there: a disk was replaced, or wiped."""
+        """Say what was lost with a root that was empty when it was opened: a disk was replaced, or wiped."""
         for handle in self._node.durable:
-            if handle.claimed:
-                await self._node.run(self._node.upkeep_executor, self._services.replicas.lost_all, handle)
-                handle.claimed = False
+            if lost := handle.lost_objects:
+                handle.lost_objects = 0
+                why = f"the tier was emptied: {lost} objects are missing"
+                self._node.remark(f"open {handle.name}", NotFound(why, tier=handle.name, hint="they are copied again from other tiers"))
 
     async def _give_back(self) -> None:
         await self._node.run(self._node.upkeep_executor, self._node.pool.give_back, self._node.settings.memory.idle_release_s)
