@@ -181,7 +181,11 @@ class Database:
             yield
             return
         if not self._mutex.acquire(timeout=self.patience_s):
-            raise Transient("the database is busy with this daemon's own transactions", "the disk of the catalog may be very slow")
+            # Most likely the one at the head of the queue waits for another process's lock; this one only knows that it waits.
+            raise Transient(
+                "the database is locked: an earlier transaction of this daemon has not come through",
+                "another process may hold it (a backup, a shell), or the disk of the catalog is very slow",
+            )
         try:
             yield
         finally:

@@ -17,7 +17,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ckptstore.errors import Busy, CkptStoreError, InvalidInput
+from ckptstore.errors import Busy, CatalogUnavailable, CkptStoreError, InvalidInput
+from ckptstore.paths import new_id
 from ckptstore.wire import Abort, AttemptOpened, AttemptStatus, OpenAttempt
 from ckptstore_client.connection import Connection, is_loss
 from ckptstore_client.process_group import Membership, ProcessGroup
@@ -98,13 +99,17 @@ class Saver:
         return opened, {"plan": planned - begin, "open": granted - planned, "copy": copied - granted, "stall": copied - begin}
 
     def _open(self, request: SaveRequest, member: Membership, staged: StagedState) -> tuple[Transport, AttemptOpened]:
-        """Join the attempt, and wait for a slot if that was asked for."""
+        """Join the attempt; while no slot is free, or the catalog is locked, wait or skip as was asked for."""
         message = request.message(member, staged.size_bytes)
         deadline = time.monotonic() + BUSY_TIMEOUT_S
         while True:
             try:
                 return self._connection.run(lambda transport: (transport, transport.api.call("POST", "attempts", AttemptOpened, message)))
-            except Busy as error:
+            except (Busy, CatalogUnavailable) as error:
+                if request.on_busy == "skip" and isinstance(error, CatalogUnavailable):
+                    self._tell_the_others(request, member, error)
+                    # The id is nobody's: nothing was joined. Waiting for it says that there will be no checkpoint, as for any skip.
+                    return self._connection.transport(), AttemptOpened(attempt_id=new_id(), skipped=True)
                 if request.on_busy != "wait":
                     raise
                 if time.monotonic() > deadline:
