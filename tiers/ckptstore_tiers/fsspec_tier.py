@@ -44,7 +44,7 @@ from ckptstore.errors import (
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, DigestedBlocks, block_length
 from ckptstore_tiers.fsspec_reader import FsspecReader
 from ckptstore_tiers.interface import BlockSource, ObjectStat, TierFacts, TierUsage
-from ckptstore_tiers.object_keys import check_key
+from ckptstore_tiers.keys import check_object_key
 
 T = TypeVar("T")
 
@@ -338,7 +338,7 @@ class FsspecTier:
         return place.rpartition("/")[0]
 
     def _check(self, key: str, operation: str) -> None:
-        check_key(key, operation=operation, tier=self._settings.name)
+        check_object_key(key, operation=operation, tier=self._settings.name)
         if key.startswith(_TEMPORARY):
             raise InvalidInput(
                 f"keys below {_TEMPORARY} are the tier's own",

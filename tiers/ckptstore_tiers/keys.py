@@ -7,6 +7,7 @@ made from a hostile document or request leaves the tier's root or touches its un
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 
 from ckptstore.errors import InvalidInput
 
@@ -14,6 +15,8 @@ from ckptstore.errors import InvalidInput
 UNFINISHED = "tmp"
 #: A file name has at most 255 bytes, and an unfinished file is called like its object with 13 characters more.
 MAX_NAME_BYTES = 240
+#: What S3 allows for a whole key.
+MAX_OBJECT_KEY_BYTES = 1024
 
 
 def check_key(key: str, *, operation: str, tier: str) -> str:
@@ -21,6 +24,15 @@ def check_key(key: str, *, operation: str, tier: str) -> str:
     if not isinstance(key, str) or (why := _fault(key)) is not None:
         why = why if isinstance(key, str) else f"a key is a str, not {type(key).__name__}"
         raise InvalidInput(why or "", operation=operation, subject=repr(key)[:200], tier=tier)
+    return key
+
+
+def check_object_key(key: str, *, operation: str, tier: str, named: Callable[[str], str] = str) -> str:
+    """`check_key`, and the key as the object store spells it (`named`: with the tier's own prefix) within S3's limit."""
+    check_key(key, operation=operation, tier=tier)
+    if (size_bytes := len(named(key).encode("utf-8"))) > MAX_OBJECT_KEY_BYTES:
+        why = f"as the store spells it the key has {size_bytes} bytes; {MAX_OBJECT_KEY_BYTES} are allowed"
+        raise InvalidInput(why, operation=operation, subject=repr(key)[:120], tier=tier)
     return key
 
 

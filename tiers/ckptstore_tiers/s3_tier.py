@@ -23,7 +23,7 @@ from ckptstore.config import TierSettings
 from ckptstore.errors import AlreadyExists, ChecksumMismatch, CkptStoreError, InvalidInput, NotFound, TierFull
 from ckptstore_tiers.checksums import BlockDigests
 from ckptstore_tiers.interface import BlockSource, ObjectStat, TierFacts, TierUsage
-from ckptstore_tiers.object_keys import check_key
+from ckptstore_tiers.keys import check_object_key
 from ckptstore_tiers.s3_connection import S3Connection
 from ckptstore_tiers.s3_options import read_s3_settings
 from ckptstore_tiers.s3_probe import PROBE_FOLDER, S3Abilities, checksum_of, probe
@@ -206,7 +206,7 @@ class S3Tier:
         self._connection.close()
 
     def _check(self, key: str, operation: str) -> None:
-        check_key(key, operation=operation, tier=self._settings.name, named=self._connection.name)
+        check_object_key(key, operation=operation, tier=self._settings.name, named=self._connection.name)
 
     def _probed(self, *, retry_for_s: float | None = None) -> S3Abilities:
         abilities = self._abilities
