@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     drain_workers: int = Field(2, ge=1, le=64, description="objects drained at once, per tier")
     queue_limit: Size = Field(1 << 40, description="what may wait to be drained before saves are slowed down")
     idle_exit_s: float | None = Field(
-        None, ge=0, description="a daemon nobody uses exits after this; unset: it stays; set for auto-started ones", examples=[600.0]
+        None, ge=1, description="a daemon nobody uses exits after this; unset: it stays; set for auto-started ones", examples=[600.0]
     )
     max_request: Size = Field(64 << 20, description="the longest JSON body of an API request")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what the log in the home holds, and worse")

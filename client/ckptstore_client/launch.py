@@ -2,7 +2,7 @@
 
 A file lock in the home makes sure that N ranks that find no daemon start one: the others wait for the lock, look again, and find
 it. The daemon gets its own session and its log (`daemon.log` in the home), so that it outlives the trainer and a Ctrl-C in its
-terminal; `--idle-exit-s` lets it end when nobody uses it.
+terminal; `--auto-started` lets it end when nobody uses it, after the time that its configuration says, or its own default.
 
 What is durable: nothing. The lock is the kernel's and goes with the process that holds it.
 """
@@ -17,10 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ckptstore.errors import DaemonUnavailable
+from ckptstore.errors import AlreadyRunning, DaemonUnavailable
 
-#: An auto-started daemon that nobody uses ends after this; its drains are finished first.
-IDLE_EXIT_S = 600
 _POLL_S = 0.05
 _QUOTED_LINES = 8
 
@@ -38,8 +36,8 @@ def start_daemon(home: Path, answers: Callable[[], bool], *, timeout_s: float, a
         raise DaemonUnavailable(f"the home cannot be used: {error}", operation="start daemon", subject=str(home)) from error
     try:
         _take(lock, home, deadline)
-        if not answers():
-            _wait(_spawn(home, arguments), home, answers, deadline, timeout_s)
+        while not answers() and not _comes_up(_spawn(home, arguments), home, answers, deadline, timeout_s):
+            time.sleep(_POLL_S)
     finally:
         os.close(lock)
 
@@ -56,20 +54,24 @@ def _take(lock: int, home: Path, deadline: float) -> None:
 
 
 def _spawn(home: Path, arguments: Sequence[str] | None) -> subprocess.Popen[bytes]:
-    own = ["--home", str(home), "--idle-exit-s", str(IDLE_EXIT_S)] if arguments is None else arguments
+    own = ["--home", str(home), "--auto-started"] if arguments is None else arguments
     command = [sys.executable, "-m", "ckptstore_server", *own]
     with open(home / "daemon.log", "ab") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home, start_new_session=True)
 
 
-def _wait(process: subprocess.Popen[bytes], home: Path, answers: Callable[[], bool], deadline: float, timeout_s: float) -> None:
+def _comes_up(process: subprocess.Popen[bytes], home: Path, answers: Callable[[], bool], deadline: float, timeout_s: float) -> bool:
+    """Wait until the daemon answers. False if another one has the home but does not answer: it is about to leave, or has just come."""
     while not answers():
+        if process.poll() == AlreadyRunning.exit_code and time.monotonic() <= deadline:
+            return False
         if process.poll() is not None and not answers():
             raise _failed(f"it ended with exit code {process.returncode}", home)
         if time.monotonic() > deadline:
             raise _failed(f"it did not answer within {timeout_s:g} s", home)
         time.sleep(_POLL_S)
     process.returncode = 0  # it outlives us: without this, its Popen warns when it is collected
+    return True
 
 
 def _failed(why: str, home: Path) -> DaemonUnavailable:

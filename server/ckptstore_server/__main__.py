@@ -13,6 +13,9 @@ import typer
 from ckptstore.config import read_settings
 from ckptstore.errors import CkptStoreError
 
+#: An auto-started daemon that nobody uses ends after this, unless it was configured otherwise; its drains are finished first.
+AUTO_STARTED_IDLE_EXIT_S = 600.0
+
 app = typer.Typer(add_completion=False, no_args_is_help=False)
 
 
@@ -23,12 +26,15 @@ def serve(
     listen: Annotated[str | None, typer.Option(help="host:port of the network API")] = None,
     catalog_url: Annotated[str | None, typer.Option(help="sqlite:////path or postgresql://…")] = None,
     idle_exit_s: Annotated[float | None, typer.Option(help="exit when nobody has used the daemon for so long")] = None,
+    auto_started: Annotated[bool, typer.Option("--auto-started", help="started by a client: exit when idle")] = False,
 ) -> None:
     """Serve this node until told to stop."""
     from ckptstore_server.daemon import Daemon
 
     try:
         settings = read_settings(config, home=home, listen=listen, catalog_url=catalog_url, idle_exit_s=idle_exit_s)
+        if auto_started and settings.idle_exit_s is None:
+            settings = settings.model_copy(update={"idle_exit_s": AUTO_STARTED_IDLE_EXIT_S})
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         asyncio.run(Daemon(settings).run())
     except CkptStoreError as error:

@@ -88,7 +88,7 @@ class Upkeep:
         await self._node.run(self._node.upkeep_executor, self._node.pool.give_back, self._node.settings.memory.idle_release_s)
 
     async def _leave_when_idle(self) -> None:
-        """An auto-started daemon goes when no client is connected, nothing is being saved, and nothing waits to be drained."""
+        """An auto-started daemon goes when no client is connected, nothing is being saved, and no copy or commit record is owed."""
         idle_exit_s = self._node.settings.idle_exit_s
         sessions = self._services.sessions
         if idle_exit_s is None or len(sessions) or time.monotonic() - sessions.last_use_s < idle_exit_s:
@@ -96,5 +96,6 @@ class Upkeep:
         if self._services.attempts.busy or self._services.drainer.busy:
             return
         waiting = await self._node.query(self._node.catalog.backlog)
-        if not any(backlog.objects for backlog in waiting):
+        owed = [await self._node.query(self._node.catalog.owed_records, handle.name, limit=1) for handle in self._node.durable]
+        if not any(backlog.objects for backlog in waiting) and not any(owed):
             self._services.request_stop()
