@@ -7,10 +7,9 @@ flight). If no local tier takes it, readers are served by streaming instead.
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 
 from ckptstore.catalog.model import StoredFile
-from ckptstore.errors import Busy, CkptStoreError, TierFull
+from ckptstore.errors import Busy, CkptStoreError
 from ckptstore.failpoints import declare, failpoint
 from ckptstore.wire import LONG_POLL_S, Located, ReplicaInfo
 from ckptstore_server.evict import Evictor
@@ -67,21 +66,22 @@ class Recall:
             if handle.settings.compression != "none":
                 continue
             try:
+                if not await self._has_room(handle, file.size_bytes):
+                    continue  # and nothing is queued: a recall that cannot be done is not work that waits
                 # The queue knows of it first: a crash in the middle leaves work for the next daemon, not a file that nobody knows.
                 await self._node.query(self._node.catalog.request_drain, file.object_id, handle.name)
                 failpoint(BEFORE_PUT)
-                await self._copy(file, handle)
+                await self._node.run(self._node.upkeep_executor, self._replicas.copy, file, handle)
                 failpoint(AFTER_CATALOG)
                 return
             except CkptStoreError as error:
                 self._node.remark(f"recall into {handle.name}", error)
 
-    async def _copy(self, file: StoredFile, handle: TierHandle) -> None:
-        """Copy the object into a tier, which may have to give up others first."""
-        copy = partial(self._node.run, self._node.upkeep_executor, self._replicas.copy, file, handle)
-        try:
-            await copy()
-        except TierFull:
-            if await self._evictor.make_room(handle, file.size_bytes) == 0:
-                raise
-            await copy()
+    async def _has_room(self, handle: TierHandle, size_bytes: int) -> bool:
+        """Whether the tier has room for so many bytes, if need be once others have given way."""
+        usage = await self._node.run(self._node.upkeep_executor, handle.usage)
+        if usage.free_bytes is None or usage.free_bytes >= size_bytes:
+            return True
+        await self._evictor.make_room(handle, size_bytes)
+        usage = await self._node.run(self._node.upkeep_executor, handle.usage)
+        return usage.free_bytes is None or usage.free_bytes >= size_bytes

@@ -24,7 +24,7 @@ from ckptstore.catalog.model import record_key
 from ckptstore.errors import CkptStoreError, NotFound
 from ckptstore_client.store import Store
 from tests.daemon_process import write_config
-from tests.faults.forked_daemon import ForkedDaemon
+from tests.faults.forked_daemon import ForkedDaemon, run_rebuild
 
 #: More than one block of 4 MiB; with FILLER it does not fit into the first tier.
 BIG_BYTES = (4 << 20) + 300_001
@@ -297,7 +297,42 @@ def check_recovered(world: World, facts: Facts) -> None:
         for path, version in found.items():
             if version != NOTHING:
                 assert set(shared) <= set(store.stat(path).durability), f"{path} was not drained"
+        finish(world, store)  # reading may have recalled something, and something else gave way to it
     check_tiers_agree(world)
+
+
+def check_rebuilt(world: World, facts: Facts) -> None:
+    """The catalog is lost as well. What a tier acknowledged comes back from the records; what was deleted there does not.
+
+    Two promises end with the catalog: a removal counts once its first tombstone is written, and a put that was published but not
+    waited for counts once its first record is. The lost catalog tells which of them were.
+    """
+    for path, may in weaker_facts(world).items():
+        facts.may[path] |= may
+    world.lose_catalog()
+    assert run_rebuild(world.home) == 0, (world.home / "test-daemon.log").read_text()[-3000:]
+    with recovered(world) as store:
+        found = check_facts(store, facts)
+        finish(world, store)
+        if facts.damaged:
+            list(store.verify("/"))
+            finish(world, store)
+        problems = [line for line in store.verify("/") if line.problem]
+        assert not problems, problems
+        assert check_facts(store, facts) == found
+
+
+def weaker_facts(world: World) -> dict[str, set[int]]:
+    may: dict[str, set[int]] = {}
+    if not world.catalog.exists() or not rows(world, "SELECT name FROM sqlite_master WHERE name = 'publications'"):
+        return may
+    unburied = "SELECT path FROM publications WHERE state = 'deleted' AND publication_id NOT IN (SELECT publication_id FROM tombstones)"
+    if (REMOVED,) in rows(world, unburied):
+        may[REMOVED] = {3}
+    unrecorded = "SELECT path FROM publications WHERE state = 'live' AND publication_id NOT IN (SELECT publication_id FROM tier_commits)"
+    if (FILLER,) in rows(world, unrecorded):
+        may[FILLER] = {NOTHING}
+    return may
 
 
 def finish(world: World, store: Store) -> None:

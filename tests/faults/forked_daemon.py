@@ -31,7 +31,9 @@ START_TIMEOUT_S = 60.0
 TURN_S = 0.1
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["ckptstore_server.daemon", "ckptstore_tiers.fsspec_tier", "fsspec.implementations.local"])
+_context.set_forkserver_preload(
+    ["ckptstore_server.daemon", "ckptstore_server.rebuild_command", "ckptstore_tiers.fsspec_tier", "fsspec.implementations.local"]
+)
 
 
 class Rigging(Protocol):
@@ -115,15 +117,35 @@ class ForkedDaemon:
         self.kill()
 
 
+def run_rebuild(home: Path, *, failpoints: str = "") -> int | None:
+    """`ckptstore catalog rebuild` in a process of its own; its exit code, negative for a signal."""
+    process = _context.Process(target=_rebuild, args=(home, failpoints), name=f"rebuild of {home}", daemon=True)
+    process.start()
+    process.join(START_TIMEOUT_S)
+    return process.exitcode
+
+
+def _rebuild(home: Path, armed: str) -> None:
+    from ckptstore_server import rebuild_command
+
+    _log_into(home)
+    with failpoints.armed(armed):
+        rebuild_command.main(home=home, allow_missing=None, delete_unknown=False, as_json=False)
+
+
+def _log_into(home: Path) -> None:
+    log = os.open(home / "test-daemon.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+
+
 def _serve(home: Path, armed: str, rigging: Callable[[ExitStack], None] | None) -> None:
     """The forked process: `python -m ckptstore_server --home HOME`, without the import."""
     from ckptstore_server import drain, upkeep
     from ckptstore_server.daemon import Daemon
 
     os.setsid()  # Ctrl-C at the terminal is the test's, which ends its daemons itself
-    log = os.open(home / "test-daemon.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    _log_into(home)
     for turn in [name for name in vars(upkeep) if name.endswith("_TURN_S")]:
         setattr(upkeep, turn, TURN_S)
     drain.IDLE_LOOK_S = drain.FIRST_PAUSE_S = TURN_S
