@@ -274,10 +274,14 @@ class PosixTier:
             self._folders.remove_empty(names[:depth])
 
     def _unlink(self, name: str, folder: int) -> None:
-        with suppress(FileNotFoundError, IsADirectoryError):
-            size_bytes = os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
+        with suppress(FileNotFoundError):
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                with suppress(OSError):  # an empty folder is nobody's; one with something in it stays
+                    os.rmdir(name, dir_fd=folder)
+                return
             disk_calls.unlink(DELETE, name, dir_fd=folder)
-            self._space.changed(-size_bytes)
+            self._space.changed(-found.st_size)
 
     # -- documents --------------------
 
