@@ -23,6 +23,7 @@ from ckptstore.catalog.model import StoredFile, TierRow, record_key
 from ckptstore.catalog.restore import Outcome, RestoredFile
 from ckptstore.config import Settings
 from ckptstore.errors import ChecksumMismatch, InvalidInput, NotFound, TierUnavailable, WrongStore
+from ckptstore.failpoints import declare, failpoint
 from ckptstore.paths import is_id
 from ckptstore.records import RecordHeader, read_record, read_tombstone
 from ckptstore_server.identity import check_root, is_empty_root, root_store
@@ -33,6 +34,10 @@ from ckptstore_tiers.interface import ObjectStat, Tier
 STAT_THREADS = 16
 _PAGE = 500
 _SAMPLES = 100
+BEGUN = declare("rebuild.begun")
+BETWEEN_PUBLICATIONS = declare("rebuild.between_publications")
+BEFORE_END = declare("rebuild.before_end")
+ENDED = declare("rebuild.ended")
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ def rebuild(
     usable, store_id = _usable_tiers(settings, tiers, allow_missing)
     rows = [TierRow(tier.name, position, tier.is_shared, tier.durable) for position, tier in enumerate(settings.effective_tiers)]
     catalog.begin_restore(store_id, rows)
+    failpoint(BEGUN)
     report = RebuildReport(store_id, missing_tiers=[row.name for row in rows if row.name not in usable])
     for name, tier in usable.items():
         _restore_tombstones(name, tier, catalog, report)
@@ -90,7 +96,10 @@ def rebuild(
         for name, tier in usable.items():
             for key in _names(tier, "records/", ".jsonl"):
                 _restore_one(key, name, usable, catalog, report, pool)
+                failpoint(BETWEEN_PUBLICATIONS)
+    failpoint(BEFORE_END)
     catalog.end_restore()
+    failpoint(ENDED)
     for name, stat in unknown_objects(usable, catalog, report):
         report.unknown_objects += 1
         report.unknown_bytes += stat.size_bytes

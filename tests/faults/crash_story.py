@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -34,7 +35,7 @@ NVME_CAPACITY_BYTES = 6 << 20
 #: How long recovery may take on a busy machine before a test gives up, in seconds.
 SETTLE_TIMEOUT_S = 60.0
 
-NOTHING = 0
+NOTHING, REMOVED_VERSION, FILLER_VERSION = 0, 3, 5
 BIG, PLAIN, REMOVED, FILLER, LAST = "/run/big", "/run/a", "/run/b", "/files/filler", "/run/c"
 
 
@@ -173,10 +174,10 @@ def tell(world: World, store: Store, facts: Facts) -> None:
     teller = Teller(world, store, facts)
     teller.save(BIG, 1, BIG_BYTES, "nvme", *teller.shared)
     teller.save(PLAIN, 2, SMALL_BYTES, "nvme")
-    teller.save(REMOVED, 3, SMALL_BYTES, "nvme", teller.shared[-1])
+    teller.save(REMOVED, REMOVED_VERSION, SMALL_BYTES, "nvme", teller.shared[-1])
     teller.save(PLAIN, 4, SMALL_BYTES, "nvme", "pfs", replace=True)
     teller.remove(REMOVED)
-    teller.put(FILLER, 5, FILLER_BYTES)
+    teller.put(FILLER, FILLER_VERSION, FILLER_BYTES)
     teller.until_evicted(BIG)
     teller.load(BIG, 1, BIG_BYTES)
     teller.save(LAST, 6, SMALL_BYTES, "nvme", "pfs")
@@ -238,10 +239,9 @@ def version_at(store: Store, path: str) -> int:
     except NotFound:
         return NOTHING
     if found.kind == "file":
-        local = Path(store.get(path, Path(f"/tmp/ckptstore-test-{id(store)}"), replace=True))
-        data = np.fromfile(local, dtype=np.uint8)
-        local.unlink()
-        version = 5
+        with tempfile.TemporaryDirectory() as folder:
+            data = np.fromfile(store.get(path, Path(folder) / "filler"), dtype=np.uint8)
+        version = FILLER_VERSION
     else:
         state = store.load(path)
         data, version = state["bytes"], state["version"]
@@ -328,7 +328,7 @@ def weaker_facts(world: World) -> dict[str, set[int]]:
         return may
     unburied = "SELECT path FROM publications WHERE state = 'deleted' AND publication_id NOT IN (SELECT publication_id FROM tombstones)"
     if (REMOVED,) in rows(world, unburied):
-        may[REMOVED] = {3}
+        may[REMOVED] = {REMOVED_VERSION}
     unrecorded = "SELECT path FROM publications WHERE state = 'live' AND publication_id NOT IN (SELECT publication_id FROM tier_commits)"
     if (FILLER,) in rows(world, unrecorded):
         may[FILLER] = {NOTHING}

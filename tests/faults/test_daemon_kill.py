@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -19,11 +20,13 @@ from pathlib import Path
 
 import pytest
 
-import ckptstore_server.daemon  # noqa: F401 - declares the failpoints of server and tiers
+import ckptstore_server.daemon
+import ckptstore_server.rebuild  # noqa: F401 - both declare failpoints
 from ckptstore import failpoints
+from ckptstore.errors import WrongStore
 from ckptstore_tiers.posix_probe import LEFTOVER_S, TOKEN
 from tests.faults.crash_story import Facts, World, check_recovered, tell_until_death, unfinished, until
-from tests.faults.forked_daemon import ForkedDaemon
+from tests.faults.forked_daemon import ForkedDaemon, run_rebuild
 
 SEED = int(os.environ.get("CKPTSTORE_TEST_SEED", "20240607"))
 RANDOM_MOMENTS = 8
@@ -37,7 +40,9 @@ AFTER_A_FAULT = {
 AFTER_A_DEATH = {
     "posix.sweep.unlink": "posix.put.write",
 }
-NAMES = [name for name in failpoints.names() if not name.startswith("test.")]
+#: A rebuild is another program than the daemon, which does not import it.
+REBUILD = "rebuild."
+NAMES = [name for name in failpoints.names() if not name.startswith(("test.", REBUILD))]
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,30 @@ def die_at_random(first: int, count: int, telling: Telling, tmp_path: Path) -> N
 @pytest.mark.parametrize("moment", range(RANDOM_MOMENTS))
 def test_a_daemon_killed_at_a_random_moment_loses_nothing_and_leaves_nothing(moment: int, telling: Telling, tmp_path: Path) -> None:
     die_at_random(moment, 1, telling, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def told_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Facts]:
+    """A store at rest, after the whole story, and what is true of it."""
+    world, facts = World(tmp_path_factory.mktemp("told")).write(), Facts()
+    with ForkedDaemon(world.home) as daemon:
+        tell_until_death(world, daemon, facts)
+        assert daemon.stop() == 0
+    return world, facts
+
+
+@pytest.mark.parametrize("name", failpoints.names(REBUILD))
+def test_a_rebuild_killed_at_a_failpoint_leaves_no_half_catalog_in_use_and_is_run_again(
+    name: str, told_world: tuple[World, Facts], tmp_path: Path
+) -> None:
+    world, facts = told_world[0].copy(tmp_path / "world"), told_world[1]
+    world.lose_catalog()
+    assert run_rebuild(world.home, failpoints=f"{name}=kill") == -signal.SIGKILL
+    if name != "rebuild.ended":
+        with ForkedDaemon(world.home) as daemon:
+            assert daemon.wait_exit(60.0) == WrongStore.exit_code, "a catalog that was not rebuilt to its end may not be used"
+        assert run_rebuild(world.home) == 0
+    check_recovered(world, facts)
 
 
 def test_each_failpoint_of_the_daemon_is_declared_once_and_belongs_to_a_story() -> None:
