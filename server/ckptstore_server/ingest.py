@@ -1,9 +1,9 @@
 """From what a client handed over to the first durable tier that takes it.
 
-The bytes go straight from the segment: each block is hashed, written, and hashed again, since the client can still write into what it
-handed over; a block that changed is written anew, one that keeps changing aborts the attempt. The header is parsed from a private copy
-first: what is stored is a well-formed file, or nothing is. Which tier: the first durable one, in order; a full or failing one is passed
-over (its own copy follows by drain), and if none takes the bytes, the ingest waits and tries again while the attempt lives.
+Each block of the segment is copied once, hashed and written, since the client can still write into what it handed over: what was hashed
+is what was written. The header is parsed from a private copy first: a client that goes on writing harms its own checkpoint. Which tier:
+the first durable one, in order; a full or failing one is passed over (its own copy follows by drain), and if none takes the bytes, the
+ingest waits and tries again while the attempt lives.
 """
 
 from __future__ import annotations

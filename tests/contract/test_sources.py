@@ -11,8 +11,9 @@ import pytest
 from ckptstore.errors import ChecksumMismatch, ConfigInvalid, InvalidInput
 from ckptstore_tiers.checksums import BLOCK_BYTES
 from ckptstore_tiers.paced import Pace, PacedSource
+from ckptstore_tiers.private_copy import PrivateCopy
 from ckptstore_tiers.scratch import ScratchPool
-from ckptstore_tiers.sources import FileSource, MemorySource, PrivateCopy, is_aligned
+from ckptstore_tiers.sources import FileSource, MemorySource, is_aligned
 from tests.contract.tier_contract import content
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from ckptstore.errors import ChecksumMismatch, InvalidInput
+from ckptstore_tiers.private_copy import PrivateCopy
 
 if TYPE_CHECKING:
     from ckptstore_tiers.interface import BlockSource
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 4 * 1024 * 1024
 DIGEST_BYTES = 16
 ALGORITHM = "xxh3-128/4MiB"
-#: How often a block of an unstable source is written anew before the put gives up on it.
-MAX_REWRITES = 3
 
 
 def digest(data: memoryview | bytes) -> bytes:
@@ -87,11 +86,11 @@ class DigestedBlocks:
     """Reads a source block by block, hands each block on, and keeps the digest of exactly what was handed on.
 
     A tier's `put` drives it, from several threads at once (one scratch buffer each). What was hashed is what was written: bytes that
-    can change (`source.stable` is False) are hashed before and after `write`; if they changed, the block is written anew.
+    can change (`source.stable` is False) are copied first, see `private_copy`.
     """
 
     def __init__(self, source: BlockSource, expected: BlockDigests | None, *, subject: str, tier: str) -> None:
-        self.source = source
+        self.source = source if source.stable else PrivateCopy(source)
         self.expected = expected
         self._subject = subject
         self._tier = tier
@@ -106,24 +105,13 @@ class DigestedBlocks:
         return block_count(self.source.size_bytes)
 
     def pump(self, index: int, scratch: memoryview, write: Callable[[memoryview], None]) -> None:
-        """Read block `index`, check it against `expected`, give it to `write`, note its digest."""
-        for _ in range(1 + MAX_REWRITES):
-            view = self.source.block(index, scratch)
-            before = digest(view)
-            if self.expected is not None and before != self.expected.block(index):
-                self.expected.check(index, view, operation="put", subject=self._subject, tier=self._tier)
-                continue  # it was changing under us: look again
-            write(view)
-            if self.source.stable or digest(view) == before:
-                self._digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES] = before
-                return
-        raise ChecksumMismatch(
-            f"block {index} kept changing while it was written: somebody still writes into the segment",
-            operation="put",
-            subject=self._subject,
-            tier=self._tier,
-            hint="do not write into a segment after handing it over",
-        )
+        """Read block `index`, check it against `expected`, note its digest, give it to `write`."""
+        view = self.source.block(index, scratch)
+        found = digest(view)
+        if self.expected is not None and found != self.expected.block(index):
+            self.expected.check(index, view, operation="put", subject=self._subject, tier=self._tier)
+        write(view)
+        self._digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES] = found
 
     def digests(self) -> BlockDigests:
         """The digests of all blocks; call it after the last `pump`."""

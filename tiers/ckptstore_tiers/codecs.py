@@ -29,7 +29,7 @@ from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, DigestedBlocks,
 from ckptstore_tiers.interface import BlockSource, ObjectReader, ObjectStat, Tier, TierFacts, TierUsage
 from ckptstore_tiers.posix_errors import translated
 from ckptstore_tiers.scratch import ScratchPool
-from ckptstore_tiers.sources import FileSource, PrivateCopy, ReaderSource
+from ckptstore_tiers.sources import FileSource, ReaderSource
 from ckptstore_tiers.zstd_seekable import MalformedTable, damaged, decompress_frame, read_table, table_bytes
 
 #: Level 1 takes real bf16 weights to 78 % at 0.85 GB/s on one core; higher levels take longer and gain next to nothing.
@@ -54,7 +54,7 @@ class ZstdTier:
     def put(self, key: str, source: BlockSource, *, expected: BlockDigests | None = None) -> BlockDigests:
         if not key.startswith(COMPRESSED_PREFIX):
             return self._inner.put(key, source, expected=expected)
-        blocks = DigestedBlocks(PrivateCopy(source), expected, subject=key, tier=self._facts.name)
+        blocks = DigestedBlocks(source, expected, subject=key, tier=self._facts.name)
         with self._spool_file(key) as spooled:
             size_bytes = self._compress(key, blocks, spooled)
             digests = blocks.digests()

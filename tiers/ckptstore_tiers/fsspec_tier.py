@@ -237,8 +237,6 @@ class FsspecTier:
 
     def _write(self, key: str, place: str, blocks: DigestedBlocks) -> None:
         scratch = memoryview(mmap.mmap(-1, BLOCK_BYTES))
-        copy = memoryview(bytearray(min(BLOCK_BYTES, blocks.source.size_bytes)))
-        size_bytes = blocks.source.size_bytes
         if self._renames:
             self._call("put", key, self._fs.makedirs, self._parent(place), exist_ok=True)
         # An object store's upload is committed by hand, so that leaving this block by an error does not show half an object.
@@ -246,15 +244,7 @@ class FsspecTier:
         file = self._call("put", key, self._fs.open, place, "wb", block_size=4 * BLOCK_BYTES, **commits)
         try:
             for index in range(blocks.count):
-                private = copy[: block_length(index, size_bytes)]
-
-                def keep(view: memoryview, private: memoryview = private) -> None:
-                    private[:] = view
-
-                blocks.pump(
-                    index, scratch, keep
-                )  # may be called again for a block that was changing: a file takes no second write
-                self._call("put", key, file.write, private)
+                blocks.pump(index, scratch, lambda view: self._call("put", key, file.write, view))
             self._call("put", key, file.close)
             if commits:
                 self._call("put", key, file.commit)

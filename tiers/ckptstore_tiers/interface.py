@@ -95,8 +95,8 @@ class Tier(Protocol):
 
         Atomic: before it returns nothing is visible under `key`, after a crash either nothing or all of it. If the key exists
         with the right bytes (a repeated put after a crash) it succeeds; a put never changes what was visible. With `expected`,
-        each block read from the source must match, else ChecksumMismatch. A source that is not stable is hashed again after
-        each write; a block that keeps changing raises ChecksumMismatch.
+        each block read from the source must match, else ChecksumMismatch. A source that is not stable is copied block by
+        block, and the copy is what is hashed and stored.
         """
         ...
 

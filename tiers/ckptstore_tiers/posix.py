@@ -52,7 +52,6 @@ from ckptstore_tiers.posix_read import PosixReader, check_content
 from ckptstore_tiers.posix_space import Space
 from ckptstore_tiers.posix_write import WRITE_THREADS, BlockWriter, WriteWays, discard, write_all, write_file
 from ckptstore_tiers.scratch import ScratchPool
-from ckptstore_tiers.sources import PrivateCopy
 
 PUBLISH = declare("posix.put.publish")
 SYNC_FOLDER = declare("posix.put.fsync_folder")
@@ -133,8 +132,6 @@ class PosixTier:
 
     def put(self, key: str, source: BlockSource, *, expected: BlockDigests | None = None) -> BlockDigests:
         names, name = self._split(key, "put")
-        if not source.stable:
-            source = PrivateCopy(source)
         blocks = DigestedBlocks(source, expected, subject=key, tier=self._name)
         with self._locks.held(key):
             if (found := self._put_before(key, names, name, blocks)) is not None:

@@ -28,8 +28,9 @@ from ckptstore.failpoints import declare
 from ckptstore_tiers import disk_calls
 from ckptstore_tiers.checksums import BLOCK_BYTES, DigestedBlocks
 from ckptstore_tiers.posix_errors import FULL, UNSUPPORTED
+from ckptstore_tiers.private_copy import copy_bytes
 from ckptstore_tiers.scratch import ScratchPool
-from ckptstore_tiers.sources import ALIGNMENT_BYTES, copy_bytes, is_aligned
+from ckptstore_tiers.sources import ALIGNMENT_BYTES, is_aligned
 
 CREATE = declare("posix.put.create")
 ALLOCATE = declare("posix.put.fallocate")

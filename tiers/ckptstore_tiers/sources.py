@@ -15,7 +15,7 @@ import numpy as np
 
 from ckptstore.errors import ChecksumMismatch, InvalidInput, TierUnavailable
 from ckptstore_tiers.checksums import BLOCK_BYTES, block_count, block_length
-from ckptstore_tiers.interface import BlockSource, ObjectReader
+from ckptstore_tiers.interface import ObjectReader
 
 #: O_DIRECT needs offsets, lengths and addresses that are multiples of the logical block size; a page covers all.
 ALIGNMENT_BYTES = 4096
@@ -29,11 +29,6 @@ def address_of(view: memoryview) -> int:
 def is_aligned(view: memoryview) -> bool:
     """Whether O_DIRECT may transfer from or into `view` as far as its address is concerned."""
     return address_of(view) % ALIGNMENT_BYTES == 0
-
-
-def copy_bytes(view: memoryview, target: memoryview) -> None:
-    """Copy all of `view` into `target`, of the same length, without the interpreter's lock: slices would hold it meanwhile."""
-    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(view, np.uint8))
 
 
 def _check_index(index: int, size_bytes: int) -> None:
@@ -146,30 +141,3 @@ class ReaderSource:
         view = scratch[: block_length(index, self.size_bytes)]
         self._reader.read_into(index * BLOCK_BYTES, view)
         return view
-
-
-class PrivateCopy:
-    """Another source whose blocks are copied into scratch before anybody looks at them.
-
-    What is hashed and what is stored are then one private copy, whatever happens in the memory that it came from. A
-    codec needs it: it must not be fed bytes that change under it.
-    """
-
-    def __init__(self, source: BlockSource) -> None:
-        self._source = source
-
-    @property
-    def size_bytes(self) -> int:
-        return self._source.size_bytes
-
-    @property
-    def stable(self) -> bool:
-        return True
-
-    def block(self, index: int, scratch: memoryview) -> memoryview:
-        view = self._source.block(index, scratch)
-        if self._source.stable:
-            return view
-        copy = scratch[: len(view)]
-        copy_bytes(view, copy)
-        return copy
