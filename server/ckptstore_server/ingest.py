@@ -12,12 +12,11 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from ckptstore.catalog.model import NewObject
-from ckptstore.errors import AttemptAborted, InvalidInput, TierFull, TierUnavailable
+from ckptstore.errors import AttemptAborted, TierFull, TierUnavailable
 from ckptstore.failpoints import declare, failpoint
-from ckptstore.part import Selection, parse_part
-from ckptstore.safetensors_format import header_size_bytes, parse_header
 from ckptstore_server.evict import Evictor
 from ckptstore_server.node import Node
+from ckptstore_server.part_check import check_segment
 from ckptstore_server.tier_handle import TierHandle
 from ckptstore_tiers.checksums import BlockDigests
 from ckptstore_tiers.interface import BlockSource
@@ -27,8 +26,6 @@ from ckptstore_tiers.sources import MemorySource
 #: The pauses between rounds over all tiers, in seconds: short at first, since a drain or an eviction may be about to make room.
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
-#: Leaves of a part that need a framework to be decoded.
-FRAMEWORK_TAGS = ("$scalar", "$size", "$dtype", "$device")
 BEFORE_CATALOG = declare("ingest.before_catalog")
 AFTER_CATALOG = declare("ingest.after_catalog")
 
@@ -42,7 +39,7 @@ class Ingest:
         """Store a rank's segment; afterwards the segment stays as a memory replica."""
         stored = False
         try:
-            await self._node.run(self._node.ingest_executor, check_file, segment.view[:size_bytes], new_object.name)
+            await self._node.run(self._node.ingest_executor, check_segment, segment, size_bytes, new_object.name)
             source = MemorySource(segment.view[:size_bytes], stable=False)
             await self._store(attempt_id, new_object, source)
             stored = True
@@ -91,19 +88,3 @@ class Ingest:
             await self._node.insist(self._node.catalog.progress, attempt_id)  # waiting for room is not being dead
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-
-
-def check_file(view: memoryview, name: str) -> None:
-    """Refuse a rank's file unless its header and its part are well-formed and fit the file. Works on a private copy.
-
-    Leaves that only a framework can decode (a torch dtype, say) are the reader's business: nothing here imports one.
-    """
-    try:
-        header = parse_header(bytes(view[: header_size_bytes(view[:8], len(view))]), len(view))
-        parse_part(header, Selection(None), dict.fromkeys(FRAMEWORK_TAGS, _opaque))
-    except InvalidInput as error:
-        raise InvalidInput(error.why, operation="save", subject=name, hint="the client handed over a file that is none") from error
-
-
-def _opaque(payload: object, place: str) -> None:
-    return None
