@@ -95,7 +95,9 @@ class Upkeep:
             return
         if self._services.attempts.busy or self._services.drainer.busy:
             return
-        waiting = await self._node.query(self._node.catalog.backlog)
+        # What waits for room in a full tier is safe in another one, and the next daemon goes on with it.
+        full = {handle.name for handle in self._node.durable if handle.state == "full"}
+        waiting = [b for b in await self._node.query(self._node.catalog.backlog) if b.tier not in full]
         owed = [await self._node.query(self._node.catalog.owed_records, handle.name, limit=1) for handle in self._node.durable]
         if not any(backlog.objects for backlog in waiting) and not any(owed):
             self._services.request_stop()
