@@ -34,9 +34,10 @@ An error is its HTTP status with `CkptStoreError.to_wire()` as the body.
 from __future__ import annotations
 
 import base64
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 API_VERSION = 1
 #: Header that carries the session id that the descriptor socket (or POST /v1/sessions) gave.
@@ -51,8 +52,38 @@ Base64 = Annotated[
 ]
 
 
+def _storable_text(text: str) -> str:
+    """Text that every database can hold: UTF-8 (lone surrogates are none), and without NUL, which PostgreSQL refuses."""
+    text.encode("utf-8")
+    if "\x00" in text:
+        raise ValueError("it has a NUL character")
+    return text
+
+
+def _storable_json(document: dict[str, Any]) -> dict[str, Any]:
+    """What JSON itself can say: no NaN, no infinity."""
+    json.dumps(document, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    return document
+
+
+Text = Annotated[str, AfterValidator(_storable_text)]
+#: A number that a database column of 64 bits holds.
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
 class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ErrorBody(Message):
+    """The body of every answer whose status is not 2xx: `CkptStoreError.to_wire()`."""
+
+    error: str  # which error: see ckptstore.errors
+    why: str
+    operation: str | None = None
+    subject: str | None = None
+    tier: str | None = None
+    hint: str | None = None
 
 
 class Hello(Message):
@@ -71,15 +102,15 @@ class OpenAttempt(Message):
     """POST /v1/attempts: join (or repeat joining) an attempt as one rank."""
 
     path: str
-    token: str = Field(min_length=8, max_length=128)
-    ordinal: int = Field(ge=0)
-    rank: int = Field(ge=0)
+    token: Text = Field(min_length=8, max_length=128)
+    ordinal: Count
+    rank: Count
     world_size: int = Field(ge=1, le=1 << 20)
     kind: Literal["checkpoint", "folder", "file"] = "checkpoint"
     replace: bool = False
-    step: int | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
-    size_bytes: int = Field(0, ge=0, description="checkpoint: bytes of this rank's file, for its segment")
+    step: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    metadata: Annotated[dict[str, Any], AfterValidator(_storable_json)] = Field(default_factory=dict)
+    size_bytes: Count = Field(0, description="checkpoint: bytes of this rank's file, for its segment")
     on_busy: Literal["wait", "skip", "fail"] = "wait"
 
 
@@ -117,7 +148,7 @@ class HandOver(Message):
 
 
 class Abort(Message):
-    reason: str = Field(max_length=1000)
+    reason: Text = Field(max_length=1000)
 
 
 class AttemptStatus(Message):
@@ -182,7 +213,7 @@ class Damage(Message):
     """POST /v1/objects/{object_id}/damage: a reader found a block that differs from its checksum."""
 
     tier: str
-    block: int = Field(ge=0)
+    block: Count
 
 
 class EntryInfo(Message):

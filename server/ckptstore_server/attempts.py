@@ -218,6 +218,12 @@ class AttemptService:
 
     async def store_file(self, attempt_id: str, name: str, source: BlockSource) -> FileStored:
         """One file of a put, into the first durable tier that takes it. Blocks the caller until it is there."""
+        new_object = await self.expect_file(attempt_id, name)
+        digests = await self._ingest.file(attempt_id, new_object, source)
+        return FileStored(object_id=new_object.object_id, size_bytes=digests.size_bytes, digest=digests.root)
+
+    async def expect_file(self, attempt_id: str, name: str) -> NewObject:
+        """The object that a file of the attempt becomes; refused before a byte of it is received if the attempt does not take it."""
         new_object = self._files.get((attempt_id, name))
         if new_object is None:
             view = await self._raise_if_aborted(attempt_id)
@@ -226,8 +232,7 @@ class AttemptService:
             check_relative(name)
             (new_object,) = await self._node.query(self._node.catalog.add_objects, attempt_id, 0, [name])
             self._files[attempt_id, name] = new_object
-        digests = await self._ingest.file(attempt_id, new_object, source)
-        return FileStored(object_id=new_object.object_id, size_bytes=digests.size_bytes, digest=digests.root)
+        return new_object
 
     async def receive(self, attempt_id: str, rank: int, size_bytes: int, body: AsyncIterator[bytes], *, session: str) -> AttemptStatus:
         """A save over TCP: the body goes into the slot that `open` granted, and is handed over when it is whole."""

@@ -18,7 +18,7 @@ from ckptstore_server.replicas import Replicas, digests_of
 from ckptstore_tiers.checksums import BLOCK_BYTES, block_length
 from ckptstore_tiers.interface import ObjectReader
 
-_RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
+_RANGE = re.compile(r"^bytes=([0-9]{0,18})-([0-9]{0,18})$")
 
 
 @dataclass(frozen=True)

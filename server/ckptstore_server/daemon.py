@@ -15,9 +15,9 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from granian.constants import Interfaces
+from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 
 from ckptstore.catalog import Catalog
@@ -161,13 +161,13 @@ class Daemon:
     def _http_servers(self, services: Services) -> list[Server]:
         self._settings.api_socket.unlink(missing_ok=True)  # the lock is ours: a socket file that is left is stale
         local = create_app(services, local=True)
-        servers = [Server(local, uds=self._settings.api_socket, interface=Interfaces.ASGI, log_enabled=False, websockets=False)]
+        # HTTP/1 only: there every body has a length that is known before it comes, and can be refused.
+        plain: dict[str, Any] = {"interface": Interfaces.ASGI, "http": HTTPModes.http1, "log_enabled": False, "websockets": False}
+        servers = [Server(local, uds=self._settings.api_socket, **plain)]
         if self._settings.listen is not None:
             host, _, port = self._settings.listen.rpartition(":")
             remote = create_app(services, local=False)
-            servers.append(
-                Server(remote, address=host.strip("[]"), port=int(port), interface=Interfaces.ASGI, log_enabled=False, websockets=False)
-            )
+            servers.append(Server(remote, address=host.strip("[]"), port=int(port), **plain))
         return servers
 
     async def _announce(self, servers: list[tuple[Server, asyncio.Task[None]]]) -> None:

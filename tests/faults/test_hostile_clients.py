@@ -493,7 +493,7 @@ def test_hanging_up_after_handing_over_loses_nothing(store: Store, place: FaultS
     opened, _ = client.stage("/hostile/orphan", content)
     assert client.hand_over(opened, len(content)).status_code == 200
     client.hang_up()
-    until("it is published", lambda: any(entry.path == "/hostile/orphan" for entry in store.ls("/hostile")))
+    until("it is published", lambda: any(entry.path == "/hostile" for entry in store.ls("/")))
     store.wait("/hostile/orphan", "pfs", timeout_s=60)
     assert bool((store.load("/hostile/orphan")["w"] == 7).all())
 

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from ckptstore import __version__
 from ckptstore.errors import CkptStoreError, InvalidInput, NotFound, Unauthorized
+from ckptstore.wire import ErrorBody
 from ckptstore_server.api import attempts, namespace, objects, operator
 from ckptstore_server.services import Services
 
@@ -25,7 +26,12 @@ OPEN_PATHS = frozenset({"/healthz"})
 
 def create_app(services: Services, *, local: bool) -> FastAPI:
     """`local`: served on the unix socket, whose file mode is the permission; else on TCP, where the token is."""
-    app = FastAPI(title="ckptstore", version=__version__, description="One daemon's control interface. Bytes go by file descriptor.")
+    app = FastAPI(
+        title="ckptstore",
+        version=__version__,
+        description="One daemon's control interface. Bytes go by file descriptor.",
+        responses={"default": {"model": ErrorBody, "description": "what went wrong"}},
+    )
     app.state.services = services
     app.state.local = local
     for module in (attempts, namespace, objects, operator):

@@ -37,6 +37,7 @@ async def put_body(services: TheServices, session: TheSession, attempt_id: str, 
 @router.put("/attempts/{attempt_id}/files")
 async def put_file(services: TheServices, session: TheSession, attempt_id: str, name: str, request: Request) -> FileStored:
     """One file of a put, streamed."""
+    await services.attempts.expect_file(check_id(attempt_id), name)
     async with spool_body(services.node, request.stream(), content_length(request)) as source:
         return await services.attempts.store_file(check_id(attempt_id), name, source)
 

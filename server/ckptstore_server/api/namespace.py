@@ -6,12 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from ckptstore.wire import EntryInfo, EntryPage, FilePage, PublicationInfo, Removed, Usage
+from ckptstore.wire import EntryInfo, EntryPage, FilePage, PublicationInfo, Removed, Text, Usage
 from ckptstore_server.api.dependencies import TheServices, bounded_wait, check_id
 
 router = APIRouter(prefix="/v1", tags=["namespace"])
 
 Limit = Annotated[int, Query(ge=1, le=10_000)]
+Rank = Annotated[int | None, Query(ge=0, lt=1 << 20)]
 
 
 @router.get("/publications")
@@ -27,13 +28,13 @@ async def publication(services: TheServices, publication_id: str, wait: str | No
 
 @router.get("/publications/{publication_id}/files")
 async def files(
-    services: TheServices, publication_id: str, rank: int | None = None, name: str | None = None, after: str = "", limit: Limit = 1000
+    services: TheServices, publication_id: str, rank: Rank = None, name: Text | None = None, after: Text = "", limit: Limit = 1000
 ) -> FilePage:
     return await services.namespace.files(check_id(publication_id), rank=rank, name=name, after=after, limit=limit)
 
 
 @router.get("/entries")
-async def entries(services: TheServices, path: str = "/", after: str = "", limit: Limit = 1000) -> EntryPage:
+async def entries(services: TheServices, path: str = "/", after: Text = "", limit: Limit = 1000) -> EntryPage:
     return await services.namespace.list(path, after=after, limit=limit)
 
 
