@@ -49,8 +49,9 @@ def create_app(services: Services, *, local: bool) -> FastAPI:
                 _check_token(services, request)
             _check_length(request, limit_bytes)
         except CkptStoreError as error:
-            return _response(error)
-        return await call_next(request)
+            return _last(_response(error))
+        response = await call_next(request)
+        return _last(response) if request.method == "PUT" and response.status_code >= 400 else response
 
     return app
 
@@ -79,6 +80,12 @@ def _check_length(request: Request, limit_bytes: int) -> None:
 
 def _response(error: CkptStoreError) -> JSONResponse:
     return JSONResponse(error.to_wire(), status_code=error.http_status)
+
+
+def _last(response: Response) -> Response:
+    """The connection ends with this answer, and says so: a body that was refused unread is still on its way through it."""
+    response.headers["connection"] = "close"
+    return response
 
 
 async def _our_error(request: Request, error: Exception) -> Response:
