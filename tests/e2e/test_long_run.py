@@ -187,7 +187,8 @@ def test_a_long_run_leaves_the_daemon_as_it_was_and_removing_it_gives_everything
                 pendings.append(pending)
                 if number % 10 == 0:
                     pending.wait("nvme", timeout_s=PATIENCE_S)
-                    assert np.array_equal(store.load(f"/run/{number // 2:04}")["t"], tensor + number // 2)
+                    earlier = max(0, number - 30)  # one that was waited for, too
+                    assert np.array_equal(store.load(f"/run/{earlier:04}")["t"], tensor + earlier)
                 if number % 50 == 0:
                     with ckptstore.connect(home=daemon.home, start=False) as other:
                         assert np.array_equal(other.load("/run/0000")["t"], tensor)
