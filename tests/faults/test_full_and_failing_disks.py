@@ -153,7 +153,7 @@ def test_a_full_nvme_is_passed_over_shown_and_filled_later(tmp_path: Path, disks
         assert shown.waiting_objects == 2
         assert_state(store.load("/run/a"), 1)
         nvme.empty()
-        pending.wait("nvme", timeout_s=60)
+        until("the nearer tier has it, too", lambda: pending.durability == ["nvme", "pfs"])
         assert tier_status(store.status(), "nvme").state == "ok"
         assert verified(store) == []
         assert len(objects_below(place.root("nvme"))) == 2
@@ -278,7 +278,7 @@ def test_a_read_only_disk_is_named_passed_over_and_used_again(tmp_path: Path, di
         until("all of it is published", lambda: not store.status().attempts)
         store.wait(newest, "pfs", timeout_s=60)
         nvme.make("rw")
-        store.wait(newest, "nvme", timeout_s=60)
+        until("the nearer tier has it, too", lambda: store.stat(newest).durability == ["nvme", "pfs"])
         assert tier_status(store.status(), "nvme").state == "ok"
         assert verified(store) == []
 
@@ -292,7 +292,7 @@ def test_an_io_error_of_one_tier_costs_a_try_and_no_checkpoint(tmp_path: Path, c
         for step in range(4):
             store.save(f"/run/{step}", state_of(step)).wait("pfs", timeout_s=60)
         for step in range(4):
-            store.wait(f"/run/{step}", "nvme", timeout_s=60)
+            until("both tiers have it", lambda at=step: store.stat(f"/run/{at}").durability == ["nvme", "pfs"])  # type: ignore[misc]
             assert_state(store.load(f"/run/{step}"), step)
         assert [tier.state for tier in store.status().tiers] == ["ok", "ok"]
         # After a failed fsync the file is written anew, within the same put: nobody has to be told.
@@ -353,6 +353,7 @@ def test_a_catalog_that_is_locked_for_a_while_only_delays(tmp_path: Path, disks:
             time.sleep(LOCKED_FOR_S)  # nothing is waited for: this is how long the fault lasts
         slow = training.saves_until(lambda saved: saved["took_s"] > LOCKED_FOR_S / 2)
         last = (slow + training.saves_until(lambda saved: saved["step"] > slow[-1]["step"] + 1) + training.end())[-1]
+        until("all of it is published", lambda: not store.status().attempts)
         store.wait(f"/run/step-{last['step']:04}", "pfs", timeout_s=60)
         assert verified(store) == []
 
