@@ -383,3 +383,50 @@ def test_a_catalog_that_stays_locked_is_named_and_training_does_not_die_of_it(tm
                 assert_state(store.load(entry.path), entry.step)
         store.save("/run/a", state_of(1), on_busy="fail").wait("pfs", timeout_s=60)
         assert verified(store) == []
+
+
+def test_a_disk_that_cannot_be_read_any_more_is_passed_over(tmp_path: Path) -> None:
+    """An ext4 whose device has lost what lies behind the file system's own tables: the kernel answers reads with EIO.
+
+    The client reads the file itself, through the daemon's descriptor; the daemon reads it for `verify` and for streams.
+    """
+    image, mount = tmp_path / "image", tmp_path / "nvme"
+    with image.open("wb") as file:
+        file.truncate(64 * MIB)
+    _run("mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", str(image))
+    mount.mkdir()
+    _run("mount", "-o", f"loop,errors=continue,offset=0,sizelimit={64 * MIB}", str(image), str(mount))
+    try:
+        tiers = [posix_tier("nvme", mount / "root"), posix_tier("pfs", tmp_path / "pfs", shared=True)]
+        with FaultStore(tmp_path / "home", tiers) as place:
+            place.start()
+            store = place.connect()
+            store.save("/run/a", state_of(1, size_bytes=6 * MIB)).wait("pfs", timeout_s=60)
+            until("both tiers have it", lambda: store.stat("/run/a").durability == ["nvme", "pfs"])
+            place.daemon.kill()  # memory forgets it
+            place.start()
+            part = next(file for file in objects_below(place.root("nvme")) if "rank-" in file.name)
+            lose_device_behind(image, part)
+            with pytest.raises(OSError, match="Input/output error"), open(part, "rb", buffering=0) as broken:
+                broken.read(8 * MIB)
+            assert_state(store.load("/run/a"), 1, size_bytes=6 * MIB)
+            (line,) = (line for line in store.verify("/run/a") if line.problem and "rank-" in line.path)
+            assert (line.tier, line.repaired) == ("nvme", False)
+            assert "Input/output error" in (line.problem or "")
+            store.save("/run/b", state_of(2)).wait("pfs", timeout_s=60)
+            assert_state(store.load("/run/b"), 2)
+    finally:
+        _run("umount", "-l", str(mount))
+
+
+def lose_device_behind(image: Path, file: Path) -> None:
+    """Cut the backing file of a loop device where `file` begins; nothing of it stays in the page cache."""
+    os.sync()
+    found = subprocess.run(["filefrag", "-v", "-b4096", str(file)], capture_output=True, text=True, check=True).stdout
+    first_block = min(int(line.split(":")[2].split("..")[0]) for line in found.splitlines() if line.strip()[:1].isdigit())
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+    os.truncate(image, first_block * 4096)
