@@ -28,7 +28,8 @@ from ckptstore.errors import AlreadyExists, AttemptAborted, CkptStoreError, NotF
 from ckptstore.paths import ancestors
 from ckptstore_client.pending import PendingCheckpoint
 from ckptstore_client.store import Store
-from tests.daemon_process import DaemonProcess, write_config
+from tests.daemon_process import write_config
+from tests.faults.forked_daemon import ForkedDaemon
 
 TIERS = ("nvme", "pfs", "object")
 #: Few names, so that they meet: two of them lie one inside the other.
@@ -68,11 +69,15 @@ class Version:
 @dataclass
 class World:
     base: Path
-    daemon: DaemonProcess
+    daemon: ForkedDaemon
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def folder(self, tier: str) -> Path:
         return self.base / tier
+
+    def start_daemon(self) -> None:
+        self.daemon = ForkedDaemon(self.base / "home").start()
+        assert self.daemon.alive, self.daemon.log()[-3000:]
 
     def connect(self) -> Store:
         return ckptstore.connect(home=self.base / "home", start=False)
@@ -89,7 +94,7 @@ def begin_world() -> World:
         {"name": "object", "kind": "object", "url": f"file://{base / 'object'}", "bandwidth_limit": "1MB/s"},
     ]
     write_config(base / "home", tiers=tiers, grace_s=0, memory={"limit": "16MiB", "huge_pages": False, "idle_release_s": 0})
-    return World(base, DaemonProcess(base / "home").start())
+    return World(base, ForkedDaemon(base / "home").start())
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -164,7 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
         if seen:
             pending.wait("snapshot", timeout_s=PATIENCE_S)
         self.world.daemon.kill()
-        self.world.daemon.start()
+        self.world.start_daemon()
         self.adopt(pending, path, version)
 
     def adopt(self, pending: PendingCheckpoint, path: str, version: Version) -> None:
@@ -246,12 +251,12 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def crash(self) -> None:
         self.world.daemon.kill()
-        self.world.daemon.start()
+        self.world.start_daemon()
 
     @rule()
     def restart(self) -> None:
         assert self.world.daemon.stop() == 0
-        self.world.daemon.start()
+        self.world.start_daemon()
 
     @rule()
     def another_client(self) -> None:
@@ -284,7 +289,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.store.wait(path, tier, timeout_s=PATIENCE_S)
         self.world.daemon.kill()
         shutil.rmtree(self.world.folder("nvme"))
-        self.world.daemon.start()
+        self.world.start_daemon()
 
     # --- what must hold after each ---------------------------------------------------------------------------------------------
 
@@ -329,7 +334,7 @@ def run_machine(examples: int, steps: int) -> None:
 
 
 def test_the_store_agrees_with_a_plain_dictionary_whatever_is_done_in_whatever_order() -> None:
-    run_machine(int(os.environ.get("CKPTSTORE_TEST_EXAMPLES", "8")), 20)
+    run_machine(int(os.environ.get("CKPTSTORE_TEST_EXAMPLES", "10")), 20)
 
 
 @pytest.mark.soak
