@@ -24,6 +24,7 @@ from ckptstore.errors import BY_CODE, AlreadyExists, CkptStoreError, InvalidInpu
 from ckptstore.wire import SESSION_HEADER
 from ckptstore_client import Store
 from tests.daemon_process import DaemonProcess, write_config
+from tests.faults.fault_store import until
 
 TOKEN = "a-token-of-tests-0123456789"
 MAX_REQUEST_BYTES = 1 << 20
@@ -196,6 +197,8 @@ def test_replacing_is_seen_as_the_old_or_the_new_and_never_as_neither(daemon: tu
     assert wrong == []
     assert len(seen) > 1
     store.rm("/swap", recursive=True)
+    home = daemon[0].home  # the next test compares files: what was replaced and removed must be gone by then
+    until("its bytes are gone", lambda: not [*home.glob("*/tombstones/*"), *home.glob("*/objects/swap"), *home.glob("*/tmp/*")])
 
 
 # --- who, and how much ---------------------------------------------------------------------------------------------------------------
