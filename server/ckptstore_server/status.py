@@ -41,7 +41,7 @@ async def collect(services: Services) -> Status:
     counts = await node.query(node.catalog.count)
     tiers = await node.run(node.read_executor, lambda: [_tier(handle, waiting.get(handle.name)) for handle in node.handles])
     return Status(
-        hello=hello(node),
+        hello=await node.query(hello, node),
         uptime_s=time.time() - node.started_s,
         home=str(node.settings.home),
         catalog=make_url(node.settings.effective_catalog_url).render_as_string(hide_password=True),

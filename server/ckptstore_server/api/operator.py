@@ -17,7 +17,7 @@ router = APIRouter(tags=["operator"])
 
 @router.get("/v1/hello")
 async def hello(services: TheServices) -> Hello:
-    return status.hello(services.node)
+    return await services.node.query(status.hello, services.node)
 
 
 @router.get("/v1/status")
