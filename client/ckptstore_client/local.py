@@ -23,6 +23,8 @@ from ckptstore_client.staging import StagedState, Staging
 
 #: A recall of a large object from a slow tier may take this long before a reader streams it instead.
 RECALL_TIMEOUT_S = 600.0
+#: How long handing over may take: the daemon insists as long as its catalog is locked, and giving up would lose the snapshot.
+HAND_OVER_PATIENCE_S = 600.0
 
 
 class LocalTransport:
@@ -70,7 +72,7 @@ class LocalTransport:
         segment = self._connection.segment(grant.segment_id, populate_bytes=staged.size_bytes)
         staging.copy(staged, segment.view, grant.segment_id)
         message = HandOver(segment_id=grant.segment_id, generation=grant.generation, size_bytes=staged.size_bytes)
-        self.api.call("POST", f"attempts/{opened.attempt_id}/ranks/{rank}/handover", AttemptStatus, message)
+        self.api.call("POST", f"attempts/{opened.attempt_id}/ranks/{rank}/handover", AttemptStatus, message, patience_s=HAND_OVER_PATIENCE_S)
 
     def store_file(self, attempt_id: str, name: str, fd: int, size_bytes: int) -> None:
         try:

@@ -36,12 +36,19 @@ class Publisher:
         self.published = asyncio.Event()  # set at every publish: drains look at it
 
     async def arrive(self, attempt_id: str, rank: int) -> None:
-        """A rank's bytes are stored. The arrival that completes the attempt publishes it."""
-        view, completed = await self._node.query(self._node.catalog.rank_stored, attempt_id, rank)
+        """A rank's bytes are stored. The arrival that completes the attempt publishes it.
+
+        From here on nothing but a conflict may end the attempt: all of it is in a durable tier. Where there is no room for its index,
+        it stays COMPLETE, and upkeep publishes it when there is.
+        """
+        view, completed = await self._node.insist(self._node.catalog.rank_stored, attempt_id, rank)
         self._node.board.announce()
         if completed:
             failpoint(COMPLETE)
-            await self.publish(view)
+            try:
+                await self.publish(view)
+            except (TierFull, TierUnavailable) as error:
+                self._node.remark("publish", error)
 
     async def publish(self, view: AttemptView) -> None:
         """COMPLETE → PUBLISHED, with index and record. Repeating it after a crash at any point is harmless."""
@@ -49,7 +56,7 @@ class Publisher:
             if view.kind is Kind.CHECKPOINT:
                 await self._store_index(view)
             failpoint(BEFORE_CATALOG)
-            await self._node.query(self._node.catalog.publish, view.attempt_id)
+            await self._node.insist(self._node.catalog.publish, view.attempt_id)
         except (AlreadyExists, PathConflict):
             self._node.board.announce()  # the catalog has aborted the attempt in the same transaction
             return
@@ -60,7 +67,7 @@ class Publisher:
         await self.settle_all()
 
     async def _store_index(self, view: AttemptView) -> None:
-        document = await self._node.query(self._build_index, view)
+        document = await self._node.insist(self._build_index, view)
         if document is None:
             return
         new_object, data = document

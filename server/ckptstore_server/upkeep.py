@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from ckptstore.catalog.model import AttemptState
-from ckptstore.errors import NotFound
+from ckptstore.errors import CkptStoreError, NotFound
 from ckptstore_server.services import Services
 
 #: Seconds between turns.
@@ -73,7 +73,10 @@ class Upkeep:
         """Records owed for checkpoints that another node published, or that a failure left; and publishes that were interrupted."""
         for view in await self._node.query(self._node.catalog.attempts, [AttemptState.COMPLETE], node=self._node.node_id):
             if view.idle_s > RECORDS_TURN_S:
-                await self._services.publisher.publish(view)
+                try:
+                    await self._services.publisher.publish(view)
+                except CkptStoreError as error:
+                    self._node.remark("publish", error)
         await self._services.publisher.settle_all()
 
     async def _notice_emptied(self) -> None:

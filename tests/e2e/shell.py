@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ from typing import Any
 COMMAND = [sys.executable, "-m", "ckptstore_client.cli.main"]
 TIMEOUT_S = 120
 ODD_NAME = 'we[red]ird "quo\'te".bin'
+
+
+def heed_ctrl_c() -> None:
+    """In the child: a test run that was started in the background of a shell has SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Shell:
         return outcome
 
     def start(self, *arguments: str | Path, **streams: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*COMMAND, *map(str, arguments)], env=self.environment(), **streams)
+        return subprocess.Popen([*COMMAND, *map(str, arguments)], env=self.environment(), preexec_fn=heed_ctrl_c, **streams)
 
     def on_terminal(self, *arguments: str | Path) -> tuple[int, str]:
         """Exit code, and all that a terminal got (stdout and stderr as it came)."""

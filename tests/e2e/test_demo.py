@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.shell import heed_ctrl_c
+
 #: Two steps, a state, a third step; then the state again, with another random state, and the third step again.
 WITHOUT_RANDOM_STATE = """
 from copy import deepcopy
@@ -28,7 +30,7 @@ for rng in (state["rng"], Training(seed=5).state()["rng"]):
 
 def demo(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "ckptstore_bench.demo", "--save-every", "1", "--keep", str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed_ctrl_c)
 
 
 def processes_of(folder: Path) -> list[str]:
