@@ -72,7 +72,8 @@ class LocalTransport:
         segment = self._connection.segment(grant.segment_id, populate_bytes=staged.size_bytes)
         staging.copy(staged, segment.view, grant.segment_id)
         message = HandOver(segment_id=grant.segment_id, generation=grant.generation, size_bytes=staged.size_bytes)
-        self.api.call("POST", f"attempts/{opened.attempt_id}/ranks/{rank}/handover", AttemptStatus, message, patience_s=HAND_OVER_PATIENCE_S)
+        route = f"attempts/{opened.attempt_id}/ranks/{rank}/handover"
+        self.api.call("POST", route, AttemptStatus, message, patience_s=HAND_OVER_PATIENCE_S)
 
     def store_file(self, attempt_id: str, name: str, fd: int, size_bytes: int) -> None:
         try:

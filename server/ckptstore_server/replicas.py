@@ -146,7 +146,7 @@ class Replicas:
         """
         digests = digests_of(file)
         last: CkptStoreError | None = None
-        for tier in list(self.sources(file, excluding=into.name)):
+        for tier in self._copy_sources(file, into):
             try:
                 with ExitStack() as stack:
                     source = ReaderSource(stack.enter_context(self.reader(file, tier)))
@@ -172,6 +172,12 @@ class Replicas:
         if isinstance(last, ChecksumMismatch | NotFound) or last is None:
             raise ChecksumMismatch("no good replica is left to copy from", operation="copy", subject=file.key, tier=into.name)
         raise last
+
+    def _copy_sources(self, file: StoredFile, into: TierHandle) -> list[str]:
+        """Where to copy from: this node's own tiers before its memory, since reading a segment keeps its slot from the next save, and a
+        slow store would hold up training; then the rest, nearest first."""
+        local = {handle.name for handle, _ in self.recorded(file.object_id)} & {handle.name for handle in self._node.node_local}
+        return sorted(self.sources(file, excluding=into.name), key=lambda tier: tier not in local)
 
     def _is_damaged(self, object_id: str, handle: TierHandle) -> bool:
         places = (self._node.node_id, "")

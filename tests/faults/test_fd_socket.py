@@ -471,11 +471,12 @@ def test_too_many_clients_are_told_so(tmp_path: Path, handler: PoolHandler) -> N
 
 def test_a_daemon_out_of_descriptors_serves_again_once_it_has_some(server: DescriptorServer, handler: PoolHandler) -> None:
     """The limit is lowered to the standard streams, so that accept fails in the server, which is in this process."""
-    waiting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    first, waiting = (socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(2))
     waiting.settimeout(60)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
+        first.connect(os.fspath(server.path))  # an accept that waits already has its descriptor: this connection may take it
         waiting.connect(os.fspath(server.path))
         waiting.sendall(hello())
         waiting.settimeout(0.3)
@@ -485,6 +486,7 @@ def test_a_daemon_out_of_descriptors_serves_again_once_it_has_some(server: Descr
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     waiting.settimeout(60)
     assert fd_protocol.receive(waiting)[0]["session"]
+    first.close()
     waiting.close()
 
 

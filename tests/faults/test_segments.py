@@ -175,6 +175,8 @@ def test_an_empty_slot_is_reused_before_a_replica_and_the_older_replica_before_t
         pool.hold(segments[number].segment_id, segments[number].generation)
         pool.keep_as_replica(segments[number], f"object-{number}", MIB)
     pool.release(segments[2])
+    clock.now_s += 1
+    pool.reader("object-1").close()  # a drain that reads the older one does not make it the newer
     assert pool.acquire("a", MIB, timeout_s=0).segment_id == segments[2].segment_id
     assert pool.acquire("a", MIB, timeout_s=0).segment_id == segments[1].segment_id
     assert pool.find("object-1") is None

@@ -147,7 +147,7 @@ class SegmentPool:
                 )
             self._forget(object_id)  # an older copy of the same object
             slot.state, slot.object_id, slot.size_bytes = SegmentState.REPLICA, object_id, size_bytes
-            slot.used_at_s = self._clock()
+            slot.used_at_s = slot.kept_at_s = self._clock()
             self._replicas[object_id] = slot
 
     def find(self, object_id: str) -> Segment | None:
@@ -396,5 +396,5 @@ class SegmentPool:
 
 
 def _reuse_order(slot: Slot) -> tuple[bool, int, float]:
-    """Empty slots before replicas, the smallest that fits, the least recently used."""
-    return (slot.state is SegmentState.REPLICA, slot.capacity_bytes, slot.used_at_s)
+    """Empty slots before replicas, the smallest that fits, the oldest snapshot: a drain that reads it does not make it newer."""
+    return (slot.state is SegmentState.REPLICA, slot.capacity_bytes, slot.kept_at_s)

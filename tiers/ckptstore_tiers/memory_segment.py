@@ -66,6 +66,7 @@ class Slot:
         self.pins = 0
         self.doomed = False  # close it as soon as nobody reads from it
         self.used_at_s = 0.0
+        self.kept_at_s = 0.0  # when it became a replica: the age of what is in it, whoever reads it meanwhile
         self.prefaulted = threading.Event()  # set when pre-faulting has ended, whether it got all pages or not
         self._fd_lock = threading.Lock()  # `fd` is -1 once the slot is closed
         self._prefault_lock = threading.Lock()  # closing waits for the chunk that is being pre-faulted
