@@ -23,7 +23,7 @@ from granian.server.embed import Server
 from ckptstore.catalog import Catalog
 from ckptstore.catalog.model import TierRow
 from ckptstore.config import Settings
-from ckptstore.errors import AlreadyRunning, ConfigInvalid, TierUnavailable, WrongStore
+from ckptstore.errors import AlreadyRunning, ConfigInvalid, TierUnavailable
 from ckptstore.paths import is_id, new_id
 from ckptstore_server.api.app import create_app
 from ckptstore_server.fd_server import DescriptorServer
@@ -155,8 +155,6 @@ class Daemon:
                 await asyncio.to_thread(handle.open)
             except TierUnavailable as error:
                 node.remark(f"open {handle.name}", error)
-            except WrongStore:
-                raise
 
     def _http_servers(self, services: Services) -> list[Server]:
         self._settings.api_socket.unlink(missing_ok=True)  # the lock is ours: a socket file that is left is stale

@@ -33,7 +33,6 @@ class Publisher:
         self._node = node
         # One writer of records per tier: a record must not be written while the deletion of the same publication is under way.
         self.record_locks = {handle.name: asyncio.Lock() for handle in node.durable}
-        self.published = asyncio.Event()  # set at every publish: drains look at it
 
     async def arrive(self, attempt_id: str, rank: int) -> None:
         """A rank's bytes are stored. The arrival that completes the attempt publishes it.
@@ -62,7 +61,6 @@ class Publisher:
             return
         failpoint(AFTER_CATALOG)
         self._node.timings.reach(view.attempt_id, "published")
-        self.published.set()
         self._node.board.announce()
         await self.settle_all()
 

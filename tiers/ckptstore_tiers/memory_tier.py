@@ -14,14 +14,13 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from ckptstore.errors import AlreadyExists, Busy, ChecksumMismatch, InvalidInput, NotFound, TierFull
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, DigestedBlocks
 from ckptstore_tiers.interface import BlockSource, ObjectStat, TierFacts, TierUsage
 from ckptstore_tiers.keys import check_key
 from ckptstore_tiers.memory import RECALL_OWNER, PinnedReplica, Segment, SegmentPool
 from ckptstore_tiers.memory_segment import huge_pages_offered
+from ckptstore_tiers.private_copy import copy_bytes
 from ckptstore_tiers.scratch import ScratchPool
 
 
@@ -84,8 +83,7 @@ class MemoryTier:
 
                 def write(view: memoryview, start: int = start) -> None:
                     if target is not None and len(view):
-                        place = np.frombuffer(target[start : start + len(view)], np.uint8)
-                        np.copyto(place, np.frombuffer(view, np.uint8))
+                        copy_bytes(view, target[start : start + len(view)])
 
                 blocks.pump(index, scratch, write)
         return blocks.digests()
