@@ -37,6 +37,7 @@ def test_memory_is_not_durable(pool: SegmentPool) -> None:
 
 
 def test_the_facts_say_whether_huge_pages_are_offered(pool: SegmentPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ckptstore_tiers.memory_segment._collapses", lambda: False)
     for written, said in (("always [advise] never", "transparent (advise)"), ("always advise [never]", "write 'advise' to")):
         (tmp_path / "shmem_enabled").write_text(written)
         monkeypatch.setattr("ckptstore_tiers.memory_segment._SHMEM_ENABLED", tmp_path / "shmem_enabled")

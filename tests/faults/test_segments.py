@@ -22,7 +22,10 @@ from ckptstore.errors import Busy, ChecksumMismatch, InvalidInput, NotFound, Tie
 from ckptstore_tiers import prefault as prefault_module
 from ckptstore_tiers.memory import RECALL_OWNER, Segment, SegmentPool, SegmentState
 from ckptstore_tiers.memory_limits import HostMemory, Room
+from ckptstore_tiers.memory_segment import huge_pages_offered
 from ckptstore_tiers.prefault import prefault
+from ckptstore_tiers.shared_mapping import map_shared
+from ckptstore_tiers.sources import address_of
 
 MIB = 1 << 20
 
@@ -82,16 +85,21 @@ def resident_bytes(segment: Segment) -> int:
     return os.fstat(segment.fd).st_blocks * 512
 
 
-def mapped_bytes(view: memoryview) -> int:
-    """Resident bytes of the mapping that `view` lies in, as this process's page table has them."""
-    address = prefault_module.address_of(view)
-    inside, found = False, 0
+def mappings() -> Iterator[tuple[int, int, dict[str, int]]]:
+    """(start, end, sizes in bytes by their names in smaps) of each mapping of this process."""
+    low, high, sizes = 0, 0, dict[str, int]()
     for line in Path("/proc/self/smaps").read_text("utf-8").splitlines():
         if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-            inside = int(match[1], 16) <= address < int(match[2], 16)
-        elif inside and line.startswith("Rss:"):
-            found = int(line.split()[1]) * 1024
-    return found
+            yield low, high, sizes
+            low, high, sizes = int(match[1], 16), int(match[2], 16), {}
+        elif match := re.match(r"(\w+): +(\d+) kB", line):
+            sizes[match[1]] = int(match[2]) * 1024
+    yield low, high, sizes
+
+
+def mapped_bytes(view: memoryview, what: str = "Rss") -> int:
+    """Resident bytes of the mapping that `view` lies in, as this process's page table has them; 0 if nothing is mapped there."""
+    return sum(sizes[what] for low, high, sizes in mappings() if low <= address_of(view) < high)
 
 
 # --- whose a slot is ---------------------------------------------------------------------------------------------------------------
@@ -379,7 +387,7 @@ def test_a_new_slot_needs_room_on_the_host_also_for_what_was_promised_before(mak
 
 
 def test_a_promise_without_pages_counts_against_the_hosts_room(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckptstore_tiers.memory_segment.prefault", lambda view: False)
+    monkeypatch.setattr("ckptstore_tiers.memory_segment.prefault", lambda view, huge_pages: False)
     host = PlentyOfRoom(2 * MIB)
     pool = make(host=host, slots=1)
     first = pool.acquire("a", MIB, timeout_s=0)
@@ -485,35 +493,64 @@ def test_a_new_segment_gets_all_its_pages_and_a_spare_of_the_same_size_too(make:
     settle(pool)
     assert resident_bytes(first) == first.capacity_bytes
     assert mapped_bytes(first.view) >= first.capacity_bytes
+    assert pool.usage()["segments"] == 1  # the spare is made behind the first save, not beside it
+    pool.hold(first.segment_id, first.generation)
+    settle(pool)
     assert pool.usage()["free_bytes"] == first.capacity_bytes
     second = pool.acquire("a", 5 * MIB, timeout_s=0)
     assert second.segment_id != first.segment_id
     assert resident_bytes(second) == second.capacity_bytes
 
 
+def test_segments_are_huge_pages_here_and_in_the_client_whatever_the_systems_setting_is(make: Make) -> None:
+    segment = make(slots=1).acquire("a", 7 * MIB, timeout_s=0)
+    assert segment.wait_prefaulted(60)
+    fd = segment.duplicate()
+    in_the_client = map_shared(fd, segment.capacity_bytes)
+    os.close(fd)
+    for view in (segment.view, in_the_client):
+        assert view[:: MIB].tobytes() == bytes(segment.capacity_bytes // MIB)
+        assert mapped_bytes(view, "ShmemPmdMapped") == (segment.capacity_bytes if "on request" in huge_pages_offered() else 0)
+
+
+def test_a_mapping_goes_with_its_last_view(make: Make) -> None:
+    segment = make(slots=1).acquire("a", MIB, timeout_s=0)
+    mapped = map_shared(segment.fd, segment.capacity_bytes)
+    start, part = address_of(mapped), mapped[5:7]
+    del mapped
+    part[:] = b"ok"
+    assert bytes(segment.view[5:7]) == b"ok"
+    assert any(low <= start < high for low, high, _ in mappings())
+    del part
+    assert not any(low <= start < high for low, high, _ in mappings())
+
+
 def test_no_spare_is_made_beyond_the_limit_or_beyond_the_slots(make: Make) -> None:
     tight, single = make(limit_bytes=4 * MIB), make(slots=1)
     for pool in (tight, single):
-        pool.acquire("a", 3 * MIB, timeout_s=0)
+        segment = pool.acquire("a", 3 * MIB, timeout_s=0)
+        pool.hold(segment.segment_id, segment.generation)
         settle(pool)
         assert pool.usage()["segments"] == 1
 
 
 def test_a_spare_yields_to_another_owners_first_slot(make: Make) -> None:
     pool = make(limit_bytes=8 * MIB, slots=2)
-    pool.acquire("a", 3 * MIB, timeout_s=0)
+    segment = pool.acquire("a", 3 * MIB, timeout_s=0)
+    pool.hold(segment.segment_id, segment.generation)
     settle(pool)
     assert pool.usage()["free_bytes"] == 4 * MIB
     assert pool.acquire("b", 3 * MIB, timeout_s=0).owner == "b"
 
 
 def test_a_spare_for_which_memory_ran_out_is_given_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckptstore_tiers.memory_segment.prefault", lambda view: False)
+    monkeypatch.setattr("ckptstore_tiers.memory_segment.prefault", lambda view, huge_pages: False)
     pool = make()
     segment = pool.acquire("a", MIB, timeout_s=0)
+    pool.hold(segment.segment_id, segment.generation)
     settle(pool)
     assert pool.usage()["segments"] == 1
-    assert segment.state is SegmentState.LENT
+    assert segment.state is SegmentState.HELD
 
 
 @pytest.mark.parametrize("error", [22, 12, 14], ids=["EINVAL", "ENOMEM", "EFAULT"])

@@ -5,8 +5,8 @@ when nobody reads from it (pins) and the daemon has let go of it. The sum of all
 made only when the host and every cgroup above this process have room for it and for all that was promised before and has no page yet.
 
 Any thread. One condition guards all tables; what takes time (closing, pre-faulting) runs after it is released. Pre-faulting runs in
-threads of the pool's own, behind the acquire that asked for it: the client writes while it goes on. When an owner gets its first slot,
-a second one of that size is made and pre-faulted behind it, so that the next save meets warm memory.
+threads of the pool's own, behind the acquire that asked for it; who lends the segment may wait for it. When an owner hands its first
+slot over, a second one of that size is made and pre-faulted, so that the next save meets warm memory, and this one was not held up.
 
 Nothing here is durable. The caller keeps an object as a replica only when the object needs no protection: a replica goes whenever its
 slot is needed. Who must yield, and in which order, says `_evictable`.
@@ -14,6 +14,7 @@ slot is needed. Who must yield, and in which order, says `_evictable`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -124,7 +125,9 @@ class SegmentPool:
                 )
             slot.state = SegmentState.HELD
             slot.used_at_s = self._clock()
-            return Segment.of(slot)
+            segment = Segment.of(slot)
+        self._make_spare_behind(slot)
+        return segment
 
     def release(self, segment: Segment) -> None:
         """There is nothing in it any more: its owner may have it again. Does nothing for a use that has ended already."""
@@ -369,13 +372,17 @@ class SegmentPool:
     # --- ahead of need -------------------------------------------------------------------------------------------------------
 
     def _prefault_behind(self, slot: Slot) -> None:
-        """Pre-fault the slot, then a spare of the same size for the owner's next save."""
         try:
             self._prefaulter.submit(slot.prefault)
-            if slot.owner != RECALL_OWNER:
-                self._spare_maker.submit(self._make_spare, slot.owner, slot.capacity_bytes)
         except RuntimeError:
             slot.prefaulted.set()  # the pool was closed meanwhile, and the slot with it
+
+    def _make_spare_behind(self, slot: Slot) -> None:
+        """A second slot of the same size for the owner's next save, if it has only this one."""
+        if slot.generation > 1 or slot.owner == RECALL_OWNER:
+            return
+        with contextlib.suppress(RuntimeError):  # the pool was closed meanwhile
+            self._spare_maker.submit(self._make_spare, slot.owner, slot.capacity_bytes)
 
     def _make_spare(self, owner: str, capacity_bytes: int) -> None:
         with self._tables():
@@ -396,5 +403,7 @@ class SegmentPool:
 
 
 def _reuse_order(slot: Slot) -> tuple[bool, int, float]:
-    """Empty slots before replicas, the smallest that fits, the oldest snapshot: a drain that reads it does not make it newer."""
-    return (slot.state is SegmentState.REPLICA, slot.capacity_bytes, slot.kept_at_s)
+    """Empty slots before replicas; the smallest that fits; of empty ones the last used, whose pages every cache and page table still
+    knows; of replicas the oldest snapshot, and a drain that reads it does not make it newer."""
+    is_replica = slot.state is SegmentState.REPLICA
+    return (is_replica, slot.capacity_bytes, slot.kept_at_s if is_replica else -slot.kept_at_s)

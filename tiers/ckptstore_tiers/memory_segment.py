@@ -28,10 +28,9 @@ import numpy as np
 
 from ckptstore.errors import ChecksumMismatch, NotFound, TierFull
 from ckptstore.paths import new_id
-from ckptstore_tiers.prefault import CHUNK_BYTES, prefault
+from ckptstore_tiers.prefault import CHUNK_BYTES, collapse, prefault
+from ckptstore_tiers.shared_mapping import HUGE_PAGE_BYTES, map_shared
 
-#: Capacities are multiples of this, the size of a huge page on x86 and arm with 4 KiB pages.
-HUGE_PAGE_BYTES = 2 << 20
 _F_ADD_SEALS = 1033
 _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1, 2, 4
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
@@ -40,7 +39,7 @@ _FREE_HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepage
 
 
 def round_up(size_bytes: int) -> int:
-    """The smallest capacity that holds so many bytes."""
+    """The smallest capacity that holds so many bytes: whole huge pages."""
     return -(-max(size_bytes, 1) // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
 
 
@@ -70,7 +69,9 @@ class Slot:
         self.prefaulted = threading.Event()  # set when pre-faulting has ended, whether it got all pages or not
         self._fd_lock = threading.Lock()  # `fd` is -1 once the slot is closed
         self._prefault_lock = threading.Lock()  # closing waits for the chunk that is being pre-faulted
-        self.fd, self._memory = _make_memory(capacity_bytes, huge_pages)
+        self._huge_pages = huge_pages
+        self.fd, memory = _make_memory(capacity_bytes, huge_pages)
+        self._memory: memoryview | None = memory
 
     @property
     def idle(self) -> bool:
@@ -80,9 +81,9 @@ class Slot:
     @property
     def view(self) -> memoryview:
         with self._fd_lock:
-            if self.fd < 0:
+            if self._memory is None:
                 raise self._closed("read")
-            return memoryview(self._memory)
+            return self._memory
 
     def duplicate(self) -> int:
         with self._fd_lock:
@@ -112,11 +113,8 @@ class Slot:
     def _prefault_chunks(self) -> bool:
         for start in range(0, self.capacity_bytes, CHUNK_BYTES):
             with self._prefault_lock:
-                if self.fd < 0:
+                if self._memory is None or not prefault(self._memory[start : start + CHUNK_BYTES], huge_pages=self._huge_pages):
                     return False
-                with memoryview(self._memory) as whole, whole[start : start + CHUNK_BYTES] as chunk:
-                    if not prefault(chunk):
-                        return False
         return True
 
     def close(self) -> None:
@@ -124,14 +122,11 @@ class Slot:
         with self._prefault_lock:
             with self._fd_lock:
                 fd, self.fd = self.fd, -1
+                self._memory = None  # a reader may still have a view: the mapping goes with the last of them
             if fd < 0:
                 return
             _punch(fd, self.capacity_bytes)
             os.close(fd)
-            try:
-                self._memory.close()
-            except BufferError:
-                del self._memory  # a reader still has a view: the mapping goes with the last of them
 
     def _closed(self, operation: str) -> NotFound:
         return NotFound("the segment was given back", operation=operation, subject=self.segment_id, tier="memory")
@@ -240,36 +235,27 @@ class PinnedReplica:
         self.close()
 
 
-def _make_memory(capacity_bytes: int, huge_pages: bool) -> tuple[int, mmap.mmap]:
+def _make_memory(capacity_bytes: int, huge_pages: bool) -> tuple[int, memoryview]:
     if huge_pages and _reserved_huge_pages_bytes() >= capacity_bytes:
         try:
-            return _map(os.MFD_HUGETLB, capacity_bytes)
+            return _map(os.MFD_HUGETLB, capacity_bytes, huge_pages)
         except OSError as error:
             if error.errno not in (errno.ENOMEM, errno.EINVAL, errno.EPERM, errno.ENOENT):
                 raise _refused(error, capacity_bytes) from error
             # Somebody took the reserved pages first: ordinary memory does.
     try:
-        fd, memory = _map(0, capacity_bytes)
+        return _map(0, capacity_bytes, huge_pages)
     except OSError as error:
         raise _refused(error, capacity_bytes) from error
-    if huge_pages:
-        try:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: a kernel without transparent huge pages
-                os.close(fd)
-                raise _refused(error, capacity_bytes) from error
-    return fd, memory
 
 
-def _map(flags: int, capacity_bytes: int) -> tuple[int, mmap.mmap]:
+def _map(flags: int, capacity_bytes: int, huge_pages: bool) -> tuple[int, memoryview]:
     fd = os.memfd_create("ckptstore-segment", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC | flags)
     try:
         os.ftruncate(fd, capacity_bytes)
         fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL)
-        memory = mmap.mmap(fd, capacity_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        memory.madvise(mmap.MADV_DONTDUMP)  # a crash of the daemon should not write hundreds of gigabytes of core
-        return fd, memory
+        # DONTDUMP: a crash of the daemon should not write hundreds of gigabytes of core.
+        return fd, map_shared(fd, capacity_bytes, advice=(mmap.MADV_DONTDUMP, *((mmap.MADV_HUGEPAGE,) if huge_pages else ())))
     except OSError:
         os.close(fd)
         raise
@@ -310,6 +296,8 @@ def huge_pages_offered() -> str:
     """What the kernel offers to segments, for `status`, with what to do if it offers none."""
     if _reserved_huge_pages_bytes():
         return f"{_reserved_huge_pages_bytes()} bytes are reserved"
+    if _collapses():
+        return "on request (MADV_COLLAPSE)"
     try:
         chosen = _SHMEM_ENABLED.read_text("ascii").partition("[")[2].partition("]")[0]
     except OSError:
@@ -317,3 +305,11 @@ def huge_pages_offered() -> str:
     if chosen in ("never", "deny", ""):
         return f"none: write 'advise' to {_SHMEM_ENABLED}, and segments are ready ten times sooner"
     return f"transparent ({chosen})"
+
+
+@cache
+def _collapses() -> bool:
+    """Tried once, on one huge page."""
+    fd, memory = _make_memory(HUGE_PAGE_BYTES, False)
+    os.close(fd)
+    return collapse(memory)
