@@ -57,6 +57,8 @@ class TierSettings(BaseModel):
     high_water: float = Field(0.90, gt=0, le=1, description="fraction of the capacity above which evictable replicas go")
     low_water: float = Field(0.80, gt=0, le=1, description="fraction that eviction goes down to")
     direct_io: Literal["auto", "always", "never"] = Field("auto", description="posix: O_DIRECT, with a buffered fallback when auto")
+    write_threads: int = Field(4, ge=1, le=64, description="posix: blocks that are written at once, in the whole tier")
+    write_size: Size = Field(4 << 20, ge=64 << 10, le=4 << 20, description="posix: bytes of one write, a multiple of 64 KiB")
 
     @property
     def is_shared(self) -> bool:
@@ -70,6 +72,8 @@ class TierSettings(BaseModel):
             raise ValueError(f"tier {self.name!r} is posix: it needs an absolute `path` and no `url`")
         if self.kind == "object" and (self.url is None or self.path is not None):
             raise ValueError(f"tier {self.name!r} is object: it needs a `url` and no `path`")
+        if self.write_size % (64 << 10):
+            raise ValueError(f"tier {self.name!r}: write_size must be a multiple of 64 KiB")
         if self.low_water >= self.high_water:
             raise ValueError(f"tier {self.name!r}: low_water must be below high_water")
         return self

@@ -39,6 +39,8 @@ def _open_posix(settings: TierSettings) -> Tier:
         durable=settings.durable,
         capacity_bytes=settings.capacity,
         direct_io=settings.direct_io,
+        write_threads=settings.write_threads,
+        write_size_bytes=settings.write_size,
     )
 
 

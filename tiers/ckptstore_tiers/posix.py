@@ -40,7 +40,7 @@ import stamina
 from ckptstore.errors import AlreadyExists, CkptStoreError, ConfigInvalid, InvalidInput, NotFound, TierUnavailable
 from ckptstore.failpoints import declare
 from ckptstore_tiers import disk_calls
-from ckptstore_tiers.checksums import BlockDigests, DigestedBlocks
+from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, DigestedBlocks
 from ckptstore_tiers.interface import BlockSource, ObjectStat, TierFacts, TierUsage
 from ckptstore_tiers.key_locks import KeyLocks
 from ckptstore_tiers.keys import UNFINISHED, check_key, unfinished_owner
@@ -71,7 +71,10 @@ DirectIO = Literal["auto", "always", "never"]
 
 
 class PosixTier:
-    """Implements `ckptstore_tiers.interface.Tier`. `direct_io="always"` refuses a mount without O_DIRECT."""
+    """Implements `ckptstore_tiers.interface.Tier`. `direct_io="always"` refuses a mount without O_DIRECT.
+
+    `write_threads` are shared by all puts; `write_size_bytes`, whole pages, is the longest single write.
+    """
 
     def __init__(
         self,
@@ -82,6 +85,8 @@ class PosixTier:
         durable: bool = True,
         capacity_bytes: int | None = None,
         direct_io: DirectIO = "auto",
+        write_threads: int = WRITE_THREADS,
+        write_size_bytes: int = BLOCK_BYTES,
     ) -> None:
         self._name = name
         self._root = root
@@ -90,13 +95,14 @@ class PosixTier:
         self._make_root()
         self._folders = Folders(root, tier=name, shared=shared)
         self._abilities = self._probe()
-        self._ways = WriteWays(self._abilities.direct and direct_io != "never", self._abilities.preallocate)
+        direct = self._abilities.direct and direct_io != "never"
+        self._ways = WriteWays(direct, self._abilities.preallocate, write_threads, write_size_bytes)
         self._facts = TierFacts(name, "posix", shared, durable, str(root), dict(self._abilities.details))
         with translated("open tier", str(root), name):
             self._space = Space(root, tier=name, shared=shared, capacity_bytes=capacity_bytes)
         self._locks = KeyLocks()
-        self._scratch = ScratchPool(keep=4 * WRITE_THREADS)
-        self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix=f"ckptstore-{name}-write")
+        self._scratch = ScratchPool(keep=4 * write_threads)
+        self._writers = ThreadPoolExecutor(write_threads, thread_name_prefix=f"ckptstore-{name}-write")
 
     def _make_root(self) -> None:
         """Make the root and its folder for unfinished files. What is above the root is the operator's, and not fsynced."""
@@ -137,7 +143,7 @@ class PosixTier:
             if (found := self._put_before(key, names, name, blocks)) is not None:
                 return found
             with self._space.reserved(source.size_bytes, operation="put", key=key):
-                writer = BlockWriter(blocks, self._writers, self._scratch)
+                writer = BlockWriter(blocks, self._writers, self._scratch, self._ways)
                 with translated("put", key, self._name), self._unfinished_file(key) as (tmp, unfinished):
                     write_file(
                         unfinished,

@@ -39,16 +39,18 @@ CUT_TAIL = declare("posix.put.ftruncate")
 SYNC = declare("posix.put.fsync")
 DISCARD = declare("posix.put.discard")
 
-#: More threads than this gained nothing on the NVMe disk it was measured on (4 MiB blocks, 2–4 threads).
+#: The default: more threads gained nothing on the NVMe disk it was measured on (4 MiB blocks, 2–4 threads). `bench tiers` finds another's.
 WRITE_THREADS = 4
 
 
 @dataclass(frozen=True)
 class WriteWays:
-    """How files are written on this mount."""
+    """How files are written on this mount: `threads` at once, at most `call_bytes` in one system call, a whole number of pages."""
 
     direct: bool
     preallocate: bool
+    threads: int = WRITE_THREADS
+    call_bytes: int = BLOCK_BYTES
 
 
 class _FsyncFailed(Exception):
@@ -127,25 +129,26 @@ def discard(name: str, *, dir_fd: int) -> None:
         disk_calls.unlink(DISCARD, name, dir_fd=dir_fd)
 
 
-def write_all(fd: int, view: memoryview, offset: int) -> None:
+def write_all(fd: int, view: memoryview, offset: int, call_bytes: int = BLOCK_BYTES) -> None:
     """All bytes of `view` at `offset`, however many calls it takes."""
     written = 0
     while written < len(view):
-        written += disk_calls.pwrite(WRITE, fd, view[written:], offset + written)
+        written += disk_calls.pwrite(WRITE, fd, view[written : written + call_bytes], offset + written)
 
 
 class BlockWriter:
     """Writes the blocks of one source into one open file, with the tier's threads and buffers."""
 
-    def __init__(self, blocks: DigestedBlocks, executor: Executor, scratch: ScratchPool) -> None:
+    def __init__(self, blocks: DigestedBlocks, executor: Executor, scratch: ScratchPool, ways: WriteWays) -> None:
         self._blocks = blocks
+        self._ways = ways
         self._executor = executor
         self._scratch = scratch
 
     def fill(self, fd: int, direct: bool) -> None:
         """Write every block. A small object is written by the calling thread: handing over would cost more than it gains."""
         remaining, failed = count(), threading.Event()
-        threads = min(WRITE_THREADS, self._blocks.count)
+        threads = min(self._ways.threads, self._blocks.count)
         if threads <= 1:
             self._write_blocks(fd, direct, remaining, failed)
             return
@@ -159,16 +162,15 @@ class BlockWriter:
         try:
             with self._scratch.borrow() as scratch, self._scratch.borrow() as bounce:
                 while not failed.is_set() and (index := next(remaining)) < self._blocks.count:
-                    self._blocks.pump(index, scratch, partial(_write_block, fd, direct, index * BLOCK_BYTES, bounce))
+                    self._blocks.pump(index, scratch, partial(self._write_block, fd, direct, index * BLOCK_BYTES, bounce))
         except BaseException:
             failed.set()
             raise
 
-
-def _write_block(fd: int, direct: bool, offset: int, bounce: memoryview, view: memoryview) -> None:
-    if direct:
-        view = _aligned(view, bounce)
-    write_all(fd, view, offset)
+    def _write_block(self, fd: int, direct: bool, offset: int, bounce: memoryview, view: memoryview) -> None:
+        if direct:
+            view = _aligned(view, bounce)
+        write_all(fd, view, offset, self._ways.call_bytes)
 
 
 def _aligned(view: memoryview, bounce: memoryview) -> memoryview:
