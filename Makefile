@@ -81,7 +81,7 @@ demo: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(call require,fio=fio,the figures beside the raw disk)
-	$(BIN)/python -m ckptstore_bench.figures $(BENCH_ARGS)
+	$(BIN)/ckptstore bench figures $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .make build dist

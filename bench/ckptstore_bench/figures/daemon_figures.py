@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 
 from ckptstore import Store
-from ckptstore_bench.figures.measure import Figure, Result, Rounds, Say
-from ckptstore_bench.figures.state import make_state
-from ckptstore_bench.figures.workspace import Workspace
+from ckptstore_bench.measure import Result, Rounds, figure
+from ckptstore_bench.report import Figure
+from ckptstore_bench.scratch import Scratch
+from ckptstore_bench.state import make_state
+from ckptstore_bench.workspace import Workspace
 
 REST_S = 5.0
 #: After a save the daemon still writes records and pre-faults; it is at rest when that is done.
@@ -32,7 +34,7 @@ WAIT_S = 300.0
 NO_SLOWER = 1.2
 
 
-def measure_rest(workspace: Workspace, size_bytes: int, count: int, say: Say) -> Result:
+def measure_rest(workspace: Workspace, size_bytes: int, count: int, say: Callable[[str], None]) -> Result:
     """CPU and memory of a daemon that has saved something and is asked nothing."""
     rounds = Rounds()
     with workspace.connect() as store:
@@ -51,8 +53,8 @@ def measure_rest(workspace: Workspace, size_bytes: int, count: int, say: Say) ->
     mebibytes = [size / 2**20 for size in resident_bytes]
     return Result(
         [
-            Figure("daemon.cpu", "CPU of the daemon at rest", percent, 1.0, at_least=False, unit="% of a core"),
-            Figure("daemon.memory", "memory of the daemon beyond its segments", mebibytes, 200.0, at_least=False, unit="MiB"),
+            figure("daemon.cpu", "CPU of the daemon at rest", percent, 1.0, at_least=False, unit="% of a core"),
+            figure("daemon.memory", "memory of the daemon beyond its segments", mebibytes, 200.0, at_least=False, unit="MiB"),
         ],
         rounds,
     )
@@ -69,10 +71,14 @@ def _own_memory_bytes(pid: int) -> int:
     return sum(int(status[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
 
 
-def measure_many(workspace: Workspace, checkpoints: int, count: int, say: Say) -> Result:
+def measure_many(workspace: Workspace, checkpoints: int, count: int, say: Callable[[str], None]) -> Result:
     """The same operations, in turns, on a store with so many checkpoints and on one that has just begun."""
     rounds = Rounds()
-    with Workspace(workspace.folder / "young", limit_bytes=YOUNG_LIMIT_BYTES) as young, workspace.connect() as old, young.connect() as new:
+    with (
+        Workspace(Scratch(folder=workspace.folder / "young"), memory_limit_bytes=YOUNG_LIMIT_BYTES) as young,
+        workspace.connect() as old,
+        young.connect() as new,
+    ):
         stores = {"young": new, "old": old}
         for store in stores.values():
             _fill(store, LISTED_FOLDER, LISTED, lambda text: None)
@@ -87,7 +93,7 @@ def measure_many(workspace: Workspace, checkpoints: int, count: int, say: Say) -
     return Result(figures, rounds, {"checkpoints": checkpoints})
 
 
-def _fill(store: Store, folder: str, checkpoints: int, say: Say) -> None:
+def _fill(store: Store, folder: str, checkpoints: int, say: Callable[[str], None]) -> None:
     def save(number: int) -> None:
         if number % 1000 == 0:
             say(f"many checkpoints: {number} of {checkpoints}")
@@ -114,4 +120,4 @@ def _operations(store: Store, number: int) -> dict[str, Callable[[], object]]:
 def _slowdown(rounds: Rounds, what: str, checkpoints: int) -> Figure:
     ratios = rounds.ratio(f"{what}, old", f"{what}, young")
     name = f"many.{what.replace(' ', '_').replace('@', '')}"
-    return Figure(name, f"{what}: with {checkpoints} checkpoints / in a store that has just begun", ratios, NO_SLOWER, at_least=False)
+    return figure(name, f"{what}: with {checkpoints} checkpoints / in a store that has just begun", ratios, NO_SLOWER, at_least=False)

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from ckptstore.errors import ChecksumMismatch
-from ckptstore_bench.figures.cold import make_cold
-from ckptstore_bench.figures.fio import Fio
-from ckptstore_bench.figures.measure import Figure, Result, Rounds, Say
+from ckptstore_bench.cold import make_cold
 from ckptstore_bench.figures.peers import SavedBy, close_process_group, open_process_group
-from ckptstore_bench.figures.state import WarmCopy, make_state, same_bits, tensors_of, touch
-from ckptstore_bench.figures.workspace import Workspace
+from ckptstore_bench.fio import Fio
+from ckptstore_bench.measure import Result, Rounds, figure
+from ckptstore_bench.state import WarmCopy, make_state, same_bits, tensors_of, touch
+from ckptstore_bench.workspace import Workspace
 
 PATH = "/figures/load"
 INTO, NEW, FIO = "load into existing tensors, cold", "load into new tensors, cold", "fio read"
@@ -22,7 +22,7 @@ MEMORY, COPY = "load from memory into existing tensors", "memory copy"
 WAIT_S = 300.0
 
 
-def measure_cold(workspace: Workspace, size_bytes: int, count: int, say: Say) -> Result:
+def measure_cold(workspace: Workspace, size_bytes: int, count: int, say: Callable[[str], None]) -> Result:
     state, rounds = make_state(size_bytes), Rounds()
     target = make_state(size_bytes, seed=1)
     fio = Fio(workspace.folder / "fio", size_bytes)
@@ -47,13 +47,13 @@ def measure_cold(workspace: Workspace, size_bytes: int, count: int, say: Say) ->
     _check(same_bits(state, target))
     fastest = f"the fastest of {', '.join(peers)} / load into new tensors"
     figures = [
-        Figure("load.cold.fio", "speed of a cold load into existing tensors / fio O_DIRECT read", rounds.ratio(FIO, INTO), 0.7),
-        Figure("load.cold.peers", fastest, rounds.best_ratio(NEW, *peers), 1.0),
+        figure("load.cold.fio", "speed of a cold load into existing tensors / fio O_DIRECT read", rounds.ratio(FIO, INTO), 0.7),
+        figure("load.cold.peers", fastest, rounds.best_ratio(NEW, *peers), 1.0),
     ]
     return Result(figures, rounds, {"size_bytes": size_bytes, "fio": fio.version})
 
 
-def measure_memory(workspace: Workspace, size_bytes: int, count: int, say: Say) -> Result:
+def measure_memory(workspace: Workspace, size_bytes: int, count: int, say: Callable[[str], None]) -> Result:
     state, rounds = make_state(size_bytes), Rounds()
     target = make_state(size_bytes, seed=1)
     warm_copy = WarmCopy(state)
@@ -70,8 +70,8 @@ def measure_memory(workspace: Workspace, size_bytes: int, count: int, say: Say) 
         workspace.expect_nearest(PATH, "memory")
     _check(same_bits(state, target))
     what = "speed of a verified load from memory into existing tensors / memory copy"
-    figure = Figure("load.memory", what, rounds.ratio(COPY, MEMORY), 0.5)
-    return Result([figure], rounds, {"size_bytes": size_bytes})
+    speed = figure("load.memory", what, rounds.ratio(COPY, MEMORY), 0.5)
+    return Result([speed], rounds, {"size_bytes": size_bytes})
 
 
 def _save(workspace: Workspace, state: dict[str, object]) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ckptstore
-from ckptstore_bench.figures.fio import Fio
-from ckptstore_bench.figures.measure import Figure, Result, Rounds, Say
 from ckptstore_bench.figures.peers import AS_CALLED, SHARED_MEMORY, AsyncSave, close_process_group, open_process_group
-from ckptstore_bench.figures.state import WarmCopy, make_state
-from ckptstore_bench.figures.workspace import Workspace
+from ckptstore_bench.fio import Fio
+from ckptstore_bench.measure import Result, Rounds, figure
+from ckptstore_bench.report import Figure
+from ckptstore_bench.state import WarmCopy, make_state
+from ckptstore_bench.workspace import Workspace
 
 COPY, COPIED = "memory copy", "save: the copy"
 STALL, FSYNCED, HANDED = "save: stall", "save: call until fsynced", "save: hand-over until fsynced"
@@ -21,7 +23,7 @@ WARM_UP_ROUNDS = 2
 WAIT_S = 300.0
 
 
-def measure(workspace: Workspace, size_bytes: int, count: int, say: Say) -> Result:
+def measure(workspace: Workspace, size_bytes: int, count: int, say: Callable[[str], None]) -> Result:
     state = make_state(size_bytes)
     rounds = Rounds()
     warm_copy, fio = WarmCopy(state), Fio(workspace.folder / "fio", size_bytes)
@@ -65,11 +67,11 @@ def _save(store: ckptstore.Store, path: str, state: dict[str, Any], into: Rounds
 def _figures(rounds: Rounds) -> list[Figure]:
     as_called, shared = (f"{name}: stall" for name in (AS_CALLED, SHARED_MEMORY))
     return [
-        Figure("save.copy", "speed of the copy in save / warm memory copy", rounds.ratio(COPY, COPIED), 0.75),
-        Figure("save.stall.shared", f"stall of save / of {SHARED_MEMORY}", rounds.ratio(STALL, shared), 1.1, at_least=False),
-        Figure("save.stall.as_called", f"stall of save / of {AS_CALLED}", rounds.ratio(STALL, as_called), 0.5, at_least=False),
-        Figure("save.fsynced.fio", "speed of hand-over until fsynced / fio O_DIRECT write", rounds.ratio(FIO, HANDED), 0.6),
-        Figure(
+        figure("save.copy", "speed of the copy in save / warm memory copy", rounds.ratio(COPY, COPIED), 0.75),
+        figure("save.stall.shared", f"stall of save / of {SHARED_MEMORY}", rounds.ratio(STALL, shared), 1.1, at_least=False),
+        figure("save.stall.as_called", f"stall of save / of {AS_CALLED}", rounds.ratio(STALL, as_called), 0.5, at_least=False),
+        figure("save.fsynced.fio", "speed of hand-over until fsynced / fio O_DIRECT write", rounds.ratio(FIO, HANDED), 0.6),
+        figure(
             "save.fsynced.as_called",
             f"call until fsynced: {AS_CALLED} / save",
             rounds.ratio(f"{AS_CALLED}: call until fsynced", FSYNCED),

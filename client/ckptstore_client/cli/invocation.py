@@ -2,7 +2,8 @@
 
 `--home`, `--url`, `--token` and `--json` may stand before or after the command's name. Typer gives a parameter to one command only, so
 `with_global_options` adds the four to a command's signature and takes them off its arguments again; what stood further to the right wins.
-A command is a function whose first parameter is the `Invocation`.
+A command is a function whose first parameter is the `Invocation`. Where it declares a parameter of a global option's name itself (`bench`
+writes its JSON to a file), that one is its own.
 
 Nothing here opens a connection before a command asks for one, so `--help` and `config` never touch a daemon.
 """
@@ -44,6 +45,14 @@ TokenOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.", rich_help_panel=PANEL)]
 
+#: parameter → its default, and the option
+GLOBAL_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "home": (None, HomeOption),
+    "url": (None, UrlOption),
+    "token": (None, TokenOption),
+    "as_json": (False, JsonOption),
+}
+
 
 @dataclass(frozen=True)
 class Invocation:
@@ -74,13 +83,15 @@ class Invocation:
 def with_global_options(function: Callable[Concatenate[Invocation, P], None]) -> Callable[..., None]:
     """`function` as Typer is to see it: without its first parameter, and with the global options."""
 
+    own = inspect.signature(function, eval_str=True)
+    added = {name: default for name, (default, _) in GLOBAL_OPTIONS.items() if name not in own.parameters}
+
     @functools.wraps(function)
-    def command(
-        ctx: typer.Context, home: Path | None = None, url: str | None = None, token: str | None = None, as_json: bool = False, **given: Any
-    ) -> None:
+    def command(ctx: typer.Context, **given: Any) -> None:
+        told = {name: given.pop(name, default) for name, default in added.items()}
         outer = ctx.find_object(Invocation) or Invocation(Terminal())
-        terminal = Terminal(as_json=True) if as_json else outer.terminal
-        ctx.obj = replace(outer, terminal=terminal, home=home or outer.home, url=url or outer.url, token=token or outer.token)
+        terminal = Terminal(as_json=True) if told.pop("as_json", False) else outer.terminal
+        ctx.obj = replace(outer, terminal=terminal, **{name: value for name, value in told.items() if value})
         try:
             function(ctx.obj, **given)  # type: ignore[call-arg]
             sys.stdout.flush()
@@ -89,14 +100,11 @@ def with_global_options(function: Callable[Concatenate[Invocation, P], None]) ->
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(BROKEN_PIPE_EXIT) from error
 
-    own = inspect.signature(function, eval_str=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
     named = [
-        inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
-        *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in list(own.parameters.values())[1:]),
-        inspect.Parameter("home", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=HomeOption),
-        inspect.Parameter("url", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=UrlOption),
-        inspect.Parameter("token", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=TokenOption),
-        inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption),
+        inspect.Parameter("ctx", keyword, annotation=typer.Context),
+        *(p.replace(kind=keyword) for p in list(own.parameters.values())[1:]),
+        *(inspect.Parameter(name, keyword, default=default, annotation=GLOBAL_OPTIONS[name][1]) for name, default in added.items()),
     ]
     command.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in named} | {"return": None}

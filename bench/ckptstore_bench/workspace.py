@@ -1,64 +1,69 @@
-"""The folder of a run of figures: a home with one NVMe tier, and the daemon that the first `connect` starts there.
+"""The store of a measurement: the scratch places, and the daemon that the first `connect` starts there.
 
-The daemon is not our child; leaving the `with` block tells it to stop and waits until it is gone.
+The daemon is not our child; leaving the `with` block tells it to stop, waits until it is gone, and removes what was written.
 """
 
 from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 from pathlib import Path
 from types import TracebackType
 
 import ckptstore
-from ckptstore.config import read_settings
 from ckptstore.errors import CkptStoreError, DaemonUnavailable
 from ckptstore.wire import FilePage, Located, PublicationInfo
+from ckptstore_bench.interruption import uninterrupted
+from ckptstore_bench.scratch import Scratch
 from ckptstore_client.api import Api
 
 STOP_TIMEOUT_S = 60.0
-#: `grace_s = 0`: what is removed between rounds leaves the disk at once.
-CONFIGURATION = """\
-grace_s = 0
-
-[memory]
-limit = "{limit_bytes}"
-
-[[tiers]]
-name = "nvme"
-kind = "posix"
-path = "{folder}/nvme"
-"""
 
 
 class Workspace:
-    def __init__(self, folder: Path, *, limit_bytes: int) -> None:
-        self.folder = folder
-        self.home = folder / "home"
-        self.tier = folder / "nvme"
-        self.home.mkdir(mode=0o700, parents=True)
-        (self.home / "config.toml").write_text(CONFIGURATION.format(folder=folder, limit_bytes=limit_bytes), "utf-8")
-        self._socket = str(read_settings(home=self.home).api_socket)
+    def __init__(self, scratch: Scratch, *, memory_limit_bytes: int | None) -> None:
+        """Owns `scratch` from here: it is entered and left with this block."""
+        self.scratch = scratch
+        self.home = scratch.home
+        self._memory_limit_bytes = memory_limit_bytes
+        self._socket = ""
+
+    @property
+    def folder(self) -> Path:
+        """Scratch space on the device of the first posix tier."""
+        return self.scratch.beside
 
     def __enter__(self) -> Workspace:
+        self.scratch.__enter__()
+        settings = self.scratch.write_configuration(memory_limit_bytes=self._memory_limit_bytes)
+        self._socket = str(settings.api_socket)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop_daemon()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with uninterrupted():
+            try:
+                self.stop_daemon()
+            finally:
+                self.scratch.__exit__(kind, error, trace)
 
     def connect(self) -> ckptstore.Store:
         return ckptstore.connect(home=self.home)
 
-    def stop_daemon(self) -> None:
-        """Stop it, so that its memory replicas are gone; nothing happens if none runs."""
+    def daemon_pid(self) -> int | None:
+        """None if none runs."""
         try:
             with ckptstore.connect(home=self.home, start=False, timeout_s=5.0) as store:
-                handle = os.pidfd_open(store.hello().pid)
+                return store.hello().pid
         except DaemonUnavailable:
+            return None
+
+    def stop_daemon(self) -> None:
+        """Stop it, so that its memory replicas are gone; nothing happens if none runs."""
+        pid = self.daemon_pid()
+        if pid is None:
             return
+        handle = os.pidfd_open(pid)
         try:
             signal.pidfd_send_signal(handle, signal.SIGTERM)
             if not select.select([handle], [], [], STOP_TIMEOUT_S)[0]:
@@ -82,4 +87,5 @@ class Workspace:
         found, object_id = self.nearest_replica(path)
         if found != tier:
             raise CkptStoreError(f"the nearest replica is in {found}, and {tier} was to be measured", operation="bench", subject=path)
-        return [file for file in self.tier.rglob("*") if file.is_file() and object_id in file.name]
+        place = next((known.path for known in self.scratch.tiers if known.name == tier), None)
+        return [] if place is None else [file for file in place.rglob("*") if file.is_file() and object_id in file.name]

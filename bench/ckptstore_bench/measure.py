@@ -6,37 +6,13 @@ formed in every round, and its value is the median over the rounds. The raw seco
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table. `values` has one value a round."""
-
-    name: str
-    what: str
-    values: list[float]
-    bound: float | None
-    at_least: bool = True
-    unit: str = "×"
-
-    @property
-    def value(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def reached(self) -> bool | None:
-        if self.bound is None:
-            return None
-        return self.value >= self.bound if self.at_least else self.value <= self.bound
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "value": self.value, "reached": self.reached}
+from ckptstore_bench.report import Figure
 
 
 @dataclass
@@ -73,5 +49,5 @@ class Result:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-#: Tells the person who waits what is being measured.
-Say = Callable[[str], None]
+def figure(name: str, what: str, values: list[float], bound: float | None, *, at_least: bool = True, unit: str = "×") -> Figure:
+    return Figure(name=name, what=what, values=tuple(values), bound=bound, at_least=at_least, unit=unit)

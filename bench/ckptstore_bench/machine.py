@@ -5,16 +5,15 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 PACKAGES = ("ckptstore", "torch", "safetensors", "numpy", "granian", "sqlalchemy", "xxhash")
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path, *packages: str) -> dict[str, Any]:
+    """The machine, the file system that `folder` is on, and the versions of what was measured; `packages` beside the usual ones."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "kernel": platform.release(),
@@ -23,9 +22,15 @@ def describe(folder: Path) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "file_system": _file_system(folder),
-        "torch_threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: found for name in (*PACKAGES, *packages) if (found := _version(name)) is not None},
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu_model() -> str:

@@ -1,0 +1,41 @@
+"""`ckptstore bench …`: the command line of the measurements. Loaded at every call of `ckptstore`, so nothing heavy is imported here:
+each command imports the module that measures when it is called, inside `run`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckptstore_bench.report import Report
+from ckptstore_bench.running import FolderOption, JsonFile, PageFile, RoundsOption, Steps, positive_size, run
+from ckptstore_client.cli.invocation import CommandGroup, Invocation
+
+group = CommandGroup("Measure this machine, the store and its peers.")
+Names = Annotated[list[str] | None, typer.Option(metavar="NAME", help="save, load, memory, rest or many. May be repeated.")]
+
+
+@group.command("figures")
+def figures(
+    invocation: Invocation,
+    only: Names = None,
+    size: Annotated[str, typer.Option(help="Bytes of the state.")] = "1GiB",
+    rounds: RoundsOption = 5,
+    checkpoints: Annotated[int, typer.Option(min=200, help="How many small checkpoints `many` saves.")] = 10_000,
+    folder: FolderOption = None,
+    as_json: JsonFile = None,
+    report: PageFile = None,
+) -> None:
+    """The store's figures, each a ratio to what it is compared with in the same run.
+
+    Example: ckptstore bench figures --only save --rounds 9
+    """
+    size_bytes = positive_size(size)
+
+    def measure(steps: Steps) -> Report:
+        from ckptstore_bench.figures import families
+
+        return families.measure(steps, only or [], size_bytes, rounds, checkpoints, folder)
+
+    run(invocation, measure, as_json=as_json, page_file=report)

@@ -1,0 +1,153 @@
+"""Where may a measurement write, so that it meets the operator's own devices and nothing of the operator's?
+
+Every configured tier gets a place of its own below its root (`bench-<id>` in a posix tier's folder, `…/bench-<id>` behind an object tier's
+URL), and so does the home. With `folder` there is one posix tier in that folder, which must be new or empty. All settings but the places,
+the catalog, the network port and the grace time are the configuration's.
+
+Nothing is written before every check has passed. What was made is removed when the `with` block ends, by an error or a signal too (signals
+that come during the removal wait for its end); parents that had to be made go as well. One thread owns an instance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+import tomlkit
+
+from ckptstore.config import MemorySettings, Settings, TierSettings, read_settings
+from ckptstore.errors import AlreadyExists, CkptStoreError, InvalidInput, TierFull, TierUnavailable
+from ckptstore_bench.interruption import uninterrupted
+from ckptstore_tiers.open_tiers import open_tier
+
+#: Left on a device beside what a run needs: its owner goes on working.
+SPARE_BYTES = 64 << 20
+#: The tier's root in its place; `beside` is its neighbour, since a root must be empty when its store begins.
+TIER = "tier"
+
+
+class Scratch:
+    def __init__(self, *, home: Path | None = None, folder: Path | None = None, name: str | None = None) -> None:
+        """Reads the configuration; writes nothing. `name` replaces the random `bench-<id>`: AlreadyExists if it is in use."""
+        self.name = name or f"bench-{secrets.token_hex(4)}"
+        if folder is not None:
+            folder = folder.expanduser().absolute()
+            _refuse_used(folder)
+            # Read before CKPTSTORE_… leaves the environment, and without the file: only `folder` decides.
+            self._configured = Settings(home=folder)
+            self.home = folder / "home"
+            self.tiers: tuple[TierSettings, ...] = (TierSettings(name="nvme", kind="posix", path=folder / "nvme" / TIER),)
+            self._places = [folder]
+        else:
+            self._configured = read_settings(home=home)
+            self.home = self._configured.home / self.name
+            self.tiers = tuple(self._moved(tier) for tier in self._configured.effective_tiers)
+            self._places = [self.home, *(tier.path.parent for tier in self.tiers if tier.path is not None)]
+            for place in self._places:
+                _refuse_used(place)
+        self._environment: dict[str, str] = {}
+        self._made: list[Path] = []
+
+    def _moved(self, tier: TierSettings) -> TierSettings:
+        if tier.path is not None:
+            return tier.model_copy(update={"path": tier.path / self.name / TIER})
+        return tier.model_copy(update={"url": f"{(tier.url or '').rstrip('/')}/{self.name}"})
+
+    @property
+    def beside(self) -> Path:
+        """A folder beside the first posix tier's root: where a peer writes, so that it meets the same device."""
+        found = next((tier.path.parent / "beside" for tier in self.tiers if tier.path is not None), None)
+        if found is None:
+            raise InvalidInput(
+                "no posix tier is configured, and peers write to a file system", operation="bench", hint="name one with --folder"
+            )
+        return found
+
+    def check_room(self, need_bytes: int) -> None:
+        """TierFull if a posix tier's device or capacity, or the home's, has no room for so many bytes."""
+        for tier in self.tiers:
+            room = [tier.capacity] if tier.capacity is not None else []
+            if tier.path is not None:
+                room.append(shutil.disk_usage(_existing(tier.path)).free - SPARE_BYTES)
+            if room and min(room) < need_bytes:
+                why = f"it has room for {max(0, min(room)):,} bytes, and this needs {need_bytes:,}"
+                raise TierFull(why, operation="bench", tier=tier.name, hint="a smaller --size, or another --folder")
+
+    def write_configuration(self, *, memory_limit_bytes: int | None) -> Settings:
+        """`config.toml` in the scratch home; without a configured limit of memory, `memory_limit_bytes`."""
+        memory = self._configured.memory
+        limit = memory.limit if memory.limit is not None else memory_limit_bytes
+        settings = self._configured.model_copy(
+            update={
+                "home": self.home,
+                "tiers": self.tiers,
+                "memory": MemorySettings(**{**memory.model_dump(), "limit": limit}),
+                "catalog_url": None,
+                "listen": None,
+                "token": None,
+                "grace_s": 0.0,
+                # Its end is this process's to say; if this is killed, the daemon ends by itself.
+                "idle_exit_s": 60.0,
+            }
+        )
+        document = settings.model_dump(mode="json", exclude_none=True, exclude={"home"})
+        (self.home / "config.toml").write_text(tomlkit.dumps(document), "utf-8")
+        return settings
+
+    def __enter__(self) -> Scratch:
+        self._environment = {name: value for name, value in os.environ.items() if name.startswith("CKPTSTORE_")}
+        for name in self._environment:
+            del os.environ[name]
+        self._made = [_topmost_missing(place) for place in self._places]
+        try:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for tier in self.tiers:
+                if tier.path is not None:
+                    tier.path.mkdir(parents=True, exist_ok=True)
+                    (tier.path.parent / "beside").mkdir(exist_ok=True)
+        except OSError as error:
+            self._remove()
+            raise TierUnavailable(f"it cannot be written: {error.strerror}", operation="bench", subject=str(error.filename)) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with uninterrupted():
+            self._remove()
+
+    def _remove(self) -> None:
+        os.environ.update(self._environment)
+        for tier in self.tiers:
+            if tier.kind == "object":
+                remove_objects(tier, self.home)
+        for place in (*self._places, *self._made):
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def remove_objects(tier: TierSettings, home: Path) -> None:
+    """Everything below an object tier's URL. What cannot be removed stays: the error that ended the run says more than this one."""
+    with contextlib.suppress(CkptStoreError):
+        opened = open_tier(tier.model_copy(update={"compression": "none"}), home)
+        try:
+            for found in list(opened.list("")):
+                opened.delete(found.key)
+        finally:
+            opened.close()
+
+
+def _refuse_used(place: Path) -> None:
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise AlreadyExists("it is in use: the bench works in a folder that is new or empty", operation="bench", subject=str(place))
+
+
+def _existing(place: Path) -> Path:
+    return next(parent for parent in (place, *place.parents) if parent.exists())
+
+
+def _topmost_missing(place: Path) -> Path:
+    """The first folder that `mkdir(parents=True)` makes on the way to `place`."""
+    missing = [parent for parent in (place, *place.parents) if not parent.exists()]
+    return missing[-1] if missing else place
