@@ -98,6 +98,14 @@ class Hello(Message):
     durable_tiers: list[str]
 
 
+class SegmentGrant(Message):
+    """A slot that the client may write into until it hands it over. Its descriptor comes over the descriptor socket."""
+
+    segment_id: str
+    generation: int
+    capacity_bytes: int
+
+
 class OpenAttempt(Message):
     """POST /v1/attempts: join (or repeat joining) an attempt as one rank."""
 
@@ -112,14 +120,7 @@ class OpenAttempt(Message):
     metadata: Annotated[dict[str, Any], AfterValidator(_storable_json)] = Field(default_factory=dict)
     size_bytes: Count = Field(0, description="checkpoint: bytes of this rank's file, for its segment")
     on_busy: Literal["wait", "skip", "fail"] = "wait"
-
-
-class SegmentGrant(Message):
-    """A slot that the client may write into until it hands it over. Its descriptor comes over the descriptor socket."""
-
-    segment_id: str
-    generation: int
-    capacity_bytes: int
+    segment: SegmentGrant | None = Field(None, description="checkpoint: a slot that this session has acquired over the descriptor socket")
 
 
 class AttemptOpened(Message):
@@ -145,6 +146,9 @@ class HandOver(Message):
     segment_id: str
     generation: int
     size_bytes: int = Field(ge=1)
+    steps_ended_s: list[float] = Field(
+        default_factory=list, max_length=1024, description="when training's last steps ended, by CLOCK_MONOTONIC; see the daemon's step_times"
+    )
 
 
 class Abort(Message):
@@ -259,6 +263,16 @@ class VerifyLine(Message):
     problems: int = 0  # on the last line: how many were found
 
 
+class DrainAlarm(Message):
+    """A tier does not have in time what was published (`drain_within`), or will not."""
+
+    kind: Literal["late", "at risk"]
+    late_s: float
+    needed_bytes_s: float | None  # None: it is late, however fast
+    reached_bytes_s: float
+    what: str
+
+
 class TierStatus(Message):
     name: str
     kind: str
@@ -271,6 +285,8 @@ class TierStatus(Message):
     free_bytes: int | None
     rate_bytes_s: float  # written over the last minute
     bandwidth_limit: int | None
+    drain_within_s: float | None = None
+    alarm: DrainAlarm | None = None
     waiting_objects: int
     waiting_bytes: int
     oldest_waiting_s: float
@@ -286,6 +302,14 @@ class MemoryStatus(Message):
     replica_bytes: int
     free_bytes: int
     dies_with_job: str | None  # advice, if the daemon lives in a job's cgroup
+
+
+class QuietStatus(Message):
+    """How much of this machine drains may use."""
+
+    cpus: float
+    allowed_cpus: float  # as of the last look
+    nice_counts: bool  # whether their nice means anything to other sessions; the budget does in any case
 
 
 class ErrorLine(Message):
@@ -314,6 +338,7 @@ class Status(Message):
     counts: dict[str, int]
     sessions: int
     memory: MemoryStatus
+    quiet: QuietStatus | None = None
     tiers: list[TierStatus]
     attempts: list[AttemptLine]
     errors: list[ErrorLine]
@@ -343,6 +368,24 @@ class FdSegment(Message):
     segment_id: str
 
 
+class FdAcquire(Message):
+    """Ask for a slot of at least that size, at once or not at all (Busy); answered by FdReady without a descriptor.
+
+    It is the session's until an attempt that was opened with it (`OpenAttempt.segment`) is handed over or aborted, or FdRelease.
+    """
+
+    op: Literal["acquire"] = "acquire"
+    size_bytes: Count
+
+
+class FdRelease(Message):
+    """Give an acquired slot back that no attempt took. Answered by FdReady, also if it is not lent any more."""
+
+    op: Literal["release"] = "release"
+    segment_id: str
+    generation: int
+
+
 class FdOpen(Message):
     """Ask for a read-only descriptor of an object's replica; answered by FdReady with one descriptor."""
 
@@ -367,6 +410,7 @@ class FdReady(Message):
     """The answer; or `error` as CkptStoreError.to_wire() wrote it, and no descriptor."""
 
     size_bytes: int = 0
+    segment_id: str = ""
     capacity_bytes: int = 0
     generation: int = 0
     direct: bool = False  # whether the descriptor may be read with O_DIRECT (it was opened so)

@@ -11,20 +11,19 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ckptstore.catalog.model import AttemptState, AttemptView, Backlog, Join, Kind, NewObject, Ticket
 from ckptstore.errors import AttemptAborted, Busy, CatalogUnavailable, CkptStoreError, InvalidInput, NotFound, TierFull, WaitTimeout
 from ckptstore.manifest import part_file_name
 from ckptstore.paths import check_path, check_relative
-from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, HandOver, OpenAttempt, SegmentGrant
+from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, HandOver, OpenAttempt
+from ckptstore_server.grants import Grant, Grants
 from ckptstore_server.ingest import Ingest
 from ckptstore_server.node import CATALOG_PAUSE_S, Node
 from ckptstore_server.publish import Publisher
 from ckptstore_server.sessions import Sessions
 from ckptstore_tiers.interface import BlockSource
-from ckptstore_tiers.memory import Segment
 
 T = TypeVar("T")
 
@@ -43,18 +42,6 @@ OTHER_NODES_POLL_S = 0.25
 SAFETY_POLL_S = 5.0
 
 
-@dataclass
-class Grant:
-    """A slot that this daemon lent for one rank of an attempt."""
-
-    attempt_id: str
-    rank: int
-    session: str
-    new_object: NewObject
-    segment: Segment
-    generation: int
-
-
 class AttemptService:
     def __init__(self, node: Node, sessions: Sessions, ingest: Ingest, publisher: Publisher) -> None:
         self._sessions = sessions
@@ -64,7 +51,7 @@ class AttemptService:
         self._node = node
         self._ingest = ingest
         self._publisher = publisher
-        self._grants: dict[tuple[str, int], Grant] = {}
+        self._grants = Grants(node)
         self._files: dict[tuple[str, str], NewObject] = {}  # (attempt, name) of puts that are under way
         self._tasks: set[asyncio.Task[None]] = set()
         self.accepting = True
@@ -116,11 +103,10 @@ class AttemptService:
             return AttemptOpened(attempt_id=ticket.attempt_id)
         try:
             await self._check_queue(request.path)
-            segment = await self._slot(ticket, request, session)
+            grant = await self._slot(ticket, request, session)
         except (Busy, TierFull) as error:
             return await self._no_slot(ticket, request, error)
-        grant = SegmentGrant(segment_id=segment.segment_id, generation=segment.generation, capacity_bytes=segment.capacity_bytes)
-        return AttemptOpened(attempt_id=ticket.attempt_id, file_name=names[0], segment=grant)
+        return AttemptOpened(attempt_id=ticket.attempt_id, file_name=names[0], segment=grant.to_wire())
 
     @staticmethod
     def _names(request: OpenAttempt, kind: Kind) -> tuple[str, ...]:
@@ -161,22 +147,17 @@ class AttemptService:
                     hint="raise queue_limit, or find out with `ckptstore status` why the tier is slow",
                 )
 
-    async def _slot(self, ticket: Ticket, request: OpenAttempt, session: str) -> Segment:
-        held = self._grants.get((ticket.attempt_id, request.rank))
-        if held is not None and held.session == session and held.segment.capacity_bytes >= request.size_bytes:
-            return held.segment
+    async def _slot(self, ticket: Ticket, request: OpenAttempt, session: str) -> Grant:
         timeout_s = SLOT_WAIT_S if request.on_busy == "wait" else 0.0
-        acquire, began_s = self._node.pool.acquire, time.monotonic()
-        segment = await self._node.run(self._node.read_executor, acquire, session, request.size_bytes, timeout_s=timeout_s)
-        grant = Grant(ticket.attempt_id, request.rank, session, ticket.objects[0], segment, segment.generation)
-        self._grants[ticket.attempt_id, request.rank] = grant
+        began_s = time.monotonic()
+        grant = await self._grants.make(ticket.attempt_id, request, ticket.objects[0], session, timeout_s=timeout_s)
         if time.monotonic() - began_s < SHORT_WAIT_S:
-            return segment  # handing over asks the catalog anyway: one round trip less where nobody waited
+            return grant  # handing over asks the catalog anyway: one round trip less where nobody waited
         view = await self._node.query(self._node.catalog.attempt, ticket.attempt_id)
         if view.state is AttemptState.ABORTED:  # while this rank waited for its slot: its client has not been told of it yet
-            self._give_up_slots(view.attempt_id, session)
+            self._grants.give_up(view.attempt_id, session)
             raise _aborted(view)
-        return segment
+        return grant
 
     async def _no_slot(self, ticket: Ticket, request: OpenAttempt, error: CkptStoreError) -> AttemptOpened:
         if isinstance(error, Busy) and request.on_busy == "wait":
@@ -194,17 +175,10 @@ class AttemptService:
         return await self._to_its_end(self._hand_over(attempt_id, rank, message, session))
 
     async def _hand_over(self, attempt_id: str, rank: int, message: HandOver, session: str) -> AttemptStatus:
-        grant = self._grants.get((attempt_id, rank))
-        if grant is None or grant.session != session:
-            await self._raise_if_aborted(attempt_id)
-            raise NotFound("this session holds no slot for that rank", operation="hand over", subject=f"{attempt_id} rank {rank}")
-        if message.segment_id != grant.segment.segment_id or message.generation != grant.generation:
-            raise InvalidInput("the segment is not the one that was lent", operation="hand over", subject=message.segment_id)
-        if message.size_bytes > grant.segment.capacity_bytes:
-            why = f"{message.size_bytes} bytes do not fit the segment's {grant.segment.capacity_bytes}"
-            raise InvalidInput(why, operation="hand over", subject=message.segment_id)
-        del self._grants[attempt_id, rank]
-        segment = self._node.pool.hold(grant.segment.segment_id, grant.generation, owner=session)
+        grant = await self._grant(attempt_id, rank, session)
+        grant.check_is(message)
+        self._grants.end(grant)
+        segment = self._node.pool.hold(message.segment_id, message.generation, owner=session)
         try:
             view = await self._node.insist(self._node.catalog.snapshot_taken, attempt_id, rank)
         except CkptStoreError:
@@ -215,6 +189,13 @@ class AttemptService:
             self._node.timings.reach(attempt_id, "snapshot")
         self._node.board.announce()
         return self._status(view, [])
+
+    async def _grant(self, attempt_id: str, rank: int, session: str) -> Grant:
+        grant = self._grants.of(attempt_id, rank, session)
+        if grant is None:
+            await self._raise_if_aborted(attempt_id)
+            raise NotFound("this session holds no slot for that rank", operation="hand over", subject=f"{attempt_id} rank {rank}")
+        return grant
 
     async def store_file(self, attempt_id: str, name: str, source: BlockSource) -> FileStored:
         """One file of a put, into the first durable tier that takes it. Blocks the caller until it is there."""
@@ -236,13 +217,8 @@ class AttemptService:
 
     async def receive(self, attempt_id: str, rank: int, size_bytes: int, body: AsyncIterator[bytes], *, session: str) -> AttemptStatus:
         """A save over TCP: the body goes into the slot that `open` granted, and is handed over when it is whole."""
-        grant = self._grants.get((attempt_id, rank))
-        if grant is None or grant.session != session:
-            await self._raise_if_aborted(attempt_id)
-            raise NotFound("this session holds no slot for that rank", operation="save", subject=f"{attempt_id} rank {rank}")
-        if size_bytes > grant.segment.capacity_bytes:
-            why = f"{size_bytes} bytes do not fit the {grant.segment.capacity_bytes} asked for"
-            raise InvalidInput(why, operation="save", subject=attempt_id)
+        grant = await self._grant(attempt_id, rank, session)
+        grant.check_size(size_bytes, "save")
         received_bytes, heard_s = 0, time.monotonic()
         async for chunk in body:
             if received_bytes + len(chunk) > size_bytes:
@@ -254,7 +230,7 @@ class AttemptService:
                 await self._node.query(self._node.catalog.progress, attempt_id)
         if received_bytes != size_bytes:
             raise InvalidInput(f"the body ended after {received_bytes} of {size_bytes} bytes", operation="save", subject=attempt_id)
-        message = HandOver(segment_id=grant.segment.segment_id, generation=grant.generation, size_bytes=size_bytes)
+        message = HandOver(segment_id=grant.segment.segment_id, generation=grant.segment.generation, size_bytes=size_bytes)
         return await self.hand_over(attempt_id, rank, message, session=session)
 
     async def commit(self, attempt_id: str) -> AttemptStatus:
@@ -307,7 +283,7 @@ class AttemptService:
         """End the attempt for all its ranks. A client that aborts its own save gives its slot back by it (`session`)."""
         view = await self._node.query(self._node.catalog.abort, attempt_id, reason)
         if session is not None:
-            self._give_up_slots(attempt_id, session)
+            self._grants.give_up(attempt_id, session)
         self.ended([view])
         return self._status(view, [])
 
@@ -324,14 +300,8 @@ class AttemptService:
 
     async def session_lost(self, session: str) -> None:
         """A client is gone: its slots are freed, and what it had not handed over is aborted."""
-        for key in [key for key, grant in self._grants.items() if grant.session == session]:
-            del self._grants[key]
-        self._node.pool.owner_gone(session)
+        self._grants.session_lost(session)
         self.ended(await self._node.insist(self._node.catalog.session_lost, session, CLIENT_GONE))
-
-    def _give_up_slots(self, attempt_id: str, session: str) -> None:
-        for key in [key for key, grant in self._grants.items() if key[0] == attempt_id and grant.session == session]:
-            self._node.pool.release(self._grants.pop(key).segment)
 
     def _forget_files(self, attempt_id: str) -> None:
         for key in [key for key in self._files if key[0] == attempt_id]:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from ckptstore import fd_protocol, sockets
 from ckptstore.errors import Busy, CkptStoreError, InvalidInput, Unauthorized
 from ckptstore.paths import new_id
-from ckptstore.wire import API_VERSION, FdHello, FdIngest, FdOpen, FdReady, FdSegment, FdWelcome
+from ckptstore.wire import API_VERSION, FdAcquire, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +44,14 @@ class DescriptorHandler(Protocol):
 
     def disconnected(self, session: str) -> None:
         """The client is gone, or has ended its connection. Comes also after a `connected` that failed half way."""
+        ...
+
+    def acquire(self, session: str, message: FdAcquire) -> Answer:
+        """A free slot, lent to this session from now on; Busy if there is none at this moment."""
+        ...
+
+    def release(self, session: str, message: FdRelease) -> Answer:
+        """Take a lent slot back."""
         ...
 
     def segment(self, session: str, message: FdSegment) -> Answer:
@@ -236,6 +244,10 @@ class DescriptorServer:
         operation = document.get("op")
         if (operation == "ingest") != bool(fds):
             raise InvalidInput("a file's descriptor comes with `ingest`, and with nothing else", operation="receive")
+        if operation == "acquire":
+            return self._handler.acquire(session, fd_protocol.read_as(document, FdAcquire))
+        if operation == "release":
+            return self._handler.release(session, fd_protocol.read_as(document, FdRelease))
         if operation == "segment":
             return self._handler.segment(session, fd_protocol.read_as(document, FdSegment))
         if operation == "open":

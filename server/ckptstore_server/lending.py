@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from ckptstore.errors import NotFound, TierUnavailable
-from ckptstore.wire import FdIngest, FdOpen, FdReady, FdSegment
+from ckptstore.wire import FdAcquire, FdIngest, FdOpen, FdReady, FdRelease, FdSegment
 from ckptstore_server.attempts import AttemptService
 from ckptstore_server.node import Node
 from ckptstore_server.replicas import MEMORY, Replicas
@@ -21,6 +21,8 @@ from ckptstore_tiers.sources import FileSource
 
 T = TypeVar("T")
 
+#: The longest that lending a new segment waits for its pages, in seconds; a client that has it sooner is slower, and not wrong.
+PREFAULT_WAIT_S = 20.0
 #: The longest that storing one handed-over file may take before its client is told to give up, in seconds.
 INGEST_TIMEOUT_S = 24 * 3600.0
 
@@ -56,8 +58,20 @@ class Lending:
         if self._loop.is_running():
             self._on_loop(note(), None)  # however long the catalog is locked
 
+    def acquire(self, session: str, message: FdAcquire) -> tuple[FdReady, int | None]:
+        """A slot ahead of the attempt that it is for: the client copies while it joins."""
+        segment = self._node.pool.acquire(session, message.size_bytes, timeout_s=0.0)
+        ready = FdReady(segment_id=segment.segment_id, capacity_bytes=segment.capacity_bytes, generation=segment.generation)
+        return ready, None
+
+    def release(self, session: str, message: FdRelease) -> tuple[FdReady, int | None]:
+        self._node.pool.give_up(message.segment_id, message.generation, owner=session)
+        return FdReady(), None
+
     def segment(self, session: str, message: FdSegment) -> tuple[FdReady, int | None]:
+        """Its descriptor, once its pages are present: a client that copies into fresh ones would make them itself, as small ones."""
         segment = self._node.pool.lent(message.segment_id, session)
+        segment.wait_prefaulted(PREFAULT_WAIT_S)
         ready = FdReady(capacity_bytes=segment.capacity_bytes, generation=segment.generation)
         return ready, segment.duplicate()
 

@@ -135,6 +135,13 @@ class SegmentPool:
             if segment.state in (SegmentState.LENT, SegmentState.HELD):
                 self._vacate(segment.slot)
 
+    def give_up(self, segment_id: str, generation: int, *, owner: str) -> None:
+        """The owner wants nothing with this use of a lent slot any more. Does nothing if it has ended already."""
+        with self._tables():
+            slot = self._slots.get(segment_id)
+            if slot is not None and slot.owner == owner and slot.generation == generation and slot.state is SegmentState.LENT:
+                self._vacate(slot)
+
     # --- replicas ------------------------------------------------------------------------------------------------------------
 
     def keep_as_replica(self, segment: Segment, object_id: str, size_bytes: int) -> None:

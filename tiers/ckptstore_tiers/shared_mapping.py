@@ -23,13 +23,14 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 _PROT_NONE, _MAP_FIXED, _MAP_NORESERVE = 0, 0x10, 0x4000
 
 
-def map_shared(fd: int, size_bytes: int, *, advice: tuple[int, ...] = ()) -> memoryview:
-    """All of the file, writable and shared. Advice that the kernel does not know is left out. OSError; `fd` stays the caller's."""
+def map_shared(fd: int, size_bytes: int, *, writable: bool = True, advice: tuple[int, ...] = ()) -> memoryview:
+    """All of the file, shared. Advice that the kernel does not know is left out. OSError; `fd` stays the caller's, open for writing
+    where the mapping is to be `writable`."""
     reserved_bytes = size_bytes + HUGE_PAGE_BYTES
     reserved = _map(None, reserved_bytes, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1)
     start = -(-reserved // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
     try:
-        _map(start, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd)
+        _map(start, size_bytes, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0), mmap.MAP_SHARED | _MAP_FIXED, fd)
     except OSError:
         _libc().munmap(reserved, reserved_bytes)
         raise
@@ -43,7 +44,9 @@ def map_shared(fd: int, size_bytes: int, *, advice: tuple[int, ...] = ()) -> mem
     memory = (ctypes.c_ubyte * size_bytes).from_address(start)
     weakref.finalize(memory, _libc().munmap, start, end - start).atexit = False
     # A ctypes array calls its bytes "<B", which memoryview does not take for the "B" of everybody else; numpy does.
-    return memoryview(np.ctypeslib.as_array(memory))
+    whole = np.ctypeslib.as_array(memory)
+    whole.flags.writeable = writable
+    return whole.data
 
 
 def _map(address: int | None, size_bytes: int, protection: int, flags: int, fd: int) -> int:
