@@ -1,9 +1,7 @@
 """One way to an S3 server for everything: a botocore client, its credentials as they rotate, bounded retries, and our errors.
 
-botocore finds credentials, signs, encodes keys and parses answers; bodies go straight between its connection and our buffers. Measured
-against SeaweedFS (256 MiB, 16 MiB ranges, 8 at a time, two cores): `readinto` from this client's responses moved 1.3 GB/s for 0.4 CPU
-seconds a GB, http.client with presigned requests 1.3 GB/s for 0.3, s3fs 0.44 GB/s for 1.5: a second HTTP path of our own is not worth
-its keep.
+botocore finds credentials, signs, encodes keys and parses answers; bodies go straight between a socket and our buffers (see
+`s3_transport`), except behind a proxy, where botocore's own transport carries them too.
 
 Credentials that botocore refreshes by itself (roles, processes) rotate inside it, since it asks for them at every request. Those that
 it reads once (environment, profile files) are looked up again when the server refuses them; if they have changed, the request is sent
@@ -18,8 +16,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
@@ -30,44 +29,19 @@ import botocore.session
 import stamina
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound
+from botocore.httpsession import get_cert_path
+from botocore.utils import get_environ_proxies
 
 from ckptstore.errors import ConfigInvalid, NotFound
 from ckptstore_tiers.s3_errors import FOREIGN, NO_CREDENTIALS, blames_credentials, may_pass, missing_bucket, translated
 from ckptstore_tiers.s3_options import S3Options, S3Place
+from ckptstore_tiers.s3_transport import Body, DirectTransport
 
 T = TypeVar("T")
 
 _LIKE_BACKSLASH = re.compile(r"%(?=(?:25)*5C)")
 _NAMED_BACKSLASH = re.compile(r"%(?:25((?:25)*))?5C")
 _MAYBE_BACKSLASH = re.compile(r"%(?:25)*[25]?$")
-
-#: Sent at a time: http.client would take 16 KiB, and a whole part in one go would be under a single socket timeout.
-_SEND_BYTES = 256 * 1024
-
-
-class Body:
-    """A request's body out of memory, without copies; `read` gives at least `_SEND_BYTES`, whatever is asked."""
-
-    def __init__(self, data: bytes | memoryview) -> None:
-        self._view = memoryview(data).cast("B").toreadonly()
-        self._position = 0
-
-    def __len__(self) -> int:
-        return len(self._view)
-
-    def read(self, size: int = -1) -> memoryview:
-        start = self._position
-        self._position = len(self) if size < 0 else min(len(self), start + max(size, _SEND_BYTES))
-        return self._view[start : self._position]
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self)}[whence]
-        self._position = base + offset
-        return self._position
-
 
 @dataclass(frozen=True)
 class StoredObject:
@@ -108,6 +82,8 @@ class S3Connection:
             self._session = _new_session(options.profile)
             self._credentials = self._read_credentials(self._session)
             self._client = self._new_client(self._session)
+            self._transport = self._new_transport()
+            self._send_directly(self._client)
         except (BotoCoreError, ValueError) as error:
             hint = "name a profile of ~/.aws/config" if isinstance(error, ProfileNotFound) else None
             raise ConfigInvalid(str(error), operation="open", subject=place.bucket, tier=tier, hint=hint) from error
@@ -171,14 +147,15 @@ class S3Connection:
         key: str,
         method: str,
         *,
-        body: bytes | memoryview | None = None,
+        body: bytes | Sequence[memoryview] | None = None,
         retry_for_s: float | None = None,
         **parameters: Any,
     ) -> dict[str, Any]:
         """One method of botocore's S3 client, with a body out of memory that every try sends from its start."""
+        pieces = (body,) if isinstance(body, bytes) else body
 
         def request(s3: Any) -> dict[str, Any]:
-            content = {} if body is None else {"Body": Body(body)}
+            content = {} if pieces is None else {"Body": Body(*pieces)}
             answer: dict[str, Any] = getattr(s3, method)(Bucket=self.bucket, **parameters, **content)
             return answer
 
@@ -207,6 +184,8 @@ class S3Connection:
 
     def close(self) -> None:
         self._client.close()
+        if self._transport is not None:
+            self._transport.close()
 
     def _require_bucket(self, operation: str, key: str) -> None:
         try:
@@ -236,8 +215,30 @@ class S3Connection:
             if found is None or found == self._credentials:
                 return False
             # The old client may still serve other threads; its connections go when they are done with it.
-            self._session, self._credentials, self._client = session, found, self._new_client(session)
+            client = self._new_client(session)
+            self._send_directly(client)
+            self._session, self._credentials, self._client = session, found, client
             return True
+
+    def _new_transport(self) -> DirectTransport | None:
+        """One for all clients to come; None behind a proxy."""
+        if get_environ_proxies(self.endpoint_url):
+            return None
+        trusted = None
+        if urlsplit(self.endpoint_url).scheme == "https":
+            bundle = self._session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+            trusted = ssl.create_default_context(cafile=get_cert_path(bundle or True))
+        options = self.options
+        return DirectTransport(
+            connect_timeout_s=options.connect_timeout_s,
+            read_timeout_s=options.read_timeout_s,
+            idle_limit=options.parallel + 8,
+            trusted=trusted,
+        )
+
+    def _send_directly(self, client: Any) -> None:
+        if self._transport is not None:
+            client.meta.events.register("before-send.s3", self._transport.send)
 
     @staticmethod
     def _read_credentials(session: botocore.session.Session) -> tuple[str, str, str | None] | None:

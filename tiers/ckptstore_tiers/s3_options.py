@@ -31,10 +31,10 @@ class S3Options(BaseModel):
         None,
         description="unset: path, except at Amazon's own endpoints; other servers seldom have a DNS name per bucket",
     )
-    connect_timeout_s: float = Field(
-        5.0, gt=0, le=300, description="also the longest that 256 KiB of an upload may take to be sent"
+    connect_timeout_s: float = Field(5.0, gt=0, le=300, description="the longest that connecting may take")
+    read_timeout_s: float = Field(
+        7.0, gt=0, le=3600, description="the longest silence of the server, and that 256 KiB of an upload may take to be sent"
     )
-    read_timeout_s: float = Field(7.0, gt=0, le=3600, description="the longest silence of the server")
     retry_for_s: float = Field(
         6.0,
         ge=0,

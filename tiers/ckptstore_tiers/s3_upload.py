@@ -132,7 +132,7 @@ class S3Upload:
         condition = {"IfNoneMatch": "*"} if self._abilities.conditional_put else {}
         check = checksum_of(self._abilities.checksum, data)
         self._may_be_visible = True
-        self._ask("put_object", body=data, Metadata=metadata, **condition, **check)
+        self._ask("put_object", body=[data], Metadata=metadata, **condition, **check)
 
     def _copy_block(self, index: int, scratch: memoryview, data: memoryview, start: int) -> None:
         place = data[start : start + block_length(index, self._size_bytes)]
@@ -191,7 +191,7 @@ class S3Upload:
             for offset in range(0, length, BLOCK_BYTES):
                 self._copy_block((start + offset) // BLOCK_BYTES, scratch, data, offset)
         check = checksum_of(self._abilities.checksum, data)
-        answer = self._ask("upload_part", UploadId=upload_id, PartNumber=number, body=data, **check)
+        answer = self._ask("upload_part", UploadId=upload_id, PartNumber=number, body=[data], **check)
         buffers.append(buffer)
         return part_of(number, answer, check)
 
