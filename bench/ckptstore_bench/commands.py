@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ckptstore_bench.plan.command import plan
 from ckptstore_bench.report import Report
 from ckptstore_bench.running import FolderOption, JsonFile, PageFile, RoundsOption, Steps, positive_size, run
 from ckptstore_client.cli.invocation import CommandGroup, Invocation
@@ -39,3 +40,6 @@ def figures(
         return families.measure(steps, only or [], size_bytes, rounds, checkpoints, folder)
 
     run(invocation, measure, as_json=as_json, page_file=report)
+
+
+group.command("plan")(plan)
