@@ -38,6 +38,24 @@ def parse_size(value: object) -> int:
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
 
+_DURATION = re.compile(r"^\s*(?:([0-9.]+)\s*h)?\s*(?:([0-9.]+)\s*m(?:in)?)?\s*(?:([0-9.]+)\s*s?)?\s*$", re.IGNORECASE)
+
+
+def parse_duration(value: object) -> float:
+    """`"5m"`, `"1h30m"`, `"90s"` or a number of seconds → seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"a duration is a number of seconds or a text such as '5m', not {value!r}")
+    if not isinstance(value, str):
+        return float(value)
+    match = _DURATION.match(value)
+    if match is None or not any(match.groups()):
+        raise ValueError(f"{value!r} is no duration; write a number of seconds, or for example '5m', '90s' or '1h30m'")
+    hours, minutes, seconds = (float(part) if part else 0.0 for part in match.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=365 * 86400)]
+
 
 class TierSettings(BaseModel):
     """One `[[tiers]]` table. The order in the file is the order of the tiers, from fastest to most durable."""
@@ -53,7 +71,12 @@ class TierSettings(BaseModel):
     shared: bool | None = Field(None, description="whether every node sees the same objects; default: object yes, posix no")
     durable: bool = Field(True, description="whether a replica here counts towards publishing")
     bandwidth_limit: Size | None = Field(None, description="what drains into it may use each second; unset: all", examples=["2GB/s"])
-    compression: Literal["none", "zstd"] = Field("none", description="zstd: the seekable format, `zstd -d` gives the file back")
+    drain_within: Duration | None = Field(
+        None, description="how soon after its publishing the tier has a checkpoint; `status` says when not; unset: as it comes", examples=["5m"]
+    )
+    compression: Literal["none", "zstd", "float"] = Field(
+        "none", description="zstd: the seekable format, `zstd -d` gives the file back; float: weights split into planes, smaller and faster"
+    )
     high_water: float = Field(0.90, gt=0, le=1, description="fraction of the capacity above which evictable replicas go")
     low_water: float = Field(0.80, gt=0, le=1, description="fraction that eviction goes down to")
     direct_io: Literal["auto", "always", "never"] = Field("auto", description="posix: O_DIRECT, with a buffered fallback when auto")
@@ -90,6 +113,15 @@ class MemorySettings(BaseModel):
     huge_pages: bool = Field(True, description="make segments of huge pages: they are ready eight times sooner")
 
 
+class QuietSettings(BaseModel):
+    """The `[quiet]` table: how drains keep out of training's way."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    busy_share: float = Field(0.02, gt=0, le=1, description="fraction of all CPU time for drains while training needs it; 1: no restraint")
+    nice: int = Field(10, ge=0, le=19, description="how far threads that drain stand back for others; 0: not at all, also for the disk")
+
+
 def default_home() -> Path:
     return Path(os.environ.get("CKPTSTORE_HOME") or Path.home() / ".ckptstore")
 
@@ -101,6 +133,7 @@ class Settings(BaseSettings):
 
     home: Path = Field(default_factory=default_home, description="catalog, sockets, log and lock of this node's daemon")
     memory: MemorySettings = Field(default_factory=MemorySettings)
+    quiet: QuietSettings = Field(default_factory=QuietSettings)
     tiers: tuple[TierSettings, ...] = Field((), description="empty: one NVMe tier under the home")
     catalog_url: str | None = Field(
         None, description="sqlite:////path or postgresql://…; unset: SQLite under the home", examples=["postgresql://user@host/ckptstore"]

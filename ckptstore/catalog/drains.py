@@ -15,7 +15,7 @@ from sqlalchemy import Connection, delete, exists, func, select, update
 from ckptstore import paths, records
 from ckptstore.catalog.core import Core, upsert
 from ckptstore.catalog.deletion import delete_publications
-from ckptstore.catalog.model import AttemptState, Backlog, Drain, Publication, StoredFile, TierRow, record_key, tombstone_key
+from ckptstore.catalog.model import AttemptState, Backlog, Drain, Publication, StoredFile, TierRow, Waiting, record_key, tombstone_key
 from ckptstore.catalog.replicas import objects_lacking
 from ckptstore.catalog.schema import attempts, chores, drains, now_s, objects, owed_records, publications, replicas, tier_commits
 from ckptstore.catalog.views import deepest, durabilities, file_columns, publication_row, read_publication, stored_file
@@ -53,6 +53,18 @@ class Drains(Core):
             return [self._backlog(tx, row.name) for row in self._tiers.values() if row.durable]
 
         return self._db.read("sum up drains", work)
+
+    def waiting(self, tier: str, *, limit: int) -> list[Waiting]:
+        """What of each publication waits to be drained into the tier by this node, in the order in which it will be."""
+        summed = (
+            select(now_s() - func.min(drains.c.queued_at_s), func.sum(drains.c.size_bytes))
+            .where(drains.c.tier == tier, drains.c.owner == self.node)
+            .group_by(drains.c.opened, drains.c.publication_id)
+            .order_by(drains.c.opened)
+            .limit(limit)
+        )
+        rows = self._db.read("sum up drains", lambda tx: tx.execute(summed).all(), tier)
+        return [Waiting(max(0.0, float(age_s)), int(size_bytes)) for age_s, size_bytes in rows]
 
     def unfinished_names(self, tier: str) -> list[str]:
         """What `Tier.sweep` may find of this node's in the tier before anything moves: object ids, and the last names of documents.

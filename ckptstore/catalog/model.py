@@ -168,6 +168,14 @@ class Backlog:
     last_error: str | None
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """What of one publication waits to be drained into one tier, and for how long."""
+
+    age_s: float
+    size_bytes: int
+
+
 class Act(StrEnum):
     """The steps of deleting, in the order in which they may be taken in one tier."""
 

@@ -20,6 +20,7 @@ from ckptstore_client.descriptors import DescriptorConnection
 from ckptstore_client.launch import start_daemon
 from ckptstore_client.reading import ContentStream, OpenFile, Replica
 from ckptstore_client.staging import StagedState, Staging
+from ckptstore_client.step_times import steps_since_last_asked
 
 #: A recall of a large object from a slow tier may take this long before a reader streams it instead.
 RECALL_TIMEOUT_S = 600.0
@@ -71,7 +72,12 @@ class LocalTransport:
             raise CkptStoreError("the daemon granted no segment", operation="save", subject=opened.attempt_id)
         segment = self._connection.segment(grant.segment_id, populate_bytes=staged.size_bytes)
         staging.copy(staged, segment.view, grant.segment_id)
-        message = HandOver(segment_id=grant.segment_id, generation=grant.generation, size_bytes=staged.size_bytes)
+        message = HandOver(
+            segment_id=grant.segment_id,
+            generation=grant.generation,
+            size_bytes=staged.size_bytes,
+            steps_ended_s=steps_since_last_asked(),
+        )
         route = f"attempts/{opened.attempt_id}/ranks/{rank}/handover"
         self.api.call("POST", route, AttemptStatus, message, patience_s=HAND_OVER_PATIENCE_S)
 

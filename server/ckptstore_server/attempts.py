@@ -187,6 +187,8 @@ class AttemptService:
         self._start(lambda: self._ingest.segment(attempt_id, grant.new_object, segment, message.size_bytes), attempt_id, rank)
         if view.snapshots == view.world_size:
             self._node.timings.reach(attempt_id, "snapshot")
+        if (found := self._node.steps.heard(session, message.steps_ended_s)) is not None:
+            self._node.quiet.aim(found.used_cpus, found.slowdown)
         self._node.board.announce()
         return self._status(view, [])
 

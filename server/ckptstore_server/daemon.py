@@ -27,10 +27,14 @@ from ckptstore.errors import AlreadyRunning, ConfigInvalid, TierUnavailable
 from ckptstore.paths import is_id, new_id
 from ckptstore_server.api.app import create_app
 from ckptstore_server.fd_server import DescriptorServer
+from ckptstore_server.lane import Lane
 from ckptstore_server.lending import Lending
 from ckptstore_server.node import Node
+from ckptstore_server.pressure import Gauge
+from ckptstore_server.quiet import QuietBudget
 from ckptstore_server.replicas import mark_lost
 from ckptstore_server.services import Services
+from ckptstore_server.step_times import StepTimes
 from ckptstore_server.tier_handle import TierHandle
 from ckptstore_server.upkeep import Upkeep
 from ckptstore_tiers.memory import SegmentPool
@@ -85,6 +89,8 @@ def open_node(settings: Settings) -> Node:
     catalog = Catalog.open(settings.effective_catalog_url, node=node_id, node_name=socket.gethostname())
     try:
         catalog.register_tiers([TierRow(t.name, position, t.is_shared, t.durable) for position, t in enumerate(settings.effective_tiers)])
+        gauge, steps = Gauge(), StepTimes()
+        quiet = QuietBudget(gauge, settings.quiet.busy_share)
         handles = tuple(
             TierHandle(
                 tier,
@@ -92,6 +98,7 @@ def open_node(settings: Settings) -> Node:
                 store_id=catalog.store_id,
                 unfinished_names=catalog.unfinished_names,
                 mark_lost=partial(mark_lost, catalog),
+                lane=Lane(quiet, limit_bytes_s=tier.bandwidth_limit, nice=settings.quiet.nice, on_use=steps.note_use),
             )
             for tier in settings.effective_tiers
         )
@@ -99,7 +106,9 @@ def open_node(settings: Settings) -> Node:
     except BaseException:
         catalog.close()
         raise
-    return Node(settings=settings, catalog=catalog, node_id=node_id, handles=handles, pool=pool)
+    return Node(
+        settings=settings, catalog=catalog, node_id=node_id, handles=handles, pool=pool, gauge=gauge, quiet=quiet, steps=steps
+    )  # fmt: skip
 
 
 class Daemon:

@@ -75,6 +75,7 @@ class Deletion:
                 case Act.WRITE_TOMBSTONE:
                     tier.put_document(chore.key, chore.document)
                 case Act.DELETE_OBJECT:
+                    handle.lane.call_off(chore.object_id or "")  # a copy under way would hold up the deletion as long as it takes
                     self._delete_object(tier, chore)
                 case _:
                     tier.delete(chore.key)

@@ -2,7 +2,7 @@
 
 One loop per tier takes what is due, in the order in which checkpoints were opened, a bounded number of objects at once. A failure puts
 the object back with growing, jittered pauses; nothing is counted as drained before the tier has verified it. When the last object of a
-checkpoint has arrived, its commit record follows.
+checkpoint has arrived, its commit record follows. When each block may go is the tier's lane's to say (`lane.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from ckptstore.catalog.model import Drain
 from ckptstore.errors import ChecksumMismatch, CkptStoreError, NotFound, TierFull
 from ckptstore.failpoints import declare, failpoint
 from ckptstore_server.evict import Evictor
+from ckptstore_server.lane import CalledOff
 from ckptstore_server.node import Node
 from ckptstore_server.publish import Publisher
 from ckptstore_server.replicas import Replicas
@@ -84,6 +85,8 @@ class Drainer:
         try:
             await self._node.run(self._node.tier_executor(handle), self._move, handle, drain)
             await self._publisher.settle(handle)
+        except CalledOff:
+            return  # the object was removed, and its queue entry with it; or the daemon stops, and the next one goes on
         except CkptStoreError as error:
             await self._put_back(handle, drain, error)
         except Exception as error:  # noqa: BLE001 - the top of a task: an unknown fault delays this object, not the others
@@ -96,7 +99,8 @@ class Drainer:
     def _move(self, handle: TierHandle, drain: Drain) -> None:
         file = self._node.catalog.object(drain.object_id)
         failpoint(BEFORE_PUT)
-        self._replicas.copy(file, handle)
+        # What goes into the first tier is a recall or a repair: a reader may wait for it.
+        self._replicas.copy(file, handle, quietly=handle is not self._node.durable[0])
         failpoint(AFTER_CATALOG)
 
     async def _put_back(self, handle: TierHandle, drain: Drain, error: CkptStoreError) -> None:

@@ -31,9 +31,17 @@ async def render(services: Services) -> str:
     up = Gauge("ckptstore_tier_up", "1 while the tier takes writes", ["tier"], registry=registry)
     for tier in status.tiers:
         up.labels(tier.name).set(tier.state == "ok")
+    said = "2 while a checkpoint is later than drain_within, 1 while one will be"
+    alarm = Gauge("ckptstore_tier_drain_alarm", said, ["tier"], registry=registry)
+    late = Gauge("ckptstore_tier_drain_late_seconds", "By how much drain_within is exceeded", ["tier"], registry=registry)
+    for tier in status.tiers:
+        alarm.labels(tier.name).set(0 if tier.alarm is None else 2 if tier.alarm.kind == "late" else 1)
+        late.labels(tier.name).set(tier.alarm.late_s if tier.alarm is not None else 0)
     memory = Gauge("ckptstore_memory_bytes", "Bytes of segments by state", ["state"], registry=registry)
     for state in ("limit", "lent", "held", "replica", "free"):
         memory.labels(state).set(getattr(status.memory, f"{state}_bytes"))
+    if status.quiet is not None:
+        Gauge("ckptstore_drain_allowed_cpus", "CPUs that drains may use now", registry=registry).set(status.quiet.allowed_cpus)
     Gauge("ckptstore_sessions", "Connected clients", registry=registry).set(status.sessions)
     Gauge("ckptstore_resident_bytes", "The daemon's own memory", registry=registry).set(status.resident_bytes)
     counts = Gauge("ckptstore_catalog_rows", "What the catalog holds", ["kind"], registry=registry)

@@ -19,6 +19,9 @@ from ckptstore.catalog import Catalog
 from ckptstore.config import Settings
 from ckptstore.durability import is_as_safe_as
 from ckptstore.errors import CatalogUnavailable, CkptStoreError, NotFound
+from ckptstore_server.pressure import Gauge
+from ckptstore_server.quiet import QuietBudget
+from ckptstore_server.step_times import StepTimes
 from ckptstore_server.tier_handle import TierHandle
 from ckptstore_tiers.memory import SegmentPool
 from ckptstore_tiers.scratch import ScratchPool
@@ -107,6 +110,9 @@ class Node:
     node_id: str
     handles: tuple[TierHandle, ...]  # in configured order
     pool: SegmentPool
+    gauge: Gauge
+    quiet: QuietBudget
+    steps: StepTimes
     board: Board = field(default_factory=Board)
     timings: Timings = field(default_factory=Timings)
     remarks: deque[Remark] = field(default_factory=lambda: deque(maxlen=REMEMBERED_ERRORS))
@@ -173,6 +179,8 @@ class Node:
         _log.warning("%s: %s", where, what, exc_info=None if isinstance(error, CkptStoreError) else error)
 
     def close(self) -> None:
+        for handle in self.handles:
+            handle.lane.close()
         others = (self.ingest_executor, self.read_executor, self.upkeep_executor, self.catalog_executor)
         for executor in (*self._tier_executors.values(), *others):
             executor.shutdown(wait=True, cancel_futures=True)

@@ -19,6 +19,7 @@ from ckptstore_server.tier_handle import TierHandle
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, block_length
 from ckptstore_tiers.interface import BlockSource, ObjectReader, Tier
 from ckptstore_tiers.key_locks import KeyLocks
+from ckptstore_tiers.paced import PacedSource
 from ckptstore_tiers.sources import ReaderSource
 
 MEMORY = "memory"
@@ -138,9 +139,10 @@ class Replicas:
         """A replica that is recorded is not there."""
         self.damaged(file, tier, "it is missing")
 
-    def copy(self, file: StoredFile, into: TierHandle) -> None:
+    def copy(self, file: StoredFile, into: TierHandle, *, quietly: bool = False) -> None:
         """Put the object into a tier from its nearest good replica, and record it. The one way in which bytes move between tiers.
 
+        `quietly`: out of training's way, for nobody waits for it. CalledOff when it is not wanted any more; then nothing is left of it.
         A source that turns out damaged is marked and the next one taken; ChecksumMismatch when none is left. If the object was
         deleted meanwhile, what was written is removed again.
         """
@@ -154,7 +156,8 @@ class Replicas:
                     stack.enter_context(self.place(file.object_id, into.name))
                     if self._is_damaged(file.object_id, into):
                         target.delete(file.key)  # wrong bytes are in the way: an object that is there is never written over
-                    put_anew(target, file.key, into.paced(source), digests)
+                    movement = stack.enter_context(into.lane.moving(file.object_id, quietly=quietly))
+                    put_anew(target, file.key, PacedSource(source, movement), digests)
                     into.written.add(file.size_bytes)
                     failpoint(COPIED)
                     if not self._node.catalog.add_replica(file.object_id, into.name):

@@ -9,6 +9,7 @@ from ckptstore_server.attempts import AttemptService
 from ckptstore_server.content import Content
 from ckptstore_server.deletion import Deletion
 from ckptstore_server.drain import Drainer
+from ckptstore_server.drain_watch import DrainWatch
 from ckptstore_server.evict import Evictor
 from ckptstore_server.ingest import Ingest
 from ckptstore_server.namespace import Namespace
@@ -29,6 +30,7 @@ class Services:
     attempts: AttemptService
     replicas: Replicas
     drainer: Drainer
+    drain_watch: DrainWatch
     recall: Recall
     deletion: Deletion
     namespace: Namespace
@@ -51,6 +53,7 @@ class Services:
             attempts=AttemptService(node, sessions, Ingest(node, evictor), publisher),
             replicas=replicas,
             drainer=Drainer(node, publisher, replicas, evictor),
+            drain_watch=DrainWatch(node, sessions),
             recall=recall,
             deletion=Deletion(node, publisher, replicas),
             namespace=Namespace(node),

@@ -30,6 +30,10 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def pids(self) -> list[int]:
+        """The clients' processes on this node."""
+        return [session.pid for session in self._sessions.values() if session.pid]
+
     def open_remote(self) -> str:
         session = f"tcp-{os.urandom(12).hex()}"
         self._sessions[session] = Session(session, None)

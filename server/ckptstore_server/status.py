@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
@@ -11,8 +12,9 @@ from sqlalchemy.engine import make_url
 
 from ckptstore import __version__
 from ckptstore.catalog.model import AttemptState, Backlog
-from ckptstore.wire import API_VERSION, AttemptLine, ErrorLine, Hello, MemoryStatus, Status, TierStatus
+from ckptstore.wire import API_VERSION, AttemptLine, ErrorLine, Hello, MemoryStatus, QuietStatus, Status, TierStatus
 from ckptstore_server.node import Node
+from ckptstore_server.priority import nice_counts
 from ckptstore_server.tier_handle import TierHandle
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ async def collect(services: Services) -> Status:
         counts=counts | {"open_attempts": len(attempts)},
         sessions=len(services.sessions),
         memory=MemoryStatus(**memory_numbers(node), dies_with_job=services.sessions.dies_with_job()),
+        quiet=QuietStatus(cpus=node.gauge.cpus, allowed_cpus=node.quiet.allowed_cpus, nice_counts=await asyncio.to_thread(nice_counts)),
         tiers=tiers,
         attempts=[
             AttemptLine(
@@ -95,6 +98,8 @@ def _tier(handle: TierHandle, waiting: Backlog | None) -> TierStatus:
         free_bytes=usage.free_bytes,
         rate_bytes_s=handle.written.rate_bytes_s(),
         bandwidth_limit=handle.settings.bandwidth_limit,
+        drain_within_s=handle.settings.drain_within,
+        alarm=handle.alarm,
         waiting_objects=waiting.objects if waiting else 0,
         waiting_bytes=waiting.size_bytes if waiting else 0,
         oldest_waiting_s=waiting.oldest_age_s if waiting else 0.0,

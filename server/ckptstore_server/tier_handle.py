@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,35 +17,16 @@ from typing import Literal
 
 from ckptstore.config import TierSettings
 from ckptstore.errors import CkptStoreError, TierFull, TierUnavailable, WrongStore
+from ckptstore.wire import DrainAlarm
 from ckptstore_server.identity import STORE_KEY, claim_root
+from ckptstore_server.lane import Lane
 from ckptstore_server.mounted import check_mounted
-from ckptstore_tiers.interface import BlockSource, Tier, TierUsage
+from ckptstore_server.rate_meter import RateMeter
+from ckptstore_tiers.interface import Tier, TierUsage
 from ckptstore_tiers.open_tiers import open_tier
-from ckptstore_tiers.paced import Pace, PacedSource
 
 #: The pauses between attempts to open a tier that is down, in seconds.
 REOPEN_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
-#: The window over which `status` shows a tier's write rate, in seconds.
-RATE_WINDOW_S = 60.0
-
-
-class RateMeter:
-    """Bytes per second over the last minute."""
-
-    def __init__(self) -> None:
-        self._points: deque[tuple[float, int]] = deque(maxlen=4096)
-        self._lock = threading.Lock()
-        self.total_bytes = 0
-
-    def add(self, size_bytes: int) -> None:
-        with self._lock:
-            self._points.append((time.monotonic(), size_bytes))
-            self.total_bytes += size_bytes
-
-    def rate_bytes_s(self) -> float:
-        oldest = time.monotonic() - RATE_WINDOW_S
-        with self._lock:
-            return sum(size for at, size in self._points if at >= oldest) / RATE_WINDOW_S
 
 
 class TierHandle:
@@ -60,11 +40,14 @@ class TierHandle:
         store_id: str,
         unfinished_names: Callable[[str], Iterable[str]],
         mark_lost: Callable[[str], int],
+        lane: Lane,
     ) -> None:
         """`mark_lost` takes out of use whatever the catalog says is in a tier that turned out empty; it says how much that was."""
         self.settings = settings
         self.name = settings.name
+        self.lane = lane
         self.written = RateMeter()
+        self.alarm: DrainAlarm | None = None
         self.last_error: str | None = None
         self.state: Literal["ok", "full", "down"] = "down"
         self._home = home
@@ -73,7 +56,6 @@ class TierHandle:
         self._mark_lost = mark_lost
         self.lost_objects = 0  # said to be in the root, which was empty when it was opened: a disk was replaced, or wiped
         self._tier: Tier | None = None
-        self._pace = Pace(settings.bandwidth_limit) if settings.bandwidth_limit else None
         self._lock = threading.Lock()
         self._failures = 0
         self._not_before_s = 0.0
@@ -116,10 +98,6 @@ class TierHandle:
     def opened(self) -> Tier | None:
         """The tier if it is open, without trying."""
         return self._tier
-
-    def paced(self, source: BlockSource) -> BlockSource:
-        """`source`, slowed down to the tier's bandwidth limit."""
-        return PacedSource(source, self._pace) if self._pace is not None else source
 
     def usage(self) -> TierUsage:
         tier = self._tier

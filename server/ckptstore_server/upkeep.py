@@ -20,6 +20,7 @@ DELETION_TURN_S = 5.0
 RECORDS_TURN_S = 2.0
 MEMORY_TURN_S = 15.0
 IDLE_TURN_S = 1.0
+DRAINS_TURN_S = 1.0
 
 
 class Upkeep:
@@ -33,6 +34,7 @@ class Upkeep:
             ("expire attempts", EXPIRY_TURN_S, False, self._expire),
             ("evict", EVICTION_TURN_S, True, self._services.evictor.keep_below_mark),
             ("delete", DELETION_TURN_S, True, self._services.deletion.work_off),
+            ("watch drains", DRAINS_TURN_S, False, self._services.drain_watch.look),
             ("notice emptied tiers", RECORDS_TURN_S, False, self._notice_emptied),
             ("commit records", RECORDS_TURN_S, True, self._settle),
             ("give memory back", MEMORY_TURN_S, False, self._give_back),

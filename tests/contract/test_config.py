@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from ckptstore.config import MemorySettings, Settings, TierSettings, config_file, parse_size, read_settings
+from ckptstore.config import MemorySettings, QuietSettings, Settings, TierSettings, config_file, parse_size, read_settings
 from ckptstore.errors import ConfigInvalid
 from ckptstore_client.cli.config_template import EXAMPLE_TIERS, as_toml, fields, round_size, template, toml
 
@@ -119,11 +119,11 @@ def test_the_template_as_it_is_written_gives_the_defaults(tmp_path: Path) -> Non
     assert read_settings(written(tmp_path, template())) == Settings()
 
 
-@pytest.mark.parametrize(("model", "table"), [(Settings, None), (MemorySettings, "memory")])
+@pytest.mark.parametrize(("model", "table"), [(Settings, None), (MemorySettings, "memory"), (QuietSettings, "quiet")])
 def test_every_field_stands_in_the_template_with_its_default(model: type[BaseModel], table: str | None) -> None:
     document = tomllib.loads(settings_lines(template()))
     document = document[table] if table else document
-    values = {name: field for name, field in model.model_fields.items() if name not in ("memory", "tiers")}
+    values = {name: field for name, field in model.model_fields.items() if name not in ("memory", "quiet", "tiers")}
     assert set(values) <= set(document)
     switched_on: Any = model(**{name: document[name] for name in values})
     for setting in fields(model):
@@ -132,10 +132,10 @@ def test_every_field_stands_in_the_template_with_its_default(model: type[BaseMod
 
 
 def test_every_field_has_its_reason_and_every_unset_one_an_example() -> None:
-    for model in (Settings, MemorySettings, TierSettings):
+    for model in (Settings, MemorySettings, QuietSettings, TierSettings):
         for name, field in model.model_fields.items():
-            assert field.description or name in ("memory",), f"{model.__name__}.{name} has no description"
-    for setting in [*fields(Settings), *fields(MemorySettings)]:
+            assert field.description or name in ("memory", "quiet"), f"{model.__name__}.{name} has no description"
+    for setting in [*fields(Settings), *fields(MemorySettings), *fields(QuietSettings)]:
         assert setting.default is not None or setting.example not in ("", 0, False), f"{setting.name} is unset and has no example"
 
 
@@ -185,7 +185,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text("utf-
 
 def test_the_page_lists_every_field_with_its_default() -> None:
     rows = {row[1].strip(" `"): row[2].strip(" `") for line in PAGE.splitlines() if (row := line.split("|")) and len(row) == 6}
-    for model in (Settings, MemorySettings, TierSettings):
+    for model in (Settings, MemorySettings, QuietSettings, TierSettings):
         for setting in fields(model):
             shown = rows.pop(setting.name)
             if setting.default is not None and setting.name != "home":

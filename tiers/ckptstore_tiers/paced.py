@@ -2,7 +2,8 @@
 
 The pace is a leaky bucket: each block takes its share of time, and what was not used for a while is worth one burst at most,
 so that over any longer stretch the configured bytes per second hold. Waiting happens in the thread that asks for the block,
-outside the lock; blocks are let through in the order in which they asked.
+outside the lock; blocks are let through in the order in which they asked. What else may hold a block back (training that needs the
+machine) is another `Gate`: see `ckptstore_server.lane`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from ckptstore.errors import ConfigInvalid
 from ckptstore_tiers.checksums import BLOCK_BYTES, block_length
 from ckptstore_tiers.interface import BlockSource
+
+
+class Gate(Protocol):
+    """What a block has to pass before it is read."""
+
+    def take(self, size_bytes: int) -> None:
+        """Return when so many bytes more may pass; raise if they never will."""
 
 
 class Pace:
@@ -36,21 +45,24 @@ class Pace:
         self._paid_until_s = clock() - self._burst_s
         self._lock = threading.Lock()
 
-    def take(self, size_bytes: int) -> None:
-        """Wait until `size_bytes` more may pass."""
+    def reserve(self, size_bytes: int) -> float:
+        """Take the turn of `size_bytes` more, and say in how many seconds it comes."""
         with self._lock:
             now_s = self._clock()
             start_s = max(self._paid_until_s, now_s - self._burst_s)
             self._paid_until_s = start_s + size_bytes / self._bytes_per_s
-            wait_s = self._paid_until_s - now_s
-        if wait_s > 0:
+            return max(0.0, self._paid_until_s - now_s)
+
+    def take(self, size_bytes: int) -> None:
+        """Wait until `size_bytes` more may pass."""
+        if (wait_s := self.reserve(size_bytes)) > 0:
             self._sleep(wait_s)
 
 
 class PacedSource:
     """Another source, at a pace. A block that is read again (it changed, or its file is written anew) is paid for again."""
 
-    def __init__(self, source: BlockSource, pace: Pace) -> None:
+    def __init__(self, source: BlockSource, pace: Gate) -> None:
         self._source = source
         self._pace = pace
 

@@ -6,7 +6,7 @@ pins no default keeps up with better ones. `fields` is the same knowledge for wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ckptstore.config import MemorySettings, Settings, TierSettings, parse_size
+from ckptstore.config import MemorySettings, QuietSettings, Settings, TierSettings, parse_duration, parse_size
 
 EXAMPLE_TIERS = """\
 # Three tiers, as a training cluster has them. The order is the order of the tiers: from fastest to most durable.
@@ -32,6 +32,7 @@ EXAMPLE_TIERS = """\
 #path = "/mnt/lustre/ckptstore"
 #shared = true
 #bandwidth_limit = "2GB/s"
+#drain_within = "5m"
 #
 #[[tiers]]
 #name = "s3"
@@ -65,7 +66,7 @@ def fields(model: type[BaseModel]) -> Iterator[Setting]:
         default = None if field.default is PydanticUndefined else field.default
         if name == "home":
             default = "~/.ckptstore"  # what default_home() means, in words that hold on every machine
-        if _is_size(field) and default is not None:
+        if _is_read_by(parse_size, field) and default is not None:
             default = round_size(default)
         what = "; ".join(part for part in (field.description, accepts(name, field), "required" if field.is_required() else "") if part)
         yield Setting(name, what, default, field.examples[0] if field.examples else _any_value(field))
@@ -75,8 +76,10 @@ def accepts(name: str, field: FieldInfo) -> str:
     """Type, unit and range of a field: `seconds, above 0`."""
     kinds = [kind for kind in _alternatives(field.annotation) if kind is not type(None)]
     metadata = _metadata(field)
-    if _is_size(field):
+    if _is_read_by(parse_size, field):
         return 'a number of bytes, or a text such as "8GiB" or "500MB"'
+    if _is_read_by(parse_duration, field):
+        return 'a number of seconds, or a text such as "5m" or "1h30m"'
     if choices := [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]:
         return "one of " + ", ".join(choices)
     unit = ["seconds"] if name.endswith("_s") else ["true or false"] if bool in kinds else []
@@ -103,6 +106,7 @@ def template() -> str:
     ]
     lines += _commented(Settings)
     lines += ["# Host memory that is lent to training processes, for their snapshots.", "#[memory]", *_commented(MemorySettings)]
+    lines += ["# How copies between tiers keep out of training's way.", "#[quiet]", *_commented(QuietSettings)]
     lines += [
         "# Where bytes live. Without any: one NVMe tier in the home. What a [[tiers]] table may say:",
         *(f"#   {setting.name}: {_reason(setting)}" for setting in fields(TierSettings)),
@@ -151,8 +155,8 @@ def _metadata(field: FieldInfo) -> list[Any]:
     return [*field.metadata, *(item for kind in _alternatives(field.annotation) for item in getattr(kind, "__metadata__", ()))]
 
 
-def _is_size(field: FieldInfo) -> bool:
-    return any(isinstance(item, BeforeValidator) and item.func is parse_size for item in _metadata(field))
+def _is_read_by(parse: Callable[[object], object], field: FieldInfo) -> bool:
+    return any(isinstance(item, BeforeValidator) and item.func is parse for item in _metadata(field))
 
 
 def _is_table(annotation: Any) -> bool:

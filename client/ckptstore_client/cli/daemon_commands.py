@@ -98,7 +98,7 @@ def stop(
 def status(
     invocation: Invocation,
     watch: Annotated[bool, typer.Option("--watch", help="Repeat every two seconds, until Ctrl-C.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Exit 10 if a tier is down, 9 if one is full: for monitoring.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit 10 if a tier is down, 9 if one is full, 12 if one is late: for monitoring.")] = False,
 ) -> None:
     """Show the daemon, its tiers, and what went wrong last.
 
@@ -131,11 +131,14 @@ def version(invocation: Invocation) -> None:
 
 
 def raise_for_tiers(answer: Status) -> None:
-    """The error that the worst tier amounts to: down before full."""
+    """The error that the worst tier amounts to: down before full, and full before late."""
     for state, error in (("down", TierUnavailable), ("full", TierFull)):
         for tier in answer.tiers:
             if tier.state == state:
                 raise error(tier.last_error or f"the tier is {state}", operation="status", subject=answer.home, tier=tier.name)
+    for tier in answer.tiers:
+        if tier.alarm is not None:
+            raise WaitTimeout(tier.alarm.what, operation="status", subject=answer.home, tier=tier.name)
 
 
 def _api(settings: Settings) -> Api:

@@ -39,9 +39,14 @@ def state_of(status: Status) -> tuple[str, str]:
     if status.stopping:
         return "STOPPING", "bold yellow"
     states = {tier.state for tier in status.tiers}
+    alarms = {tier.alarm.kind for tier in status.tiers if tier.alarm is not None}
     if "down" in states:
         return "TIER DOWN", "bold red"
-    return ("TIER FULL", "bold yellow") if "full" in states else ("serving", "green")
+    if "full" in states:
+        return "TIER FULL", "bold yellow"
+    if alarms:
+        return ("DRAIN LATE" if "late" in alarms else "DRAIN AT RISK"), "bold yellow"
+    return "serving", "green"
 
 
 def table(*columns: str, right: Iterable[str] = (), fold: Iterable[str] = ()) -> Table:
@@ -96,10 +101,9 @@ def _used(tier: TierStatus) -> str:
 
 
 def _tier_note(tier: TierStatus) -> Text | None:
-    """Why a tier is not well, or what its drains met last."""
-    if tier.last_error is None:
-        return None
-    return Text.assemble((f"{visible(tier.name)}: ", "bold"), visible(tier.last_error), overflow="fold")
+    """Why a tier is not well, that it is late, or what its drains met last."""
+    notes = [visible(note) for note in (tier.alarm and tier.alarm.what, tier.last_error) if note]
+    return Text.assemble((f"{visible(tier.name)}: ", "bold"), "; ".join(notes), overflow="fold") if notes else None
 
 
 def _memory(memory: MemoryStatus) -> list[RenderableType]:
