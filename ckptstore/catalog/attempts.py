@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, delete, exists, insert, literal, select,
 
 from ckptstore import paths
 from ckptstore.catalog.core import Core, insert_unless_there, next_value, upsert
-from ckptstore.catalog.deletion import queue_object_deletions
+from ckptstore.catalog.deletion import queue_object_deletions, release_references
 from ckptstore.catalog.digests import Digests
 from ckptstore.catalog.engine import Race
 from ckptstore.catalog.entries import refuse_taken_path
@@ -277,6 +277,7 @@ class Attempts(Core):
         view = _moved(tx, attempt_id, state=AttemptState.ABORTED, reason=reason)
         tx.execute(delete(ranks).where(ranks.c.attempt_id == attempt_id))
         queue_object_deletions(tx, self.node, objects.c.attempt_id == attempt_id)
+        release_references(tx, self.node, attempt_id)
         return view
 
     def _abort_all(self, tx: Connection, conditions: Sequence[Any], reason: str) -> list[AttemptView]:

@@ -1,10 +1,10 @@
 """The catalog as a whole: every public method is one transaction, durable when it returns.
 
 The parts answer one question each: `attempts` (who takes part), `publish` (what becomes visible), `namespace` (what is at a path),
-`replicas` (where objects lie), `drains` (what has to move, which records are owed), `chores` and `deletion` (how things cease to exist),
-`restore` (how the catalog is made anew). Several processes on several nodes may use one PostgreSQL catalog at once, and several
-processes of one machine one SQLite catalog. Methods block and may be called from any thread; they raise the leaves of
-`ckptstore.errors`, CatalogUnavailable when the database stays locked, full or silent.
+`references` (who needs whose objects), `replicas` (where objects lie), `drains` (what has to move, which records are owed), `chores`
+and `deletion` (how things cease to exist), `restore` (how the catalog is made anew). Several processes on several nodes may use one
+PostgreSQL catalog at once, and several processes of one machine one SQLite catalog. Methods block and may be called from any thread;
+they raise the leaves of `ckptstore.errors`, CatalogUnavailable when the database stays locked, full or silent.
 """
 
 from __future__ import annotations

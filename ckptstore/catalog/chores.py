@@ -13,6 +13,7 @@ from ckptstore import records
 from ckptstore.catalog import deletion
 from ckptstore.catalog.core import Core, fact
 from ckptstore.catalog.model import Act, AttemptState, Chore, TierRow, record_key, tombstone_key
+from ckptstore.catalog.references import ENDED
 from ckptstore.catalog.schema import attempts, chores, now_s, objects, publications, replicas
 
 
@@ -71,7 +72,7 @@ class Chores(Core):
         place = tx.execute(gone).scalar_one_or_none()
         if place is None:
             return  # withdrawn, or done twice
-        if state == "deleted":
+        if state in ENDED:
             self._next_step(tx, chore, owner, place)
         elif chore.act is Act.DELETE_OBJECT and state is None and _is_aborted(tx, owner):
             here = (replicas.c.object_id == chore.object_id, replicas.c.tier == chore.tier, replicas.c.place == place)

@@ -8,6 +8,9 @@ transaction touches more than one publication's rows in one tier. In each place 
 A crash after any step leaves the step's chore, or the next one. A rebuild that finds a record finds its tombstone too, in that tier or
 in another, since a tombstone goes only when no record is left anywhere; so nothing deleted comes back. When the last tombstone is
 gone, the rows go. Bytes of aborted attempts have no record, and so need no tombstone.
+
+An object that others refer to stays (see `references`): in each place it is deleted by the last of those who needed it, after that
+one's record there. Until then its own publication's row stays, too, in the state `remains`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from sqlalchemy import ColumnElement, Connection, Select, delete, exists, false,
 
 from ckptstore.catalog.core import TIER_PLACE, chunks, tier_of_object, tier_owner
 from ckptstore.catalog.model import Act
+from ckptstore.catalog.references import ENDED, lock_owners, needed, users, wanted
 from ckptstore.catalog.schema import (
     attempts,
     chores,
@@ -28,6 +32,7 @@ from ckptstore.catalog.schema import (
     objects,
     owed_records,
     publications,
+    references,
     replicas,
     tier_commits,
     tiers,
@@ -63,32 +68,65 @@ def _already_queued(object_id: Any, tier: Any, place: Any) -> ColumnElement[bool
     return exists(select(same.c.chore_id).where(same.c.object_id == object_id, same.c.tier == tier, same.c.place == place))
 
 
-def queue_object_deletions(tx: Connection, me: str, which: ColumnElement[bool]) -> None:
-    """Queue the deletion, at once, of the bytes of unpublished objects wherever they may be: `which` is a condition on `objects`."""
+def queue_object_deletions(tx: Connection, me: str, which: ColumnElement[bool], *, graced: bool = False) -> None:
+    """Queue the deletion of bytes that nobody needs wherever they may be: `which` is a condition on `objects`.
+
+    At once, for what was never published; `graced` for what readers may hold.
+    """
     belongs = tier_of_object(me, objects.c.node)
     place = TIER_PLACE
-    rows = _chore(objects.c.attempt_id, Act.DELETE_OBJECT, tiers.c.name, place, tier_owner(me), objects.c.object_id)
+    due_s = _last_use_s() if graced else None
+    rows = _chore(
+        objects.c.attempt_id, Act.DELETE_OBJECT, tiers.c.name, place, tier_owner(me), objects.c.object_id, graced=graced, due_s=due_s
+    )
     joined = rows.select_from(objects.join(tiers, belongs)).where(which)
     _queue(tx, joined.where(~_already_queued(objects.c.object_id, tiers.c.name, place)))
-    _queue_stray_replicas(tx, me, which)
+    _queue_stray_replicas(tx, me, which, graced, due_s)
 
 
-def _queue_stray_replicas(tx: Connection, me: str, which: ColumnElement[bool]) -> None:
+def _queue_stray_replicas(tx: Connection, me: str, which: ColumnElement[bool], graced: bool, due_s: Any) -> None:
     owner = func.coalesce(func.nullif(replicas.c.place, ""), literal(me))
-    rows = _chore(objects.c.attempt_id, Act.DELETE_OBJECT, replicas.c.tier, replicas.c.place, owner, objects.c.object_id)
+    rows = _chore(
+        objects.c.attempt_id, Act.DELETE_OBJECT, replicas.c.tier, replicas.c.place, owner, objects.c.object_id, graced=graced, due_s=due_s
+    )
     joined = rows.select_from(objects.join(replicas, replicas.c.object_id == objects.c.object_id)).where(which)
     _queue(tx, joined.where(~_already_queued(objects.c.object_id, replicas.c.tier, replicas.c.place)))
+
+
+def _last_use_s() -> ColumnElement[float]:
+    """When the last of those who needed an object was deleted: the grace of its readers counts from there."""
+    user = publications.alias("used_by")
+    last = select(func.max(user.c.ended_at_s)).where(user.c.publication_id.in_(users(objects.c.object_id))).correlate(objects)
+    return func.coalesce(last.scalar_subquery(), now_s())
 
 
 def delete_publications(tx: Connection, me: str, publication_ids: Iterable[str]) -> None:
     """Make live or superseded publications deleted, and queue what follows. Their entries are the caller's."""
     for ids in chunks(publication_ids):
         gone = publications.c.publication_id.in_(ids)
+        lock_owners(tx, ids)
         tx.execute(update(publications).where(gone).values(state="deleted", ended_at_s=now_s()))
         _queue_tombstones(tx, me, ids)
         _queue_unrecorded(tx, me, ids)
-        for table in (drains, owed_records, tier_commits):
+        unwanted = select(objects.c.object_id).where(needed(ids), ~wanted())
+        tx.execute(delete(drains).where(drains.c.object_id.in_(unwanted)))
+        for table in (owed_records, tier_commits):
             tx.execute(delete(table).where(table.c.publication_id.in_(ids)))
+
+
+def release_references(tx: Connection, me: str, attempt_id: str) -> None:
+    """An attempt has ended without a checkpoint: what it alone kept is deleted."""
+    owners = lock_owners(tx, [attempt_id])
+    if not owners:
+        return
+    mine = (references.c.attempt_id == attempt_id,)
+    held = list(tx.execute(select(references.c.object_id).where(*mine)).scalars())
+    tx.execute(delete(references).where(*mine))
+    ended = [row.publication_id for row in owners if row.state in ENDED]
+    for ids in chunks(held):
+        queue_object_deletions(tx, me, objects.c.object_id.in_(ids) & objects.c.attempt_id.in_(ended) & ~wanted(), graced=True)
+    for owner in ended:
+        finish_if_done(tx, owner, me)
 
 
 def _queue_tombstones(tx: Connection, me: str, ids: Sequence[str]) -> None:
@@ -116,18 +154,21 @@ def queue_tombstones_everywhere(tx: Connection, me: str) -> None:
 def _queue_unrecorded(tx: Connection, me: str, ids: Sequence[str]) -> None:
     """Replicas, and copies under way, in places that never held the record (a recall to another node): their bytes go after the grace."""
     held = select(replicas.c.object_id, replicas.c.tier, replicas.c.place).join(objects, objects.c.object_id == replicas.c.object_id)
-    moving = select(drains.c.object_id, drains.c.tier, drains.c.place).where(drains.c.publication_id.in_(ids))
-    where = union(held.where(objects.c.attempt_id.in_(ids)), moving).subquery()
-    recorded = chores.alias("recorded")
-    covered = exists(
-        select(recorded.c.chore_id).where(
-            recorded.c.publication_id == objects.c.attempt_id, recorded.c.tier == where.c.tier, recorded.c.place == where.c.place,
-            recorded.c.act == Act.WRITE_TOMBSTONE.value,
-        )
-    )  # fmt: skip
+    moving = select(drains.c.object_id, drains.c.tier, drains.c.place).join(objects, objects.c.object_id == drains.c.object_id)
+    unwanted = needed(ids) & ~wanted()
+    where = union(held.where(unwanted), moving.where(unwanted)).subquery()
+    covered = _has_record_work(where.c.tier, where.c.place) | _already_queued(where.c.object_id, where.c.tier, where.c.place)
     owner = func.coalesce(func.nullif(where.c.place, ""), literal(me))
     rows = _chore(objects.c.attempt_id, Act.DELETE_OBJECT, where.c.tier, where.c.place, owner, where.c.object_id, graced=True)
     _queue(tx, rows.select_from(where.join(objects, objects.c.object_id == where.c.object_id)).where(~covered))
+
+
+def _has_record_work(tier: Any, place: Any) -> ColumnElement[bool]:
+    """Condition on `objects`: somebody who needed it still has a record to lose in that place; the object goes after that."""
+    first = chores.alias("first")
+    steps = (Act.WRITE_TOMBSTONE.value, Act.DELETE_RECORD.value)
+    owed = (first.c.publication_id.in_(users(objects.c.object_id)), first.c.tier == tier, first.c.place == place)
+    return exists(select(first.c.chore_id).where(*owed, first.c.act.in_(steps)).correlate_except(first))
 
 
 def tombstone_written(tx: Connection, publication_id: str, tier: str, place: str, owner: str) -> None:
@@ -139,17 +180,20 @@ def tombstone_written(tx: Connection, publication_id: str, tier: str, place: str
 
 
 def record_deleted(tx: Connection, publication_id: str, tier: str, place: str, owner: str) -> None:
-    """Queue the deletion of the objects in that place. Of a shared tier all may be there; of a local one, its node's and the recalled."""
-    deleted_at_s = select(publications.c.ended_at_s).where(publications.c.publication_id == publication_id).scalar_subquery()
+    """Queue the deletion of the objects in that place. Of a shared tier all may be there; of a local one, its node's and the recalled.
+
+    What others still need stays; what others needed goes with this record, if it was the last of theirs here.
+    """
+    lock_owners(tx, [publication_id])
     rows = _chore(
         objects.c.attempt_id, Act.DELETE_OBJECT, literal(tier), literal(place), literal(owner), objects.c.object_id,
-        graced=True, due_s=func.coalesce(deleted_at_s, now_s()),
-    ).where(objects.c.attempt_id == publication_id)  # fmt: skip
+        graced=True, due_s=_last_use_s(),
+    ).where(needed([publication_id]), ~wanted(), ~_has_record_work(literal(tier), literal(place)))  # fmt: skip
     if place:
         here = exists().where(replicas.c.object_id == objects.c.object_id, replicas.c.tier == tier, replicas.c.place == place)
         rows = rows.where((objects.c.node == place) | here)
-    if _queue(tx, rows.where(~_already_queued(objects.c.object_id, literal(tier), literal(place)))) == 0:
-        finish_if_done(tx, publication_id, owner)
+    _queue(tx, rows.where(~_already_queued(objects.c.object_id, literal(tier), literal(place))))
+    finish_if_done(tx, publication_id, owner)
 
 
 def object_deleted(tx: Connection, publication_id: str, object_id: str, tier: str, place: str, owner: str) -> None:
@@ -170,12 +214,23 @@ def finish_if_done(tx: Connection, publication_id: str, me: str) -> None:
     owner = func.coalesce(func.nullif(tombstones.c.place, ""), literal(me))
     rows = _chore(tombstones.c.publication_id, Act.DELETE_TOMBSTONE, tombstones.c.tier, tombstones.c.place, owner)
     if _queue(tx, rows.where(tombstones.c.publication_id == publication_id)) == 0:
-        purge(tx, publication_id)
+        purge(tx, publication_id, me)
 
 
-def purge(tx: Connection, publication_id: str) -> None:
-    mine = select(objects.c.object_id).where(objects.c.attempt_id == publication_id)
-    tx.execute(delete(replicas).where(replicas.c.object_id.in_(mine)))
-    tx.execute(delete(publications).where(publications.c.publication_id == publication_id))
-    for table in (inner_folders, objects, attempts):
+def purge(tx: Connection, publication_id: str, me: str) -> None:
+    """Forget it, but for objects that others refer to; what it referred to itself is one user poorer."""
+    owners = [row.publication_id for row in lock_owners(tx, [publication_id]) if row.state in ENDED]
+    tx.execute(delete(references).where(references.c.attempt_id == publication_id))
+    kept = exists().where(references.c.object_id == objects.c.object_id)
+    gone = select(objects.c.object_id).where(objects.c.attempt_id == publication_id, ~kept)
+    tx.execute(delete(replicas).where(replicas.c.object_id.in_(gone)))
+    tx.execute(delete(objects).where(objects.c.attempt_id == publication_id, ~kept))
+    for table in (inner_folders, attempts):
         tx.execute(delete(table).where(table.c.attempt_id == publication_id))
+    row = publications.c.publication_id == publication_id
+    if tx.execute(select(objects.c.object_id).where(objects.c.attempt_id == publication_id).limit(1)).first() is None:
+        tx.execute(delete(publications).where(row))
+    else:
+        tx.execute(update(publications).where(row).values(state="remains"))
+    for owner in owners:
+        finish_if_done(tx, owner, me)

@@ -13,9 +13,21 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, delete, exists, func, select, update
 
 from ckptstore import paths, records
-from ckptstore.catalog.core import Core, upsert
+from ckptstore.catalog.core import upsert
 from ckptstore.catalog.deletion import delete_publications
-from ckptstore.catalog.model import AttemptState, Backlog, Drain, Publication, StoredFile, TierRow, Waiting, record_key, tombstone_key
+from ckptstore.catalog.model import (
+    AttemptState,
+    Backlog,
+    Drain,
+    Publication,
+    Reference,
+    StoredFile,
+    TierRow,
+    Waiting,
+    record_key,
+    tombstone_key,
+)
+from ckptstore.catalog.references import References
 from ckptstore.catalog.replicas import objects_lacking
 from ckptstore.catalog.schema import attempts, chores, drains, now_s, objects, owed_records, publications, replicas, tier_commits
 from ckptstore.catalog.views import deepest, durabilities, file_columns, publication_row, read_publication, stored_file
@@ -24,7 +36,7 @@ from ckptstore.errors import InvalidInput, NotFound
 _PAGE = 1000
 
 
-class Drains(Core):
+class Drains(References):
     def pending_drains(self, tier: str, *, limit: int) -> list[Drain]:
         """This node's drains into the tier that are due, those of the attempts opened first before others."""
         row = self._tier(tier)
@@ -132,8 +144,10 @@ class Drains(Core):
             sequence=publication.sequence, opened=publication.opened, world_size=publication.world_size, step=publication.step,
             metadata=publication.metadata, tier=tier, node=place, opened_at_s=publication.opened_at_s,
             published_at_s=publication.published_at_s, file_count=publication.file_count, complete=count == publication.file_count,
+            version=2 if publication.referred_bytes else 1,
         )  # fmt: skip
-        return b"".join(records.write_record(header, self._files_in(publication_id, row, place)))
+        referred = self._references_in(publication_id, place)
+        return b"".join(records.write_record(header, self._files_in(publication_id, row, place), referred))
 
     def record_written(self, publication_id: str, tier: str) -> Publication:
         """The record is durable in the tier. Deletes the versions that this one replaced, once it is as durable as they are."""
@@ -185,6 +199,12 @@ class Drains(Core):
         failed = select(drains.c.error).where(*mine, drains.c.tries > 0).order_by(drains.c.due_s.desc()).limit(1)
         error = tx.execute(failed).scalar_one_or_none() if row[0] else None
         return Backlog(tier, int(row[0]), int(row[1]), max(0.0, float(row[2])), error)
+
+    def _references_in(self, publication_id: str, place: str) -> Iterator[Reference]:
+        after = ""
+        while page := self.references(publication_id, place=place, after=after, limit=_PAGE, with_blocks=True):
+            yield from page
+            after = page[-1].file.object_id
 
     def _files_in(self, publication_id: str, tier: TierRow, place: str) -> Iterator[StoredFile]:
         after: str | None = None

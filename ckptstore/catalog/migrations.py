@@ -15,8 +15,22 @@ from sqlalchemy import Connection, insert, inspect, select, text, update
 from ckptstore.catalog.schema import SCHEMA_VERSION, counters, metadata, store
 from ckptstore.errors import ConfigInvalid
 
+
+def _add_references(tx: Connection) -> None:
+    """2: checkpoints that refer to the objects of earlier ones."""
+    name = 'TEXT COLLATE "C"' if tx.dialect.name == "postgresql" else "TEXT"
+    tx.execute(
+        text(
+            f"CREATE TABLE object_references (attempt_id {name} NOT NULL, object_id {name} NOT NULL, rank BIGINT NOT NULL, "
+            "size_bytes BIGINT NOT NULL, PRIMARY KEY (attempt_id, object_id))"
+        )
+    )
+    tx.execute(text("CREATE INDEX references_by_object ON object_references (object_id, attempt_id)"))
+    tx.execute(text("ALTER TABLE publications ADD COLUMN referred_bytes BIGINT DEFAULT 0 NOT NULL"))
+
+
 #: version → what makes the next version of it. A step spells out its DDL: it must not change when `schema` does.
-STEPS: dict[int, Callable[[Connection], None]] = {}
+STEPS: dict[int, Callable[[Connection], None]] = {1: _add_references}
 
 #: Any number that no other program uses: nodes that start together migrate one after the other.
 _ADVISORY_LOCK = 0x636B7074

@@ -106,6 +106,17 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """An object of an earlier checkpoint that holds tensors of a publication."""
+
+    file: StoredFile  # the object, as the file that it is, or was, of its own publication
+    publication_id: str  # that publication: it may be deleted since
+    path: str  # where that was published
+    rank: int  # which of the referring publication's ranks uses it
+    size_bytes: int  # how much of it
+
+
+@dataclass(frozen=True)
 class Publication:
     publication_id: str
     path: str
@@ -120,7 +131,8 @@ class Publication:
     opened_at_s: float
     published_at_s: float
     live: bool
-    durability: tuple[str, ...]  # durable tiers that hold every object and the commit record, in order
+    durability: tuple[str, ...]  # durable tiers that hold every object, those referred to as well, and the commit record, in order
+    referred_bytes: int = 0  # of tensors that lie in the objects of earlier checkpoints; `size_bytes` are its own
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ckptstore.catalog.core import Core, lock_namespace
 from ckptstore.catalog.deletion import delete_publications
 from ckptstore.catalog.entries import below, remove_entries, visible_at
 from ckptstore.catalog.model import AttemptState, Entry, Kind, Publication, StoredFile
+from ckptstore.catalog.references import needed
 from ckptstore.catalog.schema import attempts, drains, entries, inner_folders, objects, publications, replicas
 from ckptstore.catalog.views import file_columns, publication_row, read_publication, read_publications, stored_file
 from ckptstore.errors import NotFound, PathConflict
@@ -200,9 +201,9 @@ class Namespace(Core):
         raise NotFound(why, operation="resolve", subject=paths.join(folder, paths.LATEST))
 
     def _is_within_reach(self, tx: Connection, publication_id: str) -> bool:
-        """Whether each object has an undamaged replica in a shared tier or on this node."""
+        """Whether each object that it needs has an undamaged replica in a shared tier or on this node."""
         here = exists().where(replicas.c.object_id == objects.c.object_id, replicas.c.place.in_(("", self.node)), ~replicas.c.damaged)
-        return tx.execute(select(objects.c.object_id).where(objects.c.attempt_id == publication_id, ~here).limit(1)).first() is None
+        return tx.execute(select(objects.c.object_id).where(needed([publication_id]), ~here).limit(1)).first() is None
 
     # --- removing --------------------------------------------------------------------------------------------------------------
 

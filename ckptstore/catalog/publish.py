@@ -17,7 +17,8 @@ from ckptstore.catalog.attempts import Attempts, locked_attempt, refuse_aborted
 from ckptstore.catalog.core import TIER_PLACE, lock_namespace, tier_of_object, tier_owner
 from ckptstore.catalog.entries import add_entry, refuse_taken_path
 from ckptstore.catalog.model import AttemptState, Publication
-from ckptstore.catalog.schema import attempts, drains, now_s, objects, owed_records, publications, ranks, replicas, tiers
+from ckptstore.catalog.references import needed
+from ckptstore.catalog.schema import attempts, drains, now_s, objects, owed_records, publications, ranks, references, replicas, tiers
 from ckptstore.catalog.views import publication_row, read_publication
 from ckptstore.errors import AlreadyExists, CkptStoreError, InvalidInput, PathConflict
 
@@ -73,6 +74,8 @@ class Publishing(Attempts):
             now_s(),
         )
         files, stored, size_bytes, nodes, published_at_s = tx.execute(counted.where(objects.c.attempt_id == attempt.attempt_id)).one()
+        summed = select(func.coalesce(func.sum(references.c.size_bytes), 0)).where(references.c.attempt_id == attempt.attempt_id)
+        referred_bytes = int(tx.execute(summed).scalar_one())
         if files == 0 or stored < files:
             why = "it has no file" if files == 0 else f"{files - stored} of {files} files are not stored yet"
             raise InvalidInput(why, operation="publish", subject=attempt.path)
@@ -80,31 +83,38 @@ class Publishing(Attempts):
             "publication_id": attempt.attempt_id, "path": attempt.path, "parent": paths.parent_and_name(attempt.path)[0],
             "kind": attempt.kind, "state": "live", "sequence": sequence, "opened": attempt.opened, "world_size": attempt.world_size,
             "step": attempt.step, "metadata": attempt.metadata, "size_bytes": int(size_bytes), "file_count": files, "node_count": nodes,
-            "opened_at_s": attempt.opened_at_s, "published_at_s": published_at_s,
+            "opened_at_s": attempt.opened_at_s, "published_at_s": published_at_s, "referred_bytes": referred_bytes,
         }  # fmt: skip
 
 
 def _supersede(tx: Connection, publication_id: str) -> None:
-    """The old version stays until the new one is as durable, but goes no deeper: what was not drained yet never will be."""
+    """The old version stays until the new one is as durable, but goes no deeper: what was not drained yet never will be.
+
+    Nor will it for others' sake, except for what they refer to.
+    """
     tx.execute(update(publications).where(publications.c.publication_id == publication_id).values(state="superseded", ended_at_s=now_s()))
-    tx.execute(delete(drains).where(drains.c.publication_id == publication_id))
+    referred = exists().where(references.c.object_id == drains.c.object_id)
+    tx.execute(delete(drains).where(drains.c.publication_id == publication_id, ~referred))
 
 
 def queue_drains(
     tx: Connection, me: str, publication_id: str, opened: int, sequence: int, *, only: ColumnElement[bool] | None = None
 ) -> None:
-    """One row for each object and each durable tier in which it belongs and has no undamaged replica; `only` narrows them."""
+    """One row for each object, those referred to as well, and each durable tier in which it belongs and has no undamaged replica.
+
+    `only` narrows them.
+    """
     there = exists().where(
         replicas.c.object_id == objects.c.object_id, replicas.c.tier == tiers.c.name, replicas.c.place == TIER_PLACE, ~replicas.c.damaged
     )
     queued = exists().where(drains.c.object_id == objects.c.object_id, drains.c.tier == tiers.c.name, drains.c.place == TIER_PLACE)
     rows = (
         select(
-            objects.c.object_id, tiers.c.name, TIER_PLACE, objects.c.node, literal(publication_id), literal(opened), literal(sequence),
+            objects.c.object_id, tiers.c.name, TIER_PLACE, objects.c.node, objects.c.attempt_id, literal(opened), literal(sequence),
             objects.c.size_bytes, now_s(), now_s(), literal(0),
         )
         .select_from(objects.join(tiers, tier_of_object(me, objects.c.node)))
-        .where(objects.c.attempt_id == publication_id, ~there, ~queued, true() if only is None else only)
+        .where(needed([publication_id]), ~there, ~queued, true() if only is None else only)
     )  # fmt: skip
     columns = [
         "object_id", "tier", "place", "owner", "publication_id", "opened", "sequence", "size_bytes", "queued_at_s", "due_s", "tries",
@@ -114,13 +124,13 @@ def queue_drains(
 
 def note_owed_records(tx: Connection, me: str, publication_id: str, opened: int) -> None:
     """A record is owed in each place in which the publication belongs and lacks nothing."""
-    lacking = exists().where(
-        and_(drains.c.publication_id == publication_id, drains.c.tier == tiers.c.name, drains.c.place == TIER_PLACE)
-    )
+    here = and_(drains.c.tier == tiers.c.name, drains.c.place == TIER_PLACE)
+    own = exists().where(drains.c.publication_id == publication_id, here)
+    referred = exists().where(references.c.attempt_id == publication_id, drains.c.object_id == references.c.object_id, here)
     rows = (
         select(literal(publication_id), tiers.c.name, TIER_PLACE, tier_owner(me), literal(opened))
         .select_from(objects.join(tiers, tier_of_object(me, objects.c.node)))
-        .where(objects.c.attempt_id == publication_id, ~lacking)
+        .where(objects.c.attempt_id == publication_id, ~own, ~referred)
         .distinct()
     )
     tx.execute(insert(owed_records).from_select(["publication_id", "tier", "place", "owner", "opened"], rows))

@@ -7,22 +7,37 @@ exists" are seen by one transaction at a time.
 A replica that is added takes its drain with it; when that was the last one of the publication in that place, the commit record is owed.
 A replica that is dropped or found damaged ends the record's validity there: the tier no longer counts towards durability until the
 object is back and the record is written again. The bytes of a dropped replica get a chore in the same transaction.
+
+All of that holds for every publication that needs the object: its own, and those that refer to it. What an attempt pins is not dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, exists, false, insert, null, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, false, insert, null, or_, select, update
 
 from ckptstore.catalog.core import Core, chunks, insert_unless_there, upsert
 from ckptstore.catalog.model import Act, Replica, StoredFile, TierRow
-from ckptstore.catalog.schema import chores, drains, now_s, objects, owed_records, publications, replicas, tier_commits
+from ckptstore.catalog.references import KNOWN, needed, wanted
+from ckptstore.catalog.schema import chores, drains, now_s, objects, owed_records, publications, references, replicas, tier_commits
 from ckptstore.catalog.views import FILE_COLUMNS, stored_file
 from ckptstore.errors import NotFound
 
-_KNOWN = ("live", "superseded")
+
+@dataclass(frozen=True)
+class _Needed:
+    """An object that was published, with the rows of all who need it held."""
+
+    owner: Row[*tuple[Any, ...]]  # its own publication, with what a drain needs to know of both
+    users: Sequence[Row[*tuple[Any, ...]]]  # publications that need it and can be read; the owner, if it can be
+    pinned: bool  # whether an attempt that has not ended refers to it
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.pinned or bool(self.users)
 
 
 class Replicas(Core):
@@ -38,18 +53,20 @@ class Replicas(Core):
         place = self._place(row)
 
         def work(tx: Connection) -> bool:
-            owner = _locked_owner(tx, object_id)
-            if owner is None:
+            found = _locked(tx, object_id)
+            if found is None:
                 return False
-            if owner.state not in _KNOWN:
-                _queue_deletion(tx, owner.publication_id, object_id, tier, place, self.node)
+            arrived = delete(drains).where(drains.c.object_id == object_id, drains.c.tier == tier, drains.c.place == place)
+            if not found.is_wanted:
+                tx.execute(arrived)
+                _queue_deletion(tx, found.owner.publication_id, object_id, tier, place, self.node)
                 return False
             tx.execute(delete(chores).where(chores.c.object_id == object_id, chores.c.tier == tier, chores.c.place == place))
             times = {"verified_at_s": now_s(), "used_at_s": now_s(), "damaged": False}
             upsert(tx, replicas, {"object_id": object_id, "tier": tier, "place": place} | times, list(times))
-            arrived = delete(drains).where(drains.c.object_id == object_id, drains.c.tier == tier, drains.c.place == place)
             if tx.execute(arrived).rowcount and row.durable:
-                self._note_if_whole(tx, owner, row, place)
+                for user in found.users:
+                    self._note_if_whole(tx, user, row, place)
             return True
 
         return self._db.write("add replica", work, object_id)
@@ -60,14 +77,14 @@ class Replicas(Core):
         place = self._place(row)
 
         def work(tx: Connection) -> None:
-            owner = _locked_owner(tx, object_id)
+            found = _locked(tx, object_id)
             here = (replicas.c.object_id == object_id, replicas.c.tier == tier, replicas.c.place == place)
-            found = tx.execute(update(replicas).where(*here, ~replicas.c.damaged).values(damaged=True)).rowcount
-            if not found or owner is None or owner.state not in _KNOWN:
+            marked = tx.execute(update(replicas).where(*here, ~replicas.c.damaged).values(damaged=True)).rowcount
+            if not marked or found is None or not found.is_wanted:
                 return
-            _record_is_void(tx, owner.publication_id, tier, place)
-            if row.durable and (row.shared or owner.node == self.node):
-                queue_drain(tx, owner, tier, place, self.node)
+            _records_are_void(tx, found.users, tier, place)
+            if row.durable and (row.shared or found.owner.node == self.node):
+                queue_drain(tx, found.owner, tier, place, self.node)
 
         self._db.write("mark damaged", work, object_id)
 
@@ -80,18 +97,20 @@ class Replicas(Core):
         place = self._place(row)
 
         def work(tx: Connection) -> bool:
-            owner = _locked_owner(tx, object_id)
+            found = _locked(tx, object_id)
             here = (replicas.c.object_id == object_id, replicas.c.tier == tier, replicas.c.place == place)
             replica = tx.execute(select(replicas.c.damaged).where(*here)).first()
-            if owner is None or replica is None or owner.state not in _KNOWN:
+            if found is None or replica is None or not found.is_wanted:
+                return False
+            if found.pinned and not replica.damaged:
                 return False
             if not self._has_other(tx, object_id, row, place, anywhere=replica.damaged):
                 return False
             tx.execute(delete(replicas).where(*here))
             if not replica.damaged:  # an eviction; the drain of a damaged replica is its repair, and stays
                 tx.execute(delete(drains).where(drains.c.object_id == object_id, drains.c.tier == tier, drains.c.place == place))
-            _record_is_void(tx, owner.publication_id, tier, place)
-            _queue_deletion(tx, owner.publication_id, object_id, tier, place, self.node)
+            _records_are_void(tx, found.users, tier, place)
+            _queue_deletion(tx, found.owner.publication_id, object_id, tier, place, self.node)
             return True
 
         return self._db.write("drop replica", work, object_id)
@@ -109,27 +128,25 @@ class Replicas(Core):
         self._db.write("touch", work, tier)
 
     def eviction_candidates(self, tier: str, *, limit: int) -> list[StoredFile]:
-        """Objects whose replica here may go, oldest use first: each has a good replica, covered by a commit record, in a deeper tier."""
+        """Objects whose replica here may go, oldest use first.
+
+        Each has a good replica in a deeper tier, covered there by the commit record of everybody who needs it; none is pinned.
+        """
         row = self._tier(tier)
-        other, record = replicas.alias("other"), tier_commits.alias("record")
+        other = replicas.alias("other")
         covered = exists(
-            select(other.c.object_id)
-            .select_from(other)
-            .join(
-                record,
-                and_(
-                    record.c.publication_id == publications.c.publication_id, record.c.tier == other.c.tier, record.c.place == other.c.place
-                ),
+            select(other.c.object_id).where(
+                other.c.object_id == replicas.c.object_id, ~other.c.damaged, self._deeper(other.c, row),
+                or_(publications.c.state.not_in(KNOWN), _has_record(publications.c.publication_id, other.c)), ~_uncovered_user(other.c),
             )
-            .where(other.c.object_id == replicas.c.object_id, ~other.c.damaged, self._deeper(other.c, row))
-        )
+        )  # fmt: skip
         query = (
             select(*FILE_COLUMNS)
             .select_from(replicas)
             .join(objects, objects.c.object_id == replicas.c.object_id)
             .join(publications, publications.c.publication_id == objects.c.attempt_id)
             .where(replicas.c.tier == tier, replicas.c.place == self._place(row), ~replicas.c.damaged)
-            .where(publications.c.state.in_(_KNOWN), covered)
+            .where(wanted(), covered)
             .order_by(replicas.c.used_at_s)
             .limit(limit)
         )
@@ -141,9 +158,8 @@ class Replicas(Core):
             select(*FILE_COLUMNS, objects.c.blocks)
             .select_from(replicas)
             .join(objects, objects.c.object_id == replicas.c.object_id)
-            .join(publications, publications.c.publication_id == objects.c.attempt_id)
             .where(replicas.c.tier == tier, replicas.c.place == self._place(self._tier(tier)), replicas.c.object_id > after)
-            .where(publications.c.state.in_(_KNOWN))
+            .where(wanted())
             .order_by(replicas.c.object_id)
             .limit(limit)
         )
@@ -154,24 +170,24 @@ class Replicas(Core):
         row = self._tier(tier)
 
         def work(tx: Connection) -> None:
-            owner = _locked_owner(tx, object_id)
-            if owner is None or owner.state not in _KNOWN:
+            found = _locked(tx, object_id)
+            if found is None or not found.is_wanted:
                 raise NotFound("no such object is live", operation="request drain", subject=object_id, tier=tier)
-            queue_drain(tx, owner, tier, self._place(row), self.node)
+            queue_drain(tx, found.owner, tier, self._place(row), self.node)
 
         self._db.write("request drain", work, object_id)
 
     # --- what follows ----------------------------------------------------------------------------------------------------------
 
-    def _note_if_whole(self, tx: Connection, owner: Row[*tuple[Any, ...]], tier: TierRow, place: str) -> None:
-        """The last drain of this publication in this place arrived: its record is owed."""
-        waiting = (drains.c.publication_id == owner.publication_id, drains.c.tier == tier.name, drains.c.place == place)
+    def _note_if_whole(self, tx: Connection, user: Row[*tuple[Any, ...]], tier: TierRow, place: str) -> None:
+        """The last drain of what this publication needs in this place arrived: its record is owed."""
+        waiting = (drains.c.publication_id == user.publication_id, drains.c.tier == tier.name, drains.c.place == place)
         if tx.execute(select(drains.c.object_id).where(*waiting).limit(1)).first() is not None:
             return
-        lacking = objects_lacking(owner.publication_id, tier, place)
+        lacking = objects_lacking(user.publication_id, tier, place)
         if tx.execute(lacking.limit(1)).first() is not None:
             return
-        row = {"publication_id": owner.publication_id, "tier": tier.name, "place": place, "owner": self.node, "opened": owner.opened}
+        row = {"publication_id": user.publication_id, "tier": tier.name, "place": place, "owner": self.node, "opened": user.opened}
         tx.execute(insert_unless_there(tx, owed_records).values(**row))
 
     def _has_other(self, tx: Connection, object_id: str, tier: TierRow, place: str, *, anywhere: bool) -> bool:
@@ -182,6 +198,8 @@ class Replicas(Core):
             if anywhere
             else self._deeper(replicas.c, tier)
         )
+        if not anywhere:
+            good = and_(good, ~_uncovered_user(replicas.c))
         query = select(replicas.c.object_id).where(replicas.c.object_id == object_id, ~replicas.c.damaged, good)
         return tx.execute(query.limit(1)).first() is not None
 
@@ -194,12 +212,31 @@ class Replicas(Core):
 
 
 def objects_lacking(publication_id: str, tier: TierRow, place: str) -> Any:
-    """Those objects of a publication that belong in a place and have no good replica there."""
+    """Those objects that a publication needs which belong in a place and have no good replica there."""
     there = exists().where(
         replicas.c.object_id == objects.c.object_id, replicas.c.tier == tier.name, replicas.c.place == place, ~replicas.c.damaged
     )
-    query = select(objects.c.object_id).where(objects.c.attempt_id == publication_id, ~there)
+    query = select(objects.c.object_id).where(needed([publication_id]), ~there)
     return query if tier.shared else query.where(objects.c.node == place)
+
+
+def _has_record(publication_id: Any, replica: Any) -> ColumnElement[bool]:
+    """Condition: the publication's commit record lies where the replica does."""
+    record = tier_commits.alias("record")
+    here = (record.c.publication_id == publication_id, record.c.tier == replica.tier, record.c.place == replica.place)
+    return exists(select(record.c.publication_id).where(*here).correlate_except(record))
+
+
+def _uncovered_user(replica: Any) -> ColumnElement[bool]:
+    """Condition: somebody refers to the replica's object who has no record there, or none at all yet."""
+    user = publications.alias("referring")
+    query = (
+        select(references.c.object_id)
+        .select_from(references.outerjoin(user, user.c.publication_id == references.c.attempt_id))
+        .where(references.c.object_id == replica.object_id)
+        .where(or_(user.c.publication_id.is_(None), and_(user.c.state.in_(KNOWN), ~_has_record(user.c.publication_id, replica))))
+    )
+    return exists(query.correlate_except(references, user))
 
 
 def queue_drain(tx: Connection, owner: Row[*tuple[Any, ...]], tier: str, place: str, node: str) -> None:
@@ -211,8 +248,8 @@ def queue_drain(tx: Connection, owner: Row[*tuple[Any, ...]], tier: str, place: 
     upsert(tx, drains, row, ("due_s",))
 
 
-def _locked_owner(tx: Connection, object_id: str) -> Row[*tuple[Any, ...]] | None:
-    """The publication of an object, locked, with what a drain needs to know of both; None if there is none."""
+def _locked(tx: Connection, object_id: str) -> _Needed | None:
+    """Who needs an object, their rows held; None if it was never published."""
     query = (
         select(
             publications.c.publication_id, publications.c.state, publications.c.opened, publications.c.sequence,
@@ -222,12 +259,24 @@ def _locked_owner(tx: Connection, object_id: str) -> Row[*tuple[Any, ...]] | Non
         .where(objects.c.object_id == object_id)
         .with_for_update(of=publications)
     )  # fmt: skip
-    return tx.execute(query).first()
+    owner = tx.execute(query).first()
+    if owner is None:
+        return None
+    referring = select(references.c.attempt_id).where(references.c.object_id == object_id)
+    ids = set(tx.execute(referring).scalars())
+    if not ids:
+        return _Needed(owner, [owner] if owner.state in KNOWN else [], pinned=False)
+    held = select(publications.c.publication_id, publications.c.state, publications.c.opened)
+    held = held.where(publications.c.publication_id.in_(referring)).order_by(publications.c.publication_id).with_for_update()
+    published = tx.execute(held).all()
+    users = [row for row in (owner, *published) if row.state in KNOWN]
+    return _Needed(owner, users, pinned=bool(ids - {row.publication_id for row in published}))
 
 
-def _record_is_void(tx: Connection, publication_id: str, tier: str, place: str) -> None:
+def _records_are_void(tx: Connection, users: Sequence[Row[*tuple[Any, ...]]], tier: str, place: str) -> None:
+    ids = [user.publication_id for user in users]
     for table in (tier_commits, owed_records):
-        tx.execute(delete(table).where(table.c.publication_id == publication_id, table.c.tier == tier, table.c.place == place))
+        tx.execute(delete(table).where(table.c.publication_id.in_(ids), table.c.tier == tier, table.c.place == place))
 
 
 def _queue_deletion(tx: Connection, publication_id: str, object_id: str, tier: str, place: str, owner: str) -> None:

@@ -7,6 +7,9 @@ starts over, is allowed. So a rebuild that is interrupted anywhere is simply run
 What wins: a tombstone over its record; at one path the highest sequence (the others are older versions, kept until the new one is as
 durable); of two publications of which one lies inside the other, the one published later, since the other must have been removed
 before. Counters go on above all that was seen.
+
+An object that others refer to comes back with them, whether its own publication does or not: that one then has a row in the state
+`remains`, which its own record, if it is found later, replaces.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ from ckptstore.catalog.core import Core, chunks, fact, insert_unless_there, is_e
 from ckptstore.catalog.deletion import delete_publications, queue_tombstones_everywhere
 from ckptstore.catalog.drains import free_superseded
 from ckptstore.catalog.entries import add_entry, below, remove_entries
-from ckptstore.catalog.model import StoredFile, TierRow
+from ckptstore.catalog.model import Reference, StoredFile, TierRow
 from ckptstore.catalog.publish import queue_drains
 from ckptstore.catalog.replicas import objects_lacking
 from ckptstore.catalog.schema import (
+    chores,
     counters,
     entries,
     inner_folders,
@@ -36,6 +40,7 @@ from ckptstore.catalog.schema import (
     objects,
     owed_records,
     publications,
+    references,
     replicas,
     store,
     tier_commits,
@@ -45,12 +50,22 @@ from ckptstore.catalog.schema import (
 from ckptstore.errors import InvalidInput, WrongStore
 from ckptstore.records import RecordHeader, Tombstone
 
+_REMAINS = "remains"
+
 
 @dataclass(frozen=True)
 class RestoredFile:
     """A file that a commit record lists, and the tiers of this node in which its object was found whole."""
 
     file: StoredFile
+    tiers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RestoredReference:
+    """An object that a commit record refers to, and the tiers of this node in which it was found whole."""
+
+    reference: Reference
     tiers: tuple[str, ...]
 
 
@@ -103,7 +118,7 @@ class Restore(Core):
         """What is already known of it in this rebuild."""
         query = select(publications.c.state).where(publications.c.publication_id == publication_id)
         state = self._db.read("look up publication", lambda tx: tx.execute(query).scalar_one_or_none(), publication_id)
-        return Outcome(state) if state is not None else None
+        return Outcome(state) if state not in (None, _REMAINS) else None
 
     def note_seen(self, header: RecordHeader) -> None:
         """Let the counters go on above a publication that is not restored."""
@@ -114,7 +129,14 @@ class Restore(Core):
 
         self._db.write("note record", work, header.path)
 
-    def restore_publication(self, header: RecordHeader, files: Sequence[RestoredFile], *, recorded: Iterable[str]) -> Outcome:
+    def restore_publication(
+        self,
+        header: RecordHeader,
+        files: Sequence[RestoredFile],
+        references: Sequence[RestoredReference] = (),
+        *,
+        recorded: Iterable[str],
+    ) -> Outcome:
         """Take up a publication all of whose files were found, or the files of a deleted one, so that they get deleted.
 
         `recorded` are the tiers of this node that hold its commit record.
@@ -126,10 +148,13 @@ class Restore(Core):
             _raise_counter(tx, "sequence", header.sequence)
             _raise_counter(tx, "opened", header.opened)
             self._insert_objects(tx, header, files)
-            state = tx.execute(select(publications.c.state).where(publications.c.publication_id == header.publication_id)).scalar()
+            self._insert_references(tx, header, references)
+            mine = publications.c.publication_id == header.publication_id
+            tx.execute(delete(publications).where(mine, publications.c.state == _REMAINS))
+            state = tx.execute(select(publications.c.state).where(mine)).scalar()
             if state is not None:
                 return Outcome(state)
-            tx.execute(insert(publications).values(**_row(header, files)))
+            tx.execute(insert(publications).values(**_row(header, files, references)))
             outcome = self._settle_path(tx, header)
             self._queue_what_lacks(tx, header, recorded)
             if outcome is Outcome.DELETED:
@@ -170,14 +195,7 @@ class Restore(Core):
         fresh = [found for found in files if found.file.object_id not in known]
         for page in chunks(fresh):
             tx.execute(insert(objects), [_object_row(header.publication_id, found.file) for found in page])
-        times = {"verified_at_s": _clock(tx), "used_at_s": header.published_at_s, "damaged": False}
-        lying: list[dict[str, Any]] = [
-            {"object_id": found.file.object_id, "tier": tier, "place": self._place(self._tier(tier))} | times
-            for found in files
-            for tier in found.tiers
-        ]
-        for rows in chunks(lying):
-            tx.execute(insert_unless_there(tx, replicas), rows)
+        self._insert_replicas(tx, header, [(found.file, found.tiers) for found in files])
         names = {folder[1:] for found in fresh for folder in paths.ancestors("/" + found.file.name)}
         folders = [{"attempt_id": header.publication_id, "folder": n.rpartition("/")[0], "leaf": n.rpartition("/")[2]} for n in names]
         for page_of_folders in chunks(folders):
@@ -185,6 +203,31 @@ class Restore(Core):
         for node in {found.file.node for found in files} - {self.node}:
             # Not heard of yet: until it is, others may drain in its stead what lies in a shared tier.
             tx.execute(insert_unless_there(tx, nodes).values(node=node, name="", seen_s=0.0))
+
+    def _insert_replicas(self, tx: Connection, header: RecordHeader, found: Iterable[tuple[StoredFile, Sequence[str]]]) -> None:
+        times = {"verified_at_s": _clock(tx), "used_at_s": header.published_at_s, "damaged": False}
+        lying: list[dict[str, Any]] = [
+            {"object_id": file.object_id, "tier": tier, "place": self._place(self._tier(tier))} | times
+            for file, tiers_with_it in found
+            for tier in tiers_with_it
+        ]
+        for rows in chunks(lying):
+            tx.execute(insert_unless_there(tx, replicas), rows)
+
+    def _insert_references(self, tx: Connection, header: RecordHeader, found: Sequence[RestoredReference]) -> None:
+        for page in chunks(found):
+            referred = [item.reference for item in page]
+            owners = {reference.publication_id: _remains(reference) for reference in referred}
+            tx.execute(insert_unless_there(tx, publications), list(owners.values()))
+            tx.execute(insert_unless_there(tx, objects), [_object_row(item.publication_id, item.file) for item in referred])
+            rows = [
+                {"attempt_id": header.publication_id, "object_id": r.file.object_id, "rank": r.rank, "size_bytes": r.size_bytes}
+                for r in referred
+            ]
+            tx.execute(insert_unless_there(tx, references), rows)
+            # What its own publication's end has queued before this record was read.
+            tx.execute(delete(chores).where(chores.c.object_id.in_([reference.file.object_id for reference in referred])))
+        self._insert_replicas(tx, header, [(item.reference.file, item.tiers) for item in found])
 
     def _settle_path(self, tx: Connection, header: RecordHeader) -> Outcome:
         """Live, or an older version, or something that must have been removed before what is there now was published."""
@@ -241,13 +284,22 @@ class Restore(Core):
                 tx.execute(insert(owed_records).values(**key, owner=self.node, opened=header.opened))
 
 
-def _row(header: RecordHeader, files: Sequence[RestoredFile]) -> dict[str, Any]:
+def _row(header: RecordHeader, files: Sequence[RestoredFile], references: Sequence[RestoredReference]) -> dict[str, Any]:
     return {
         "publication_id": header.publication_id, "path": header.path, "parent": paths.parent_and_name(header.path)[0],
         "kind": header.kind, "state": "live", "sequence": header.sequence, "opened": header.opened, "world_size": header.world_size,
         "step": header.step, "metadata": header.metadata, "size_bytes": sum(found.file.size_bytes for found in files),
         "file_count": len(files), "node_count": len({found.file.node for found in files}), "opened_at_s": header.opened_at_s,
-        "published_at_s": header.published_at_s,
+        "published_at_s": header.published_at_s, "referred_bytes": sum(found.reference.size_bytes for found in references),
+    }  # fmt: skip
+
+
+def _remains(reference: Reference) -> dict[str, Any]:
+    """The publication of an object, of which nothing else is known."""
+    return {
+        "publication_id": reference.publication_id, "path": reference.path, "parent": paths.parent_and_name(reference.path)[0],
+        "kind": "checkpoint", "state": _REMAINS, "sequence": 0, "opened": 0, "world_size": 1, "metadata": "{}", "size_bytes": 0,
+        "file_count": 0, "node_count": 0, "opened_at_s": 0.0, "published_at_s": 0.0, "ended_at_s": 0.0,
     }  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 #: The version of the schema below; `migrations` brings older ones up to it.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 _Text = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
@@ -149,6 +149,19 @@ objects = Table(
     Index("objects_by_folder", "attempt_id", "folder", "leaf"),
 )
 
+#: Objects of earlier checkpoints that hold tensors of an attempt, or of the publication that it became. `size_bytes` is what it uses of
+#: them. The row of an attempt that has not ended is the pin that keeps the object; see `references`.
+references = Table(
+    "object_references",
+    metadata,
+    _text("attempt_id"),
+    _text("object_id"),
+    _whole("rank"),
+    _whole("size_bytes"),
+    PrimaryKeyConstraint("attempt_id", "object_id"),
+    Index("references_by_object", "object_id", "attempt_id"),
+)
+
 #: Folders inside a publication, so that a listing shows one level.
 inner_folders = Table(
     "inner_folders", metadata, _text("attempt_id"), _text("folder"), _text("leaf"), PrimaryKeyConstraint("attempt_id", "folder", "leaf")
@@ -161,18 +174,19 @@ publications = Table(
     _text("path"),
     _text("parent"),
     _text("kind"),
-    _text("state"),  # live → superseded → deleted, or live → deleted
+    _text("state"),  # live → superseded → deleted, or live → deleted; then gone, or remains while others refer to its objects
     _whole("sequence"),
     _whole("opened"),
     _whole("world_size"),
     _whole("step", nullable=True),
     _text("metadata"),
-    _whole("size_bytes"),
+    _whole("size_bytes"),  # of its own objects
     _whole("file_count"),
     _whole("node_count"),  # nodes that ingested files of it: so many records make a node-local tier durable
     _time("opened_at_s"),
     _time("published_at_s"),
     Column("ended_at_s", Double, nullable=True),
+    _whole("referred_bytes", server_default="0"),  # of tensors in the objects of other publications
     Index("publications_by_path", "path", "state"),
     Index("publications_latest", "parent", "state", "kind", "opened"),
     Index("publications_by_state", "state", "publication_id"),

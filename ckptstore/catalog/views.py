@@ -109,4 +109,5 @@ def _publication(row: Row[Any], durability: tuple[str, ...]) -> Publication:
         published_at_s=row.published_at_s,
         live=row.state == "live",
         durability=durability,
+        referred_bytes=row.referred_bytes,
     )

@@ -1,10 +1,10 @@
 """How is a lost catalog restored from the tiers?
 
 Every durable tier holds a commit record for each checkpoint in it, and tombstones of what was deleted until all tiers have acknowledged
-that. A rebuild reads the tombstones of all tiers, then the records; a publication comes back when every one of its files is found with
-its size in some tier. Incomplete ones are left where they are, and reported. Nothing is written into a tier, and nothing is deleted:
-what the deletions still owe is queued, for the daemon to do. The catalog takes no daemon until the rebuild has ended, and a rebuild that
-was interrupted is run again from the start.
+that. A rebuild reads the tombstones of all tiers, then the records; a publication comes back when every one of its files, and every
+object that it refers to, is found with its size in some tier. Incomplete ones are left where they are, and reported. Nothing is
+written into a tier, and nothing is deleted: what the deletions still owe is queued, for the daemon to do. The catalog takes no daemon
+until the rebuild has ended, and a rebuild that was interrupted is run again from the start.
 
 `sweep_unknown` deletes objects that no record names. It is for an operator who asks for it, and refuses where anything was unreadable:
 an unread record might name them.
@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from ckptstore.catalog import Catalog
-from ckptstore.catalog.model import StoredFile, TierRow, record_key
-from ckptstore.catalog.restore import Outcome, RestoredFile
+from ckptstore.catalog.model import Reference, StoredFile, TierRow, record_key
+from ckptstore.catalog.restore import Outcome, RestoredFile, RestoredReference
 from ckptstore.config import Settings
 from ckptstore.errors import ChecksumMismatch, InvalidInput, NotFound, TierUnavailable, WrongStore
 from ckptstore.failpoints import declare, failpoint
@@ -74,6 +74,7 @@ class _Found:
 
     header: RecordHeader
     files: dict[str, StoredFile]
+    references: dict[str, Reference]
     recorded: list[str]
 
 
@@ -203,18 +204,20 @@ def _restore_one(
     if found is None:
         return
     files = list(pool.map(lambda file: RestoredFile(file, _where(file, tiers)), found.files.values()))
+    referred = list(pool.map(lambda item: RestoredReference(item, _where(item.file, tiers)), found.references.values()))
     if known is Outcome.DELETED:
-        catalog.restore_publication(found.header, files, recorded=found.recorded)
+        catalog.restore_publication(found.header, files, referred, recorded=found.recorded)
         return
     lost = [item.file.name or found.header.path for item in files if not item.tiers]
+    lost += [item.reference.file.key for item in referred if not item.tiers]
     unlisted = found.header.file_count - len(files)
     if lost or unlisted:
         why = f"{len(lost)} of its files are in no tier ({lost[0]!r})" if lost else f"no record lists {unlisted} of its files"
         report.incomplete.append(Incomplete(publication_id, found.header.path, found.header.sequence, why))
-        report.held_back.update(found.files)
+        report.held_back.update(found.files, found.references)
         catalog.note_seen(found.header)
         return
-    outcome = catalog.restore_publication(found.header, files, recorded=found.recorded)
+    outcome = catalog.restore_publication(found.header, files, referred, recorded=found.recorded)
     report.restored += outcome is Outcome.LIVE
     report.superseded += outcome is Outcome.SUPERSEDED
     report.deleted += outcome is Outcome.DELETED
@@ -231,7 +234,8 @@ def _gather(publication_id: str, tiers: Mapping[str, Tier], catalog: Catalog, re
             if record.header.publication_id != publication_id:
                 raise InvalidInput("it is the record of another publication", operation="read record", subject=key)
             files = {file.object_id: _own(file, record.header, catalog.node) for file in record.files()}
-            _check_digests(files.values(), key)
+            references = {item.file.object_id: _own_reference(item, record.header, catalog.node) for item in record.references()}
+            _check_digests([*files.values(), *(item.file for item in references.values())], key)
         except NotFound:
             continue
         except (InvalidInput, ChecksumMismatch) as error:
@@ -240,8 +244,9 @@ def _gather(publication_id: str, tiers: Mapping[str, Tier], catalog: Catalog, re
                 report.unreadable.append(said)
             continue
         if found is None:
-            found = _Found(record.header, {}, [])
+            found = _Found(record.header, {}, {}, [])
         found.files.update(files | {i: file for i, file in found.files.items() if file.node == catalog.node})
+        found.references.update(references | {i: item for i, item in found.references.items() if item.file.node == catalog.node})
         found.recorded.append(name)
     return found
 
@@ -249,6 +254,10 @@ def _gather(publication_id: str, tiers: Mapping[str, Tier], catalog: Catalog, re
 def _own(file: StoredFile, header: RecordHeader, node: str) -> StoredFile:
     """A record in this node's own tier speaks of this node, whatever its id was when it was written: a new home has a new one."""
     return replace(file, node=node) if header.node else file
+
+
+def _own_reference(reference: Reference, header: RecordHeader, node: str) -> Reference:
+    return replace(reference, file=_own(reference.file, header, node))
 
 
 def _check_digests(files: Collection[StoredFile], key: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import Connection, event, text
 
 from ckptstore import mounts
-from ckptstore.catalog import Catalog, engine, migrations, reserve
+from ckptstore.catalog import Catalog, engine, migrations, reserve, schema
 from ckptstore.catalog.model import AttemptState
 from ckptstore.errors import CatalogUnavailable, ConfigInvalid
 from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
@@ -181,15 +181,16 @@ def test_a_migration_keeps_the_data_and_one_that_fails_changes_nothing(
         tx.execute(text("CREATE TABLE half_way (x INTEGER)"))
         raise RuntimeError("power cut")
 
-    monkeypatch.setattr(migrations, "SCHEMA_VERSION", 3)
-    monkeypatch.setattr(migrations, "STEPS", {1: add_colour, 2: fail})
+    now = schema.SCHEMA_VERSION
+    monkeypatch.setattr(migrations, "SCHEMA_VERSION", now + 2)
+    monkeypatch.setattr(migrations, "STEPS", {now: add_colour, now + 1: fail})
     with pytest.raises(RuntimeError, match="power cut"):
         Catalog.open(f"sqlite:///{place}", node="node-a")
-    assert _schema_version(place) == "1"
-    monkeypatch.setattr(migrations, "STEPS", {1: add_colour, 2: lambda tx: None})
+    assert _schema_version(place) == str(now)
+    monkeypatch.setattr(migrations, "STEPS", {now: add_colour, now + 1: lambda tx: None})
     with closing(Catalog.open(f"sqlite:///{place}", node="node-a")) as migrated:
         assert migrated.resolve("/run/1").path == "/run/1"
-    assert _schema_version(place) == "3"
+    assert _schema_version(place) == str(now + 2)
 
 
 def test_a_copy_of_the_database_is_a_backup(saver: Saver, tmp_path: Path) -> None:

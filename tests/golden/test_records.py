@@ -58,7 +58,7 @@ def test_a_record_with_any_byte_flipped_is_refused() -> None:
 @pytest.mark.parametrize(
     ("line", "old", "new", "why"),
     [
-        (0, b'"version":1', b'"version":2', "version 2"),
+        (0, b'"version":1', b'"version":3', "version 3"),
         (0, b'"format":"ckptstore-record"', b'"format":"other"', "no ckptstore-record"),
         (0, b'"path":"/runs/', b'"path":"/../', r"'\.\.'"),
         (0, b'"sequence":42', b'"sequence":"42"', "sequence"),
