@@ -14,7 +14,7 @@ import pytest
 
 from ckptstore.errors import AlreadyExists, NotFound
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests
-from ckptstore_tiers.codecs import ZstdTier
+from ckptstore_tiers.codecs import CodecTier
 from ckptstore_tiers.interface import Tier
 from ckptstore_tiers.posix import PosixTier
 from ckptstore_tiers.sources import MemorySource
@@ -118,7 +118,7 @@ def test_a_replaced_document_is_seen_by_the_other_client(clients: tuple[PosixTie
 
 
 def test_a_compressed_object_is_read_by_the_other_client(clients: tuple[PosixTier, PosixTier], tmp_path: Path) -> None:
-    first, second = (ZstdTier(client, tmp_path / "spool") for client in clients)
+    first, second = (CodecTier(client, tmp_path / "spool", "zstd") for client in clients)
     data, key = b"weights " * 1_000_000, new_key()
     first.put(key, MemorySource(data))
     assert stored(second, key) == data

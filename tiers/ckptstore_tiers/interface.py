@@ -38,6 +38,8 @@ class ObjectStat:
     size_bytes: int
     #: seconds since the epoch, by the tier's clock
     modified_s: float
+    #: what the object takes in the tier, where a codec makes that differ from `size_bytes`
+    stored_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,20 @@ from pathlib import Path
 
 from ckptstore.config import TierSettings
 from ckptstore.errors import ConfigInvalid
+from ckptstore_tiers.codecs import CodecTier
 from ckptstore_tiers.interface import Tier
 from ckptstore_tiers.posix import PosixTier
 
 SPOOL = "spool"
 
 
-def open_tier(settings: TierSettings, home: Path) -> Tier:
+def open_tier(settings: TierSettings, home: Path) -> CodecTier:
     """Open the tier that `settings` describe. Raises ConfigInvalid, TierUnavailable or TierFull, naming the tier.
 
-    A codec's spool files lie in `<home>/spool`.
+    Without compression, too, it reads what an earlier setting has compressed. A codec's spool files lie in `<home>/spool`.
     """
     tier = _open_posix(settings) if settings.kind == "posix" else _open_object(settings)
-    if settings.compression == "none":
-        return tier
-    from ckptstore_tiers.codecs import ZstdTier
-
-    return ZstdTier(tier, home / SPOOL)
+    return CodecTier(tier, home / SPOOL, settings.compression)
 
 
 def _open_posix(settings: TierSettings) -> Tier:

@@ -61,14 +61,15 @@ class FileSource:
     """The first `size_bytes` of an open file, read by position; the descriptor stays the caller's.
 
     A second descriptor with O_DIRECT is opened where the file system has it, so that reading a large file once does not
-    push everything else out of the page cache. A file that is shorter than promised raises ChecksumMismatch.
+    push everything else out of the page cache; not with `direct=False`, for a file that was written just now and is in the
+    cache anyway. A file that is shorter than promised raises ChecksumMismatch.
     """
 
-    def __init__(self, fd: int, size_bytes: int, *, subject: str = "file") -> None:
+    def __init__(self, fd: int, size_bytes: int, *, subject: str = "file", direct: bool = True) -> None:
         self._fd = fd
         self._size_bytes = size_bytes
         self._subject = subject
-        self._direct_fd = self._open_direct() if size_bytes >= BLOCK_BYTES else -1
+        self._direct_fd = self._open_direct() if direct and size_bytes >= BLOCK_BYTES else -1
 
     def _open_direct(self) -> int:
         try:
