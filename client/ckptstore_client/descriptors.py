@@ -25,8 +25,21 @@ from types import TracebackType
 
 from ckptstore import fd_protocol
 from ckptstore.errors import CkptStoreError, DaemonUnavailable, InvalidInput, Unauthorized, WaitTimeout, from_wire
-from ckptstore.wire import API_VERSION, FdHello, FdIngest, FdOpen, FdReady, FdSegment, FdWelcome, Message
+from ckptstore.wire import (
+    API_VERSION,
+    FdAcquire,
+    FdHello,
+    FdIngest,
+    FdOpen,
+    FdReady,
+    FdRelease,
+    FdSegment,
+    FdWelcome,
+    Message,
+    SegmentGrant,
+)
 from ckptstore_tiers.prefault import prefault
+from ckptstore_tiers.shared_mapping import map_shared
 from ckptstore_tiers.sources import address_of
 
 #: More than any owner has slots at once; an older mapping belongs to a segment that the daemon has given back.
@@ -41,12 +54,9 @@ class MappedSegment:
         self.segment_id = segment_id
         self.capacity_bytes = os.fstat(fd).st_size
         try:
-            memory = mmap.mmap(fd, self.capacity_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        except (OSError, ValueError) as error:
+            self.view = map_shared(fd, self.capacity_bytes, advice=(mmap.MADV_HUGEPAGE,))
+        except OSError as error:
             raise CkptStoreError(str(error), operation="map segment", subject=segment_id, hint="raise `ulimit -v`") from error
-        with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)  # a kernel without them says EINVAL
-        self.view = memoryview(memory)  # keeps the mapping; it goes with the last view of it
         self.address = address_of(self.view)
 
     def populate(self, size_bytes: int | None = None) -> None:
@@ -81,6 +91,17 @@ class DescriptorConnection:
             raise
 
     # --- what a session can ask ----------------------------------------------------------------------------------------------
+
+    def acquire(self, size_bytes: int) -> SegmentGrant:
+        """A free slot of this session's, at once; Busy if there is none."""
+        with self._lock:
+            ready, _ = self._ask(FdAcquire(size_bytes=size_bytes), (), self._timeout_s)
+        return SegmentGrant(segment_id=ready.segment_id, generation=ready.generation, capacity_bytes=ready.capacity_bytes)
+
+    def release(self, grant: SegmentGrant) -> None:
+        """Give an acquired slot back."""
+        with self._lock:
+            self._ask(FdRelease(segment_id=grant.segment_id, generation=grant.generation), (), self._timeout_s)
 
     def segment(self, segment_id: str, *, populate_bytes: int | None = None) -> MappedSegment:
         """The segment, mapped. At its first use `populate_bytes` of it (None: all, 0: nothing) are mapped page by page ahead."""

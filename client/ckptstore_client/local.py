@@ -8,18 +8,19 @@ their own, several at once, since an ingest holds its connection until the file 
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import time
 from pathlib import Path
 
 from ckptstore.config import read_settings
 from ckptstore.errors import Busy, CkptStoreError, DaemonUnavailable, WaitTimeout
-from ckptstore.wire import AttemptOpened, AttemptStatus, Damage, HandOver, Hello, Located
+from ckptstore.wire import AttemptOpened, AttemptStatus, Damage, HandOver, Hello, Located, SegmentGrant
 from ckptstore_client.api import Api
 from ckptstore_client.descriptors import DescriptorConnection
 from ckptstore_client.launch import start_daemon
-from ckptstore_client.reading import ContentStream, OpenFile, Replica
-from ckptstore_client.staging import StagedState, Staging
+from ckptstore_client.replicas import MEMORY, ContentStream, MappedReplica, OpenFile, Replica, SegmentMappings
+from ckptstore_client.transport import Target
 from ckptstore_client.step_times import steps_since_last_asked
 
 #: A recall of a large object from a slow tier may take this long before a reader streams it instead.
@@ -41,6 +42,7 @@ class LocalTransport:
             raise
         self.api.use_session(self._connection.session)
         self._ingesting: queue.SimpleQueue[DescriptorConnection] = queue.SimpleQueue()
+        self._mappings = SegmentMappings()
 
     def _connect(self, home: Path, start: bool) -> DescriptorConnection:
         try:
@@ -66,20 +68,37 @@ class LocalTransport:
 
     # --- saving ------------------------------------------------------------------------------------------------------------------
 
-    def hand_over(self, opened: AttemptOpened, rank: int, staged: StagedState, staging: Staging) -> None:
-        grant = opened.segment
-        if grant is None:
+    def acquire(self, size_bytes: int) -> Target | None:
+        try:
+            grant = self._connection.acquire(size_bytes)
+        except Busy:
+            return None
+        return self._mapped(grant, size_bytes)
+
+    def target(self, opened: AttemptOpened, size_bytes: int) -> Target:
+        if opened.segment is None:
             raise CkptStoreError("the daemon granted no segment", operation="save", subject=opened.attempt_id)
-        segment = self._connection.segment(grant.segment_id, populate_bytes=staged.size_bytes)
-        staging.copy(staged, segment.view, grant.segment_id)
+        return self._mapped(opened.segment, size_bytes)
+
+    def _mapped(self, grant: SegmentGrant, size_bytes: int) -> Target:
+        segment = self._connection.segment(grant.segment_id, populate_bytes=size_bytes)
+        return Target(segment.view, grant.segment_id, grant)
+
+    def hand_over(self, opened: AttemptOpened, rank: int, target: Target, size_bytes: int) -> None:
+        assert target.grant is not None
         message = HandOver(
-            segment_id=grant.segment_id,
-            generation=grant.generation,
-            size_bytes=staged.size_bytes,
+            segment_id=target.grant.segment_id,
+            generation=target.grant.generation,
+            size_bytes=size_bytes,
             steps_ended_s=steps_since_last_asked(),
         )
         route = f"attempts/{opened.attempt_id}/ranks/{rank}/handover"
         self.api.call("POST", route, AttemptStatus, message, patience_s=HAND_OVER_PATIENCE_S)
+
+    def give_back(self, target: Target) -> None:
+        assert target.grant is not None
+        with contextlib.suppress(CkptStoreError):  # a session that is lost has lost its slots with it
+            self._connection.release(target.grant)
 
     def store_file(self, attempt_id: str, name: str, fd: int, size_bytes: int) -> None:
         try:
@@ -105,7 +124,12 @@ class LocalTransport:
 
     def open(self, object_id: str, tier: str) -> Replica:
         opened = self._connection.open(object_id, tier)
-        return OpenFile(opened.fd, tier, size_bytes=opened.ready.size_bytes)
+        if tier != MEMORY:
+            return OpenFile(opened.fd, tier, size_bytes=opened.ready.size_bytes)
+        try:
+            return MappedReplica(self._mappings.mapping(opened.fd), size_bytes=opened.ready.size_bytes)
+        finally:
+            os.close(opened.fd)
 
     def stream(self, object_id: str) -> Replica:
         return ContentStream(self.api, object_id)

@@ -1,19 +1,23 @@
 """Where is this save by now? The handle that `save` and `put` give back.
 
-It asks the daemon each time and keeps nothing but ids and this process's own timings, so it may be used from any thread, or
-thrown away: the save goes on without it. All answers are about all ranks.
+It asks the daemon each time and keeps nothing but this process's own part of the save, so it may be used from any thread, or thrown
+away: the save goes on without it. All answers are about all ranks.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from ckptstore.durability import is_as_safe_as
-from ckptstore.errors import AttemptAborted, InvalidInput, NotFound, WaitTimeout
+from ckptstore.errors import AttemptAborted, CkptStoreError, InvalidInput, NotFound, WaitTimeout
 from ckptstore.wire import LONG_POLL_S, AttemptStatus
 from ckptstore_client.api import Api
+from ckptstore_client.connection import is_loss
+from ckptstore_client.saving import Save
 
 SNAPSHOT = "snapshot"
 Result = TypeVar("Result")
@@ -24,18 +28,34 @@ Ask = Callable[[Callable[[Api], Any]], Any]
 class PendingCheckpoint:
     """A checkpoint (or a put) on its way through the tiers."""
 
-    def __init__(self, path: str, attempt_id: str, ask: Ask, known_tiers: Callable[[], list[str]], *, skipped: bool = False) -> None:
+    def __init__(self, path: str, save: Save, ask: Ask, known_tiers: Callable[[], list[str]]) -> None:
         self.path = path
-        self.attempt_id = attempt_id
-        #: on_busy="skip", and no slot was free: nothing was saved, and the attempt is over for all ranks
-        self.skipped = skipped
         #: seconds that this rank's own save took: plan, open (with any wait for a slot), copy, and all of it
-        self.stall_s: dict[str, float] = {}
+        self.stall_s = save.stall_s
+        self._save = save
         self._ask = ask
         self._known_tiers = known_tiers
 
     def __repr__(self) -> str:
+        if not self._save.opened.done():
+            return f"PendingCheckpoint({self.path!r}, being opened)"
         return f"PendingCheckpoint({self.path!r}, attempt {self.attempt_id}{', skipped' if self.skipped else ''})"
+
+    @property
+    def attempt_id(self) -> str:
+        """With a guard: once the daemon has answered, or the error that it answered with."""
+        return self._save.opened.result().attempt_id
+
+    @property
+    def skipped(self) -> bool:
+        """on_busy="skip", and no slot was free: nothing was saved, and the attempt is over for all ranks."""
+        return self._save.opened.result().skipped
+
+    @contextmanager
+    def before_mutation(self) -> Iterator[None]:
+        """Around any change of guarded tensors by other means than the optimizer's step: waits until they are copied."""
+        self._save.copied.wait()
+        yield
 
     def wait(self, tier: str = SNAPSHOT, timeout_s: float | None = None) -> None:
         """Return when `tier` or a deeper one holds all of it: "snapshot" (every rank has handed over), or a configured tier's name.
@@ -56,6 +76,7 @@ class PendingCheckpoint:
 
     def _wait(self, tier: str, timeout_s: float | None, reached: Callable[[AttemptStatus], bool], poll_s: float = LONG_POLL_S) -> None:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._wait_handed(timeout_s)
         while True:
             left_s = poll_s if deadline is None else max(0.0, min(poll_s, deadline - time.monotonic()))
             status = self._status(wait=tier, timeout_s=left_s)
@@ -66,6 +87,18 @@ class PendingCheckpoint:
             if deadline is not None and time.monotonic() >= deadline:
                 where = ", ".join(status.durability) or ("snapshot" if status.snapshot else "not all ranks have handed over")
                 raise WaitTimeout(f"not in {tier} after {timeout_s:g} s ({where})", operation="wait", subject=self.path, tier=tier)
+
+    def _wait_handed(self, timeout_s: float | None) -> None:
+        """Until this rank's part is the daemon's, or its error: that of opening, of copying, or of handing over."""
+        try:
+            self._save.handed.result(timeout_s)
+        except FutureTimeout as error:
+            why = f"this rank has not handed over after {timeout_s:g} s"
+            raise WaitTimeout(why, operation="wait", subject=self.path) from error
+        except CkptStoreError as error:
+            # A daemon that was lost meanwhile may have it, or has aborted it: its successor knows, if the attempt was opened at all.
+            if not is_loss(error) or self._save.opened.exception() is not None:
+                raise
 
     def status(self) -> AttemptStatus:
         """What the daemon knows of it now."""

@@ -1,23 +1,22 @@
 """How does a client work with a daemon on another node? The same API over TCP, with a bearer token; bytes are streamed both ways.
 
-`save` returns when the state is copied into a buffer of this process; a thread sends it. So a remote save is safe only when
-`wait("snapshot")` has returned: until then this process must live. An upload that fails aborts the attempt, and every `wait` says
-why. Two buffers, as on the daemon's side: a third save waits for the first to be sent.
+`save` returns when the state is copied into a buffer of this process, which the saver's threads send. So a remote save is safe only
+when `wait("snapshot")` has returned: until then this process must live. Two buffers, as on the daemon's side: a third save waits for
+the first to be sent.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 from ckptstore.errors import CkptStoreError, InvalidInput
-from ckptstore.wire import Abort, AttemptOpened, AttemptStatus, FileStored, Hello, SessionOpened
+from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, Hello, SessionOpened
 from ckptstore_client.api import Api
-from ckptstore_client.reading import ContentStream, Replica, anonymous_memory
-from ckptstore_client.staging import StagedState, Staging
+from ckptstore_client.reading import anonymous_memory
+from ckptstore_client.replicas import ContentStream, Replica
+from ckptstore_client.transport import Target
 
 _CHUNK_BYTES = 1024 * 1024
 _BUFFERS = 2
@@ -33,51 +32,41 @@ class RemoteTransport:
             self.api.close()
             raise
         self.alive = True
-        self._uploads = ThreadPoolExecutor(_BUFFERS, thread_name_prefix="ckptstore-upload")
         self._free = threading.BoundedSemaphore(_BUFFERS)
         self._buffers: list[memoryview] = []
         self._lock = threading.Lock()
 
     # --- saving ------------------------------------------------------------------------------------------------------------------
 
-    def hand_over(self, opened: AttemptOpened, rank: int, staged: StagedState, staging: Staging) -> None:
+    def acquire(self, size_bytes: int) -> Target | None:
+        return self._buffer(size_bytes) if self._free.acquire(blocking=False) else None
+
+    def target(self, opened: AttemptOpened, size_bytes: int) -> Target:
         self._free.acquire()
-        buffer = self._buffer(staged.size_bytes)
-        try:
-            staging.copy(staged, buffer)
-            future = self._uploads.submit(self._upload, opened.attempt_id, rank, buffer[: staged.size_bytes])
-        except BaseException:
-            self._give_back(buffer)
-            raise
-        future.add_done_callback(lambda done: self._uploaded(done, buffer))
+        return self._buffer(size_bytes)
 
-    def _upload(self, attempt_id: str, rank: int, data: memoryview) -> None:
-        """The top of an upload: what goes wrong is said through the attempt."""
-        try:
-            route = f"attempts/{attempt_id}/ranks/{rank}/body"
-            headers = {"content-length": str(len(data)), "content-type": "application/octet-stream"}
-            self.api.call("PUT", route, AttemptStatus, content=_chunks(data), headers=headers)
-        except CkptStoreError as error:
-            with contextlib.suppress(CkptStoreError):
-                reason = f"rank {rank} could not be sent: {error}"[:1000]
-                self.api.call("POST", f"attempts/{attempt_id}/abort", AttemptStatus, Abort(reason=reason))
-            raise
+    def hand_over(self, opened: AttemptOpened, rank: int, target: Target, size_bytes: int) -> None:
+        route = f"attempts/{opened.attempt_id}/ranks/{rank}/body"
+        headers = {"content-length": str(size_bytes), "content-type": "application/octet-stream"}
+        self.api.call("PUT", route, AttemptStatus, content=_chunks(target.view[:size_bytes]), headers=headers)
+        self.give_back(target)
 
-    def _uploaded(self, done: Future[None], buffer: memoryview) -> None:
-        self._give_back(buffer)
-
-    def _buffer(self, size_bytes: int) -> memoryview:
+    def _buffer(self, size_bytes: int) -> Target:
         with self._lock:
             for position, buffer in enumerate(self._buffers):
                 if len(buffer) >= size_bytes:
-                    return self._buffers.pop(position)
+                    return Target(self._buffers.pop(position))
             self._buffers.clear()  # they have become too small
-        return anonymous_memory(size_bytes)
+        try:
+            return Target(anonymous_memory(size_bytes))
+        except BaseException:
+            self._free.release()
+            raise
 
-    def _give_back(self, buffer: memoryview) -> None:
+    def give_back(self, target: Target) -> None:
         with self._lock:
             if len(self._buffers) < _BUFFERS:
-                self._buffers.append(buffer)
+                self._buffers.append(target.view)
         self._free.release()
 
     def store_file(self, attempt_id: str, name: str, fd: int, size_bytes: int) -> None:
@@ -102,9 +91,7 @@ class RemoteTransport:
     # --- ending ------------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Waits for uploads that are under way."""
         self.alive = False
-        self._uploads.shutdown(wait=True)
         self.api.close()
 
     def abandon(self) -> None:

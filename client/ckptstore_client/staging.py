@@ -5,7 +5,8 @@ each segment) is kept and found again by comparing keys, dtypes, shapes and ties
 are written anew. Tensors whose sizes are multiples of 64 bytes come first, then those of 32, and so on: each tensor then starts
 aligned to its own dtype at least, and large ones to a cache line, without a byte of padding, which safetensors does not allow.
 
-The data is copied first and the header last: a segment without a header is no file. Nothing is hashed here; the daemon does that.
+The data is copied first, all at once or in two parts (`guard`), and the header last: a segment without a header is no file. Nothing
+is hashed here; the daemon does that.
 A plan is immutable but for its header size, which only grows; `Staging` is guarded by a lock that is never held during a copy, so
 that saves from several threads overlap.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +63,30 @@ class StagedState:
         return len(self.header) + self.plan.data_size_bytes
 
 
+@dataclass(eq=False)
+class BoundState:
+    """A staged state and the segment that it goes into. `copy` once, or twice with leaves and the rest; then `seal`."""
+
+    staged: StagedState
+    segment: memoryview
+    views: dict[str, list[Any]]  # by tag, one for each tensor that is stored
+
+    def copy(self, leaves: Container[int] | None = None) -> None:
+        """Copy the tensors of these leaves (None: all)."""
+        values = self.staged.values
+        for tag, destinations in self.views.items():
+            stored = self.staged.plan.stored[tag]
+            if leaves is None:
+                framework(tag).copy(destinations, [values[leaf] for leaf in stored])
+            else:
+                pairs = [(view, values[leaf]) for view, leaf in zip(destinations, stored, strict=True) if leaf in leaves]
+                framework(tag).copy([view for view, _ in pairs], [value for _, value in pairs])
+
+    def seal(self) -> None:
+        """Write the header: without it the segment is no file."""
+        self.segment[: len(self.staged.header)] = self.staged.header
+
+
 @dataclass
 class Staging:
     """The plans and views of one client."""
@@ -83,17 +108,21 @@ class Staging:
         plan.header_size_bytes = max(plan.header_size_bytes, len(header))
         return StagedState(plan, flat.values, header)
 
-    def copy(self, staged: StagedState, segment: memoryview, segment_key: Hashable = None) -> None:
-        """Write the file into `segment`: the tensors, then the header. With a `segment_key` the views are kept for the next save."""
+    def bind(self, staged: StagedState, segment: memoryview, segment_key: Hashable | None = None) -> BoundState:
+        """The state with its place in `segment`, ready to be copied. With a `segment_key` the views are kept for the next save."""
         plan, data_start = staged.plan, len(staged.header)
         if staged.size_bytes > len(segment):
             raise CkptStoreError(f"the segment has {len(segment)} bytes, {staged.size_bytes} are needed", operation="save")
         views = self._views_of(plan, data_start, segment, segment_key)
         if plan.on_cuda and segment_key is not None:
             self._pin(segment_key, segment)
-        for tag, destinations in views.items():
-            framework(tag).copy(destinations, [staged.values[leaf] for leaf in plan.stored[tag]])
-        segment[:data_start] = staged.header
+        return BoundState(staged, segment, views)
+
+    def copy(self, staged: StagedState, segment: memoryview, segment_key: Hashable | None = None) -> None:
+        """Write the whole file into `segment`."""
+        bound = self.bind(staged, segment, segment_key)
+        bound.copy()
+        bound.seal()
 
     def forget(self) -> None:
         """Drop all views, so that the segments of a daemon that is gone can be unmapped. A save that still copies there is lost anyway."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -45,7 +46,7 @@ from ckptstore_client.loading import load_state
 from ckptstore_client.pending import SNAPSHOT, PendingCheckpoint
 from ckptstore_client.process_group import ProcessGroup, initialised, resolved_together
 from ckptstore_client.reading import VerifiedObject
-from ckptstore_client.saving import OnBusy, Saver, SaveRequest, abort_quietly, checked_metadata, checked_step, checked_timeout
+from ckptstore_client.saving import OnBusy, Save, Saver, SaveRequest, abort_quietly, checked_metadata, checked_step, checked_timeout
 from ckptstore_client.staging import Staging
 from ckptstore_client.transport import Transport
 
@@ -89,7 +90,8 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """End the session. Saves that were handed over go on; over the network, uploads are finished first."""
+        """End the session. Saves that were copied are handed over (over the network: sent) first, and go on."""
+        self._saver.close()
         self._connection.close()
 
     def _ask(self, request: Callable[[Api], Result]) -> Result:
@@ -108,6 +110,7 @@ class Store:
         on_busy: OnBusy = "wait",
         replace: bool = False,
         metadata: dict[str, Any] | None = None,
+        guard: Any = None,
     ) -> PendingCheckpoint:
         """Save this rank's part of a checkpoint; the tensors may change when this returns.
 
@@ -115,16 +118,25 @@ class Store:
         anything else. `rank` and `world_size` come from torch.distributed where it is initialised. When no slot of memory is
         free, `on_busy` says whether to wait, to skip this save (the result's `skipped` is True) or to raise Busy; either of these
         ends the attempt for all ranks. AlreadyExists unless `replace`.
+
+        `guard`, an optimizer or several: what they own (their parameters and their state) is copied while forward and backward run,
+        and their next `step` waits for what is left; everything else is copied before this returns. Whoever changes guarded
+        tensors by other means does it inside `with pending.before_mutation():`. Errors of opening the attempt, such as
+        AlreadyExists, are raised by `pending.wait` then.
         """
         check_path(path, operation="save")
         if on_busy not in ("wait", "skip", "fail"):
             raise InvalidInput(f"on_busy is 'wait', 'skip' or 'fail', not {on_busy!r:.80}", operation="save", subject=path)
         metadata = checked_metadata(metadata, operation="save", path=path)
         request = SaveRequest(path, checked_step(step, path), bool(replace), metadata, on_busy)
-        opened, stall_s = self._saver.save(request, state, rank, world_size)
-        pending = self._pending(path, opened.attempt_id, skipped=opened.skipped)
-        pending.stall_s = stall_s
-        return pending
+        return self._pending(path, self._saver.save(request, state, rank, world_size, guard))
+
+    def reserve(self, state: Any) -> Future[int]:
+        """Have memory made for saves of this shape, in the background, so that the first one is as fast as the hundredth.
+
+        Nothing of `state` is saved. The result's `result()` is the number of slots that are ready.
+        """
+        return self._saver.reserve(state)
 
     def put(
         self,
@@ -163,12 +175,12 @@ class Store:
         except BaseException as error:
             abort_quietly(transport, opened.attempt_id, f"the put failed: {error!s:.500}")
             raise
-        pending = self._pending(path, opened.attempt_id)
+        pending = self._pending(path, Save.finished(opened))
         pending.wait_published(timeout_s)
         return pending
 
-    def _pending(self, path: str, attempt_id: str, *, skipped: bool = False) -> PendingCheckpoint:
-        return PendingCheckpoint(path, attempt_id, self._ask, self._tiers, skipped=skipped)
+    def _pending(self, path: str, save: Save) -> PendingCheckpoint:
+        return PendingCheckpoint(path, save, self._ask, self._tiers)
 
     def _tiers(self) -> list[str]:
         if self._hello is None:

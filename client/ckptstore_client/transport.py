@@ -5,12 +5,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Protocol
 
-from ckptstore.wire import AttemptOpened
+from ckptstore.wire import AttemptOpened, SegmentGrant
 from ckptstore_client.api import Api
-from ckptstore_client.reading import ReplicaSource
-from ckptstore_client.staging import StagedState, Staging
+from ckptstore_client.replicas import ReplicaSource
+
+
+@dataclass(frozen=True)
+class Target:
+    """Memory that a rank's file is copied into. `key` names it where the same memory comes again at a later save."""
+
+    view: memoryview
+    key: Hashable | None = None
+    grant: SegmentGrant | None = None
 
 
 class Transport(ReplicaSource, Protocol):
@@ -24,8 +34,20 @@ class Transport(ReplicaSource, Protocol):
         """False once the session is known to be over: connect again."""
         ...
 
-    def hand_over(self, opened: AttemptOpened, rank: int, staged: StagedState, staging: Staging) -> None:
-        """Copy the state to where the daemon has it, or will have it. At return the tensors may change."""
+    def acquire(self, size_bytes: int) -> Target | None:
+        """Memory at once, to copy into while the attempt is opened with its grant; None: open first, and wait for it there."""
+        ...
+
+    def target(self, opened: AttemptOpened, size_bytes: int) -> Target:
+        """The memory that comes with the attempt. May wait for an earlier save."""
+        ...
+
+    def hand_over(self, opened: AttemptOpened, rank: int, target: Target, size_bytes: int) -> None:
+        """The file is whole: at return the daemon has it, and the memory with it. After an error the memory is still the caller's."""
+        ...
+
+    def give_back(self, target: Target) -> None:
+        """Nothing will be handed over in this memory."""
         ...
 
     def store_file(self, attempt_id: str, name: str, fd: int, size_bytes: int) -> None:
