@@ -16,6 +16,7 @@ takes a hang-up as the client's death. Unknown fields are refused on both.
     GET    /v1/publications?path=P                        → PublicationInfo    (P may end with /@latest)
     GET    /v1/publications/{id}?wait=TIER&timeout_s=S    → PublicationInfo    (answers early when TIER is reached)
     GET    /v1/publications/{id}/files?rank=R&name=N&after=A&limit=L → FilePage (rank, name and after are optional)
+    GET    /v1/objects/{id}                               → FileInfo
     GET    /v1/objects/{id}/replicas                      → Located            (recalls the object first if no replica is openable here)
     GET    /v1/objects/{id}/content        [Range]        → bytes, 200 or 206  (each block verified before it is sent)
     POST   /v1/objects/{id}/damage         Damage         → Located            (what is left after checking and dropping the bad one)
@@ -119,6 +120,7 @@ class OpenAttempt(Message):
     step: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
     metadata: Annotated[dict[str, Any], AfterValidator(_storable_json)] = Field(default_factory=dict)
     size_bytes: Count = Field(0, description="checkpoint: bytes of this rank's file, for its segment")
+    incremental: bool = Field(False, description="checkpoint: store only the tensors that differ from the last one in its folder")
     on_busy: Literal["wait", "skip", "fail"] = "wait"
     segment: SegmentGrant | None = Field(None, description="checkpoint: a slot that this session has acquired over the descriptor socket")
 
@@ -147,7 +149,9 @@ class HandOver(Message):
     generation: int
     size_bytes: int = Field(ge=1)
     steps_ended_s: list[float] = Field(
-        default_factory=list, max_length=1024, description="when training's last steps ended, by CLOCK_MONOTONIC; see the daemon's step_times"
+        default_factory=list,
+        max_length=1024,
+        description="when training's last steps ended, by CLOCK_MONOTONIC; see the daemon's step_times",
     )
 
 
@@ -183,8 +187,17 @@ class PublicationInfo(Message):
     durability: list[str]
 
 
+class WholeFile(Message):
+    """An incremental checkpoint's rank as one file with all its tensors, in this node's memory. Openable in tier "memory", if at all."""
+
+    object_id: str  # a name of the segment: no catalog knows it
+    size_bytes: int
+    digest: str
+    blocks: Base64
+
+
 class FileInfo(Message):
-    """One file of a publication: GET /v1/publications/{id}/files."""
+    """One file of a publication: GET /v1/publications/{id}/files; or the object of one: GET /v1/objects/{id}."""
 
     object_id: str
     name: str
@@ -192,6 +205,7 @@ class FileInfo(Message):
     size_bytes: int
     digest: str
     blocks: Base64 = b""
+    whole: WholeFile | None = None
 
 
 class FilePage(Message):

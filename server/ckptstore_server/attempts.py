@@ -11,6 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from ckptstore.catalog.model import AttemptState, AttemptView, Backlog, Join, Kind, NewObject, Ticket
@@ -184,7 +185,8 @@ class AttemptService:
         except CkptStoreError:
             self._node.pool.release(segment)
             raise
-        self._start(lambda: self._ingest.segment(attempt_id, grant.new_object, segment, message.size_bytes), attempt_id, rank)
+        store = partial(self._ingest.segment, attempt_id, grant.new_object, segment, message.size_bytes, lineage=grant.lineage)
+        self._start(store, attempt_id, rank)
         if view.snapshots == view.world_size:
             self._node.timings.reach(attempt_id, "snapshot")
         if (found := self._node.steps.heard(session, message.steps_ended_s)) is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ckptstore.catalog.model import NewObject
 from ckptstore.errors import InvalidInput
 from ckptstore.wire import HandOver, OpenAttempt, SegmentGrant
+from ckptstore_server.incremental import Lineage
 from ckptstore_server.node import Node
 from ckptstore_tiers.memory import Segment
 
@@ -25,6 +26,7 @@ class Grant:
     session: str
     new_object: NewObject
     segment: Segment
+    lineage: Lineage | None  # of an incremental save
 
     def check_size(self, size_bytes: int, operation: str) -> None:
         if size_bytes > self.segment.capacity_bytes:
@@ -63,7 +65,8 @@ class Grants:
         else:
             pool = self._node.pool
             segment = await self._node.run(self._node.read_executor, pool.acquire, session, request.size_bytes, timeout_s=timeout_s)
-        grant = Grant(attempt_id, request.rank, session, new_object, segment)
+        lineage = Lineage(request.path, request.rank) if request.incremental else None
+        grant = Grant(attempt_id, request.rank, session, new_object, segment, lineage)
         grant.check_size(request.size_bytes, "save")
         self._grants[attempt_id, request.rank] = grant
         return grant

@@ -3,7 +3,7 @@
 Each block of the segment is copied once, hashed and written, since the client can still write into what it handed over: what was hashed
 is what was written. The header is parsed from a private copy first: a client that goes on writing harms its own checkpoint. Which tier:
 the first durable one, in order; a full or failing one is passed over (its own copy follows by drain), and if none takes the bytes, the
-ingest waits and tries again while the attempt lives.
+ingest waits and tries again while the attempt lives. Of an incremental save only what changed is stored: see `incremental`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ckptstore.catalog.model import NewObject
 from ckptstore.errors import AttemptAborted, TierFull, TierUnavailable
 from ckptstore.failpoints import declare, failpoint
 from ckptstore_server.evict import Evictor
+from ckptstore_server.incremental import Increment, Increments, Lineage
 from ckptstore_server.node import Node
 from ckptstore_server.part_check import check_segment
 from ckptstore_server.tier_handle import TierHandle
@@ -31,32 +32,47 @@ AFTER_CATALOG = declare("ingest.after_catalog")
 
 
 class Ingest:
-    def __init__(self, node: Node, evictor: Evictor) -> None:
+    def __init__(self, node: Node, evictor: Evictor, increments: Increments) -> None:
         self._node = node
         self._evictor = evictor
+        self._increments = increments
 
-    async def segment(self, attempt_id: str, new_object: NewObject, segment: Segment, size_bytes: int) -> None:
-        """Store a rank's segment; afterwards the segment stays as a memory replica."""
+    async def segment(
+        self, attempt_id: str, new_object: NewObject, segment: Segment, size_bytes: int, *, lineage: Lineage | None = None
+    ) -> None:
+        """Store a rank's segment, of an incremental save (`lineage`) what changed; afterwards the segment stays in memory."""
         stored = False
+        increment: Increment | None = None
         try:
-            await self._node.run(self._node.ingest_executor, check_segment, segment, size_bytes, new_object.name)
-            source = MemorySource(segment.view[:size_bytes], stable=False)
-            await self._store(attempt_id, new_object, source)
+            run, executor = self._node.run, self._node.ingest_executor
+            checked = await run(executor, check_segment, segment, size_bytes, new_object.name)
+            view = segment.view[:size_bytes]
+            if lineage is not None and checked is not None:
+                increment = await run(executor, self._increments.prepare, attempt_id, new_object, lineage, view, checked)
+            if increment is None:
+                await self._store(attempt_id, new_object, MemorySource(view, stable=False))
+            else:
+                await self._store(attempt_id, new_object, increment.source, expected=increment.digests)
+                self._increments.stored(new_object.object_id, increment)
             stored = True
         finally:
-            if stored:
+            if not stored:
+                self._node.pool.release(segment)
+            elif increment is None:
                 self._node.pool.keep_as_replica(segment, new_object.object_id, size_bytes)
             else:
-                self._node.pool.release(segment)
+                self._node.wholes.keep(segment, new_object.object_id, increment.whole)
 
     async def file(self, attempt_id: str, new_object: NewObject, source: BlockSource) -> BlockDigests:
         return await self._store(attempt_id, new_object, source)
 
-    async def _store(self, attempt_id: str, new_object: NewObject, source: BlockSource) -> BlockDigests:
+    async def _store(
+        self, attempt_id: str, new_object: NewObject, source: BlockSource, *, expected: BlockDigests | None = None
+    ) -> BlockDigests:
         async for handle in self._rounds(attempt_id):
             try:
                 await self._evictor.before_put(handle, source.size_bytes)
-                digests = await self._node.run(self._node.ingest_executor, self._put, handle, new_object, source)
+                digests = await self._node.run(self._node.ingest_executor, self._put, handle, new_object, source, expected)
             except (TierFull, TierUnavailable) as error:
                 self._node.remark(f"store into {handle.name}", error)
                 if isinstance(error, TierFull):
@@ -70,9 +86,11 @@ class Ingest:
             return digests
         raise AttemptAborted("the attempt is over", operation="save", subject=new_object.name)
 
-    def _put(self, handle: TierHandle, new_object: NewObject, source: BlockSource) -> BlockDigests:
+    def _put(
+        self, handle: TierHandle, new_object: NewObject, source: BlockSource, expected: BlockDigests | None
+    ) -> BlockDigests:
         with handle.watched() as tier:
-            digests = tier.put(new_object.key, source)
+            digests = tier.put(new_object.key, source, expected=expected)
             handle.written.add(source.size_bytes)
             return digests
 

@@ -77,13 +77,13 @@ class Lending:
 
     def open(self, session: str, message: FdOpen) -> tuple[FdReady, int | None]:
         """A read-only descriptor. The reader checks every block; for memory also that the generation is still the same."""
-        file = self._node.catalog.object(message.object_id)
         if message.tier == MEMORY:
             segment = self._node.pool.find(message.object_id)
             if segment is None:
-                raise NotFound("the object is no longer in memory", operation="open", subject=file.key, tier=MEMORY)
-            ready = FdReady(size_bytes=file.size_bytes, capacity_bytes=segment.capacity_bytes, generation=segment.generation)
+                raise NotFound("the object is no longer in memory", operation="open", subject=message.object_id, tier=MEMORY)
+            ready = FdReady(size_bytes=segment.size_bytes, capacity_bytes=segment.capacity_bytes, generation=segment.generation)
             return ready, segment.read_only_fd()
+        file = self._node.catalog.object(message.object_id)
         try:
             fd = self._replica_fd(message, file.key)
         except NotFound:

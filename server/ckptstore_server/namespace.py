@@ -7,7 +7,7 @@ import time
 
 from ckptstore.catalog.model import Entry, Publication, StoredFile
 from ckptstore.paths import check_folder, check_path
-from ckptstore.wire import EntryInfo, EntryPage, FileInfo, FilePage, PublicationInfo, Removed, Usage
+from ckptstore.wire import EntryInfo, EntryPage, FileInfo, FilePage, PublicationInfo, Removed, Usage, WholeFile
 from ckptstore_server.node import Node
 
 #: How often a waiter looks at the catalog, since other nodes may change it.
@@ -38,7 +38,18 @@ class Namespace:
     async def files(self, publication_id: str, *, rank: int | None, name: str | None, after: str, limit: int) -> FilePage:
         files = self._node.catalog.files
         page = await self._node.query(files, publication_id, rank=rank, name=name, after=after, limit=limit)
-        return FilePage(files=[file_info(file) for file in page], after=page[-1].name if len(page) == limit else None)
+        return FilePage(files=[self._file_info(file) for file in page], after=page[-1].name if len(page) == limit else None)
+
+    async def object(self, object_id: str) -> FileInfo:
+        return file_info(await self._node.query(self._node.catalog.object, object_id))
+
+    def _file_info(self, file: StoredFile) -> FileInfo:
+        info, whole = file_info(file), self._node.wholes.find(file.object_id)
+        if whole is None:
+            return info
+        digests = whole.digests
+        known = WholeFile(object_id=whole.segment_object_id, size_bytes=digests.size_bytes, digest=digests.root, blocks=digests.blocks)
+        return info.model_copy(update={"whole": known})
 
     async def list(self, path: str, *, after: str, limit: int) -> EntryPage:
         folder = check_folder(path, operation="list")

@@ -23,6 +23,7 @@ from ckptstore_server.pressure import Gauge
 from ckptstore_server.quiet import QuietBudget
 from ckptstore_server.step_times import StepTimes
 from ckptstore_server.tier_handle import TierHandle
+from ckptstore_server.whole_segments import WholeSegments
 from ckptstore_tiers.memory import SegmentPool
 from ckptstore_tiers.scratch import ScratchPool
 
@@ -120,6 +121,7 @@ class Node:
     started_s: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
+        self.wholes = WholeSegments(self.pool)
         # Catalog calls are short, but while another process holds the database's lock each writer waits in a thread: there must be some
         # left for readers. Ingests wait for the disk; the rest is reads for clients.
         self.catalog_executor = ThreadPoolExecutor(CATALOG_THREADS, "catalog")

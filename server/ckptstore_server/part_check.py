@@ -18,10 +18,12 @@ import resource
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 
 from ckptstore.errors import CkptStoreError, InvalidInput, from_wire
+from ckptstore.layout import LAYOUT_KEY
 from ckptstore.part import Selection, parse_part
-from ckptstore.safetensors_format import PREFIX_BYTES, header_size_bytes, parse_header
+from ckptstore.safetensors_format import PREFIX_BYTES, Header, header_size_bytes, parse_header
 from ckptstore_tiers.memory import Segment
 
 #: Headers above this are parsed in a process of their own: 60,000 tensors with ordinary names stay below.
@@ -35,8 +37,19 @@ _HINT = "the client handed over a file that is none"
 _one_at_a_time = threading.Lock()
 
 
-def check_segment(segment: Segment, size_bytes: int, name: str) -> None:
-    """Refuse the first `size_bytes` of a segment unless they are a rank's file: InvalidInput says why."""
+@dataclass(frozen=True)
+class CheckedHeader:
+    """`data` is the private copy that `header` was read from."""
+
+    data: bytes
+    header: Header
+
+
+def check_segment(segment: Segment, size_bytes: int, name: str) -> CheckedHeader | None:
+    """Refuse the first `size_bytes` of a segment unless they are a rank's file: InvalidInput says why.
+
+    The header, but for a large one, which this process does not hold.
+    """
     view = segment.view[:size_bytes]
     try:
         if header_size_bytes(view[:PREFIX_BYTES], size_bytes) <= LARGE_HEADER_BYTES:
@@ -44,20 +57,25 @@ def check_segment(segment: Segment, size_bytes: int, name: str) -> None:
         with _one_at_a_time:
             fd = segment.read_only_fd()
             try:
-                return _check_elsewhere(fd, size_bytes)
+                _check_elsewhere(fd, size_bytes)
             finally:
                 os.close(fd)
+            return None
     except InvalidInput as error:
         raise InvalidInput(error.why, operation="save", subject=name, hint=_HINT) from error
 
 
-def check_file(view: memoryview) -> None:
+def check_file(view: memoryview) -> CheckedHeader:
     """Refuse a file unless its header and its part are well-formed and fit it. Works on a private copy of the header.
 
     Leaves that only a framework can decode (a torch dtype, say) are the reader's business: nothing here imports one.
     """
-    header = parse_header(bytes(view[: header_size_bytes(view[:PREFIX_BYTES], len(view))]), len(view))
+    data = bytes(view[: header_size_bytes(view[:PREFIX_BYTES], len(view))])
+    header = parse_header(data, len(view))
+    if LAYOUT_KEY in header.metadata:
+        raise InvalidInput("a client does not say which objects its tensors lie in")
     parse_part(header, Selection(None), dict.fromkeys(FRAMEWORK_TAGS, _opaque))
+    return CheckedHeader(data, header)
 
 
 def _opaque(payload: object, place: str) -> None:

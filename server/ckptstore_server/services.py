@@ -11,6 +11,7 @@ from ckptstore_server.deletion import Deletion
 from ckptstore_server.drain import Drainer
 from ckptstore_server.drain_watch import DrainWatch
 from ckptstore_server.evict import Evictor
+from ckptstore_server.incremental import Increments
 from ckptstore_server.ingest import Ingest
 from ckptstore_server.namespace import Namespace
 from ckptstore_server.node import Node
@@ -50,7 +51,7 @@ class Services:
             sessions=sessions,
             evictor=evictor,
             publisher=publisher,
-            attempts=AttemptService(node, sessions, Ingest(node, evictor), publisher),
+            attempts=AttemptService(node, sessions, Ingest(node, evictor, Increments(node, replicas)), publisher),
             replicas=replicas,
             drainer=Drainer(node, publisher, replicas, evictor),
             drain_watch=DrainWatch(node, sessions),

@@ -7,10 +7,16 @@ from typing import Annotated
 from fastapi import APIRouter, Header
 from fastapi.responses import StreamingResponse
 
-from ckptstore.wire import Damage, Located
+from ckptstore.wire import Damage, FileInfo, Located
 from ckptstore_server.api.dependencies import TheServices, check_id
 
 router = APIRouter(prefix="/v1", tags=["objects"])
+
+
+@router.get("/objects/{object_id}")
+async def look_up(services: TheServices, object_id: str) -> FileInfo:
+    """What there is to know of an object, whichever checkpoint it came with: a load needs it for what that refers to."""
+    return await services.namespace.object(check_id(object_id))
 
 
 @router.get("/objects/{object_id}/replicas")
