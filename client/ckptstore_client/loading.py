@@ -3,7 +3,8 @@
 The header (verified like everything else) gives the outline of the state. New tensors are made, or those of `into` are checked
 against it, every one of them, before the first byte of data is read. Large tensors whose memory has the file's order are read
 straight into place; small ones, strided ones and those on a device come through an arena of bounded size and are copied from
-there in bulk. Only blocks that hold something selected are read.
+there in bulk. Only blocks that hold something selected are read. Of an incremental checkpoint, what its file lacks is read, in the
+same way, from the objects that the file's header names, one after the other.
 
 A load that fails in the middle leaves `into` partly filled; it never returns it. Pure but for the reading; one call, one thread,
 beside the reader's own.
@@ -12,11 +13,12 @@ beside the reader's own.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ckptstore.errors import InvalidInput
+from ckptstore.layout import read_layout, with_all_tensors
 from ckptstore.part import ABSENT, Selection, TensorRef, child_names, join_place, parse_part, shown_place
 from ckptstore.safetensors_format import PREFIX_BYTES, Header, TensorEntry, header_size_bytes, parse_header
 from ckptstore_client.frameworks import TensorFramework, framework, leaf_decoders, tensor_tags
@@ -29,20 +31,63 @@ DIRECT_BYTES = 256 * 1024
 ARENA_BYTES = 256 * 1024 * 1024
 
 
-def load_state(reader: VerifiedObject, into: Any, only: str | Sequence[str] | None) -> Any:
+#: An object of an earlier checkpoint, by id, to be opened as a context manager.
+OpenObject = Callable[[str], VerifiedObject]
+
+
+def _nothing_else(object_id: str) -> VerifiedObject:
+    raise InvalidInput("its tensors lie in other objects, too", operation="load", subject=object_id)
+
+
+def load_state(
+    reader: VerifiedObject, into: Any, only: str | Sequence[str] | None, open_object: OpenObject = _nothing_else
+) -> Any:
     """The state in `reader`'s file, or `into` filled with it. InvalidInput, by place, where `into` does not fit."""
-    header = read_header(reader)
+    file = _RankFile.of(reader, open_object)
+    header = file.header
     outline = parse_part(header, Selection(only), leaf_decoders())
     if into is None:
         tensors = {ref: framework(ref.tag).empty(header.tensors[ref.key]) for ref in _references(outline)}
-        _fill(reader, header, {ref: [tensor] for ref, tensor in tensors.items()})
+        _fill(file, {ref: [tensor] for ref, tensor in tensors.items()})
         return _assembled(outline, tensors)
     match = _Match(header, tensor_tags())
     match.check(into, outline, None)
     if only is None:
         match.check_extra(into, outline, None)
-    _fill(reader, header, match.destinations)
+    _fill(file, match.destinations)
     return _updated(into, outline)
+
+
+@dataclass(frozen=True)
+class _RankFile:
+    """A rank's file, and the way to what lies elsewhere. `header` has all tensors; those `elsewhere` count from their object's begin."""
+
+    reader: VerifiedObject
+    header: Header
+    elsewhere: Mapping[str, str]  # tensor → object id
+    open_object: OpenObject
+
+    @classmethod
+    def of(cls, reader: VerifiedObject, open_object: OpenObject) -> _RankFile:
+        header = read_header(reader)
+        layout = read_layout(header)
+        if layout is None:
+            return cls(reader, header, {}, open_object)
+        elsewhere = {key: found.object_id for key, found in layout.elsewhere.items()}
+        return cls(reader, with_all_tensors(header, layout), elsewhere, open_object)
+
+    def homes(self, keys: Iterable[str]) -> Iterator[tuple[VerifiedObject, int, list[TensorEntry]]]:
+        """For each object that holds some of these tensors: it, open, where its data starts, and the tensors in its order."""
+        by_object: dict[str, list[TensorEntry]] = {}
+        for key in keys:
+            by_object.setdefault(self.elsewhere.get(key, ""), []).append(self.header.tensors[key])
+        for object_id, entries in by_object.items():
+            entries.sort(key=lambda entry: entry.start)
+            if not object_id:
+                yield self.reader, self.header.data_start, entries
+                continue
+            with self.open_object(object_id) as other:
+                yield other, 0, entries
 
 
 def read_header(reader: VerifiedObject) -> Header:
@@ -73,13 +118,13 @@ class _Batch:
     arena_bytes: int = 0
 
 
-def _fill(reader: VerifiedObject, header: Header, destinations: Destinations) -> None:
+def _fill(file: _RankFile, destinations: Destinations) -> None:
     by_key: dict[str, list[tuple[TensorFramework, Any]]] = {}
     for ref, values in destinations.items():
         by_key.setdefault(ref.key, []).extend((framework(ref.tag), value) for value in values)
-    wanted = sorted((header.tensors[key] for key in by_key), key=lambda entry: entry.start)
-    for batch in _batches([entry for entry in wanted if entry.size_bytes], by_key):
-        _read_batch(reader, header.data_start, batch, by_key)
+    for reader, data_start, wanted in file.homes(by_key):
+        for batch in _batches([entry for entry in wanted if entry.size_bytes], by_key):
+            _read_batch(reader, data_start, batch, by_key)
 
 
 def _batches(entries: Sequence[TensorEntry], by_key: Mapping[str, Sequence[tuple[TensorFramework, Any]]]) -> Iterator[_Batch]:

@@ -57,6 +57,7 @@ class SaveRequest:
     replace: bool
     metadata: dict[str, Any]
     on_busy: OnBusy
+    incremental: bool = False
 
     def message(self, member: Membership, size_bytes: int, grant: SegmentGrant | None = None) -> OpenAttempt:
         return OpenAttempt(
@@ -70,6 +71,7 @@ class SaveRequest:
             metadata=self.metadata,
             size_bytes=size_bytes,
             on_busy=self.on_busy,
+            incremental=self.incremental,
             segment=grant,
         )
 

@@ -10,6 +10,7 @@ Thread-safe. In a forked child the store opens a session of its own at the next 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -49,6 +50,7 @@ from ckptstore_client.reading import VerifiedObject
 from ckptstore_client.saving import OnBusy, Save, Saver, SaveRequest, abort_quietly, checked_metadata, checked_step, checked_timeout
 from ckptstore_client.staging import Staging
 from ckptstore_client.transport import Transport
+from ckptstore_client.whole_file import NOT_IN_MEMORY, whole_file
 
 Result = TypeVar("Result")
 Answer = TypeVar("Answer", bound=Message)
@@ -111,6 +113,7 @@ class Store:
         replace: bool = False,
         metadata: dict[str, Any] | None = None,
         guard: Any = None,
+        incremental: bool = False,
     ) -> PendingCheckpoint:
         """Save this rank's part of a checkpoint; the tensors may change when this returns.
 
@@ -123,12 +126,15 @@ class Store:
         and their next `step` waits for what is left; everything else is copied before this returns. Whoever changes guarded
         tensors by other means does it inside `with pending.before_mutation():`. Errors of opening the attempt, such as
         AlreadyExists, are raised by `pending.wait` then.
+
+        With `incremental`, tensors whose bytes are those of the last incremental checkpoint in the same folder are not written
+        again: this one refers to where they lie. Any of them may be removed, in any order. The first such save is written in full.
         """
         check_path(path, operation="save")
         if on_busy not in ("wait", "skip", "fail"):
             raise InvalidInput(f"on_busy is 'wait', 'skip' or 'fail', not {on_busy!r:.80}", operation="save", subject=path)
         metadata = checked_metadata(metadata, operation="save", path=path)
-        request = SaveRequest(path, checked_step(step, path), bool(replace), metadata, on_busy)
+        request = SaveRequest(path, checked_step(step, path), bool(replace), metadata, on_busy, bool(incremental))
         return self._pending(path, self._saver.save(request, state, rank, world_size, guard))
 
     def reserve(self, state: Any) -> Future[int]:
@@ -203,8 +209,11 @@ class Store:
             why = f"it is a {publication.kind} that was put, not a checkpoint"
             raise InvalidInput(why, operation="load", subject=path, hint="fetch it with get")
         file = self._file(publication, part_file_name(self._rank_to_load(publication, rank), publication.world_size))
+        if file.whole is not None:
+            with contextlib.suppress(*NOT_IN_MEMORY), whole_file(file, self._connection.transport(), publication.path) as reader:
+                return load_state(reader, into, only)
         with self._open(file, publication.path, "load") as reader:
-            return load_state(reader, into, only)
+            return load_state(reader, into, only, lambda object_id: self._open(self._object(object_id), publication.path, "load"))
 
     def _rank_to_load(self, publication: PublicationInfo, rank: int | None) -> int:
         distributed = initialised()
@@ -266,6 +275,9 @@ class Store:
             if file.name == name:
                 return file
         raise NotFound(f"the {publication.kind} has no file {name!r}", operation="read", subject=publication.path)
+
+    def _object(self, object_id: str) -> FileInfo:
+        return self._ask(lambda api: api.call("GET", f"objects/{object_id}", FileInfo))
 
     def _files(self, publication: PublicationInfo) -> Iterator[FileInfo]:
         after: str | None = ""
