@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from ckptstore_bench.report import Cell, Kind, Samples
 
-_BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+#: kind → units, largest first: (what one of it is in base units, its name)
+_UNITS: dict[Kind, tuple[tuple[float, str], ...]] = {
+    "seconds": ((3600.0, " h"), (60.0, " min"), (1.0, " s"), (1e-3, " ms"), (1e-6, " µs")),
+    "bytes": ((2.0**50, " PiB"), (2.0**40, " TiB"), (2.0**30, " GiB"), (2.0**20, " MiB"), (2.0**10, " KiB"), (1.0, " B")),
+    "bytes_per_s": ((1e9, " GB/s"), (1e6, " MB/s")),
+    "seconds_per_gb": ((1.0, " s/GB"),),
+    "percent": ((1.0, " %"),),
+    "ratio": ((1.0, "×"),),
+    "per_s": ((1.0, "/s"),),
+}
+#: A unit is used from this many of it on: 119 s and 0.1 GB/s are read more easily than 1.98 min and 100 MB/s.
+_FROM = {" h": 2.0, " min": 2.0, " GB/s": 0.1}
 
 
 def written(cell: Cell, kind: Kind) -> str:
-    """`0.0672` seconds → `67.2 ms`; Samples as `median (low–high)`; nothing for None."""
+    """`0.0672` seconds → `67.2 ms`; Samples as `median (low–high)` in one unit; nothing for None."""
     if cell is None:
         return ""
     if isinstance(cell, str):
@@ -16,57 +27,26 @@ def written(cell: Cell, kind: Kind) -> str:
     if isinstance(cell, Samples):
         if len(cell.values) == 1:
             return one(cell.median, kind)
-        return f"{one(cell.median, kind)} ({one(cell.low, kind)}–{one(cell.high, kind)})"
+        factor, _ = _unit(cell.median, kind)
+        return f"{one(cell.median, kind)} ({_digits(cell.low / factor)}–{_digits(cell.high / factor)})"
     return one(cell, kind)
 
 
 def one(value: float, kind: Kind) -> str:
-    match kind:
-        case "seconds":
-            return _seconds(value)
-        case "bytes":
-            return _bytes(value)
-        case "bytes_per_s":
-            return f"{_digits(value / 1e9)} GB/s" if abs(value) >= 1e8 else f"{_digits(value / 1e6)} MB/s"
-        case "seconds_per_gb":
-            return f"{_digits(value)} s/GB"
-        case "percent":
-            return f"{_digits(value)} %"
-        case "ratio":
-            return f"{_digits(value)}×"
-        case "per_s":
-            return f"{_digits(value)}/s"
-        case _:
-            return f"{value:,}" if isinstance(value, int) else _digits(value)
+    if kind in ("count", "text") and isinstance(value, int):
+        return f"{value:,}"
+    factor, name = _unit(value, kind)
+    return f"{_digits(value / factor)}{name}"
+
+
+def _unit(value: float, kind: Kind) -> tuple[float, str]:
+    units = _UNITS.get(kind, ((1.0, ""),))
+    return next((unit for unit in units if abs(value) >= unit[0] * _FROM.get(unit[1], 1.0)), units[-1])
 
 
 def _digits(value: float) -> str:
     """Three that mean something, without an exponent."""
     magnitude = abs(value)
-    return (
-        f"{value:,.0f}"
-        if magnitude >= 100
-        else f"{value:.1f}"
-        if magnitude >= 10
-        else f"{value:.2f}"
-        if magnitude >= 0.1
-        else f"{value:.3g}"
-    )
-
-
-def _seconds(value: float) -> str:
-    magnitude = abs(value)
-    if magnitude >= 300:
-        return f"{_digits(value / 60)} min" if magnitude < 7200 else f"{_digits(value / 3600)} h"
-    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if magnitude >= factor or unit == "µs":
-            return f"{_digits(value / factor)} {unit}"
-    raise AssertionError(value)
-
-
-def _bytes(value: float) -> str:
-    for unit in _BINARY:
-        if abs(value) < 1024 or unit == _BINARY[-1]:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{_digits(value)} {unit}"
-        value /= 1024
-    raise AssertionError(value)
+    if magnitude >= 100 or value == 0:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if magnitude >= 10 else f"{value:.2f}" if magnitude >= 0.1 else f"{value:.3f}"

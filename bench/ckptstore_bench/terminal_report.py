@@ -18,7 +18,8 @@ def render(report: Report) -> RenderableType:
     if report.figures:
         parts.append(_figures(report.figures))
     parts.append(Text(f"Held against: {report.limit}", style="dim"))
-    parts += [Text(f"· {note}") for note in report.notes]
+    if report.notes:
+        parts.append(Text("\n".join(f"· {note}" for note in report.notes)))
     return Group(*(line for part in parts for line in (part, Text(""))))
 
 

@@ -1,0 +1,89 @@
+"""A run with contenders: the state, the scratch store, one process each; made together, ended together.
+
+Refuses before it writes: too little memory, a tier too small, a folder in use. Leaving the block ends every process and removes
+everything, whatever ended it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ckptstore.errors import CkptStoreError
+from ckptstore_bench.contenders.catalogue import Contender
+from ckptstore_bench.contenders.interface import Setup
+from ckptstore_bench.contenders.process import ContenderProcess
+from ckptstore_bench.running import Steps
+from ckptstore_bench.scratch import Scratch
+from ckptstore_bench.shape import StateShape
+from ckptstore_bench.shared_state import SharedState, check_memory
+from ckptstore_bench.workspace import Workspace
+
+#: Segments that a run's daemon may make: two slots of the saving client, and one that is being released.
+SEGMENTS = 3
+#: What a peer may hold beside the shared state: its staged copy, and one more while it writes.
+COPIES = 2
+HEADER_BYTES = 64 << 20
+
+
+@dataclass
+class Contest:
+    state: SharedState
+    workspace: Workspace
+    runners: list[ContenderProcess]
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        return tuple(tier.name for tier in self.workspace.scratch.tiers)
+
+    def named(self, name: str) -> ContenderProcess:
+        return next(runner for runner in self.runners if runner.contender.name == name)
+
+    def require(self, name: str) -> ContenderProcess:
+        """The store itself and the limits of memory are no guests: if one of them cannot run, there is no report."""
+        runner = self.named(name)
+        if runner.why is not None:
+            raise CkptStoreError(f"{name} failed: {runner.why}", operation="bench")
+        return runner
+
+
+@contextmanager
+def contest(
+    contenders: Sequence[Contender], shape: StateShape, steps: Steps, *, home: Path | None, folder: Path | None, **told: bool
+) -> Iterator[Contest]:
+    """Everything made and every contender started. `told` are fields of Setup: `guard`, `incremental`."""
+    scratch = Scratch(home=home, folder=folder)
+    # Files of all contenders lie there at once, and the store's last checkpoint until its bytes are removed.
+    scratch.check_room((len(contenders) + 2) * shape.size_bytes)
+    check_memory((1 + SEGMENTS + COPIES * len(contenders)) * shape.size_bytes)
+    limit_bytes = SEGMENTS * (shape.size_bytes + HEADER_BYTES)
+    steps.say(f"making {shape.what}")
+    with ExitStack() as stack:
+        workspace = stack.enter_context(Workspace(scratch, memory_limit_bytes=limit_bytes))
+        state = stack.enter_context(SharedState(shape))
+        runners = []
+        for contender in contenders:
+            steps.say(f"starting {contender.name}")
+            setup = replace(_setup(scratch, shape, state), folder=scratch.beside / contender.name.replace(" ", "-"), **told)  # type: ignore[arg-type]
+            runner = stack.enter_context(ContenderProcess(contender, setup))
+            runner.start()
+            runners.append(runner)
+        yield Contest(state, workspace, runners)
+
+
+def _setup(scratch: Scratch, shape: StateShape, state: SharedState) -> Setup:
+    disk = next(tier for tier in scratch.tiers if tier.path is not None)
+    objects = next((tier for tier in scratch.tiers if tier.url is not None), None)
+    return Setup(
+        shape=shape,
+        state=state.path,
+        home=scratch.home,
+        folder=scratch.beside,
+        disk=disk.name,
+        tiers=tuple(tier.name for tier in scratch.tiers),
+        object_tier=objects.name if objects is not None else None,
+        object_url=objects.url if objects is not None else None,
+        object_options=dict(objects.options) if objects is not None else {},
+    )
