@@ -41,6 +41,7 @@ from ckptstore.errors import AlreadyExists, CkptStoreError, ConfigInvalid, Inval
 from ckptstore.failpoints import declare
 from ckptstore_tiers import disk_calls
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, DigestedBlocks
+from ckptstore_tiers.followed import follower_of
 from ckptstore_tiers.interface import BlockSource, ObjectStat, TierFacts, TierUsage
 from ckptstore_tiers.key_locks import KeyLocks
 from ckptstore_tiers.keys import UNFINISHED, check_key, unfinished_owner
@@ -143,7 +144,7 @@ class PosixTier:
             if (found := self._put_before(key, names, name, blocks)) is not None:
                 return found
             with self._space.reserved(source.size_bytes, operation="put", key=key):
-                writer = BlockWriter(blocks, self._writers, self._scratch, self._ways)
+                writer = BlockWriter(blocks, self._writers, self._scratch, self._ways, follower_of(source))
                 with translated("put", key, self._name), self._unfinished_file(key) as (tmp, unfinished):
                     write_file(
                         unfinished,

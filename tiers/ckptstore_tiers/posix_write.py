@@ -18,8 +18,8 @@ import errno
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, wait
-from contextlib import suppress
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -27,6 +27,7 @@ from itertools import count
 from ckptstore.failpoints import declare
 from ckptstore_tiers import disk_calls
 from ckptstore_tiers.checksums import BLOCK_BYTES, DigestedBlocks
+from ckptstore_tiers.followed import Follower
 from ckptstore_tiers.posix_errors import FULL, UNSUPPORTED
 from ckptstore_tiers.private_copy import copy_bytes
 from ckptstore_tiers.scratch import ScratchPool
@@ -139,21 +140,29 @@ def write_all(fd: int, view: memoryview, offset: int, call_bytes: int = BLOCK_BY
 class BlockWriter:
     """Writes the blocks of one source into one open file, with the tier's threads and buffers."""
 
-    def __init__(self, blocks: DigestedBlocks, executor: Executor, scratch: ScratchPool, ways: WriteWays) -> None:
+    def __init__(
+        self, blocks: DigestedBlocks, executor: Executor, scratch: ScratchPool, ways: WriteWays, follower: Follower | None = None
+    ) -> None:
         self._blocks = blocks
+        self._follower = follower
         self._ways = ways
         self._executor = executor
         self._scratch = scratch
 
     def fill(self, fd: int, direct: bool) -> None:
-        """Write every block. A small object is written by the calling thread: handing over would cost more than it gains."""
+        """Write every block, telling who follows. A small object is written by the calling thread: handing over would cost more than it gains."""
+        if self._follower is not None:
+            self._follower.begun(fd)
         remaining, failed = count(), threading.Event()
         threads = min(self._ways.threads, self._blocks.count)
         if threads <= 1:
             self._write_blocks(fd, direct, remaining, failed)
             return
-        running = [self._executor.submit(self._write_blocks, fd, direct, remaining, failed) for _ in range(threads)]
-        wait(running)  # for all of them, failed or not: no thread may still write when the descriptor is closed
+        # What is followed comes from afar, slowly: it gets threads of its own, or saves would wait for them.
+        own = ThreadPoolExecutor(threads, "ckptstore-followed") if self._follower is not None else None
+        with own or nullcontext():
+            running = [(own or self._executor).submit(self._write_blocks, fd, direct, remaining, failed) for _ in range(threads)]
+            wait(running)  # for all of them, failed or not: no thread may still write when the descriptor is closed
         for task in running:
             task.result()
 
@@ -163,6 +172,8 @@ class BlockWriter:
             with self._scratch.borrow() as scratch, self._scratch.borrow() as bounce:
                 while not failed.is_set() and (index := next(remaining)) < self._blocks.count:
                     self._blocks.pump(index, scratch, partial(self._write_block, fd, direct, index * BLOCK_BYTES, bounce))
+                    if self._follower is not None:
+                        self._follower.stored(index)
         except BaseException:
             failed.set()
             raise

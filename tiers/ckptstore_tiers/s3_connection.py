@@ -28,14 +28,15 @@ import botocore.loaders
 import botocore.session
 import stamina
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound
+from botocore.exceptions import BotoCoreError, ClientError, ProfileNotFound, ReadTimeoutError
 from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
 
 from ckptstore.errors import ConfigInvalid, NotFound
-from ckptstore_tiers.s3_errors import FOREIGN, NO_CREDENTIALS, blames_credentials, may_pass, missing_bucket, translated
+from ckptstore_tiers.s3_errors import FOREIGN, NO_CREDENTIALS, blames_credentials, is_too_much, may_pass, missing_bucket, translated
 from ckptstore_tiers.s3_options import S3Options, S3Place
 from ckptstore_tiers.s3_transport import Body, DirectTransport
+from ckptstore_tiers.s3_window import TransferWindow
 
 T = TypeVar("T")
 
@@ -74,6 +75,7 @@ class S3Connection:
         self.bucket = place.bucket
         self.prefix = place.prefix
         self.options = options
+        self.window = TransferWindow(tier, options.window)
         self._lock = threading.Lock()
         # At DEBUG botocore writes whole signed requests, session tokens among them. Nothing else of it is silenced.
         botocore_log = logging.getLogger("botocore")
@@ -198,8 +200,13 @@ class S3Connection:
         try:
             return request(client)
         except ClientError as error:
+            if is_too_much(error):
+                self.window.refused()
             if not blames_credentials(error) or not self._renewed(client):
                 raise
+        except ReadTimeoutError:
+            self.window.refused()
+            raise
         except NO_CREDENTIALS:
             if not self._renewed(client):
                 raise

@@ -17,6 +17,7 @@ from botocore.exceptions import (
     IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
+    ReadTimeoutError,
 )
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
@@ -41,9 +42,9 @@ _FULL = {"EntityTooLarge", "InsufficientStorage", "QuotaExceeded", "XMinioStorag
 _DIGESTS = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
 #: Refusals that the same request need not meet again. The digests: what was damaged on the wire is sent anew.
 _PASSING = _DIGESTS | {
-    "ConditionalRequestConflict", "IncompleteBody", "OperationAborted", "RequestTimeout", "RequestTimeTooSkewed", "SlowDown",
-    "Throttling", "ThrottlingException", "TooManyRequests",
+    "ConditionalRequestConflict", "IncompleteBody", "OperationAborted", "RequestTimeout", "RequestTimeTooSkewed",
 }
+_TOO_MUCH = {"RequestLimitExceeded", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
 # fmt: on
 
 
@@ -62,7 +63,14 @@ def may_pass(error: Exception) -> bool:
     status, code = _status_of(error), _code_of(error)
     if code in _FULL or status in (501, 507):
         return False
-    return status == 429 or status >= 500 or code in _PASSING
+    return status == 429 or status >= 500 or code in _PASSING | _TOO_MUCH
+
+
+def is_too_much(error: Exception) -> bool:
+    """Whether the server has more to do than it can: it says so, or is silent for longer than it may be."""
+    if not isinstance(error, ClientError):
+        return isinstance(error, ReadTimeoutError)
+    return _status_of(error) in (429, 503) or _code_of(error) in _TOO_MUCH
 
 
 def refusal(error: ClientError) -> Literal["refused", "exists"] | None:
@@ -73,7 +81,7 @@ def refusal(error: ClientError) -> Literal["refused", "exists"] | None:
     code, status = _code_of(error), _status_of(error)
     if code in _EXISTS:
         return "exists"
-    if code in _DIGESTS or (status in (400, 501) and code not in _CREDENTIALS | _PASSING):
+    if code in _DIGESTS or (status in (400, 501) and code not in _CREDENTIALS | _PASSING | _TOO_MUCH):
         return "refused"
     return None
 

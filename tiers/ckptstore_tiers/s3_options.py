@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ckptstore.config import Size, TierSettings
 from ckptstore.errors import ConfigInvalid
 from ckptstore_tiers.checksums import BLOCK_BYTES
+from ckptstore_tiers.s3_buffers import OBJECT_MEMORY_BYTES
+from ckptstore_tiers.s3_window import WindowBounds
 
 SCHEMES = ("s3", "s3a")
 
@@ -42,13 +44,31 @@ class S3Options(BaseModel):
         description="no try begins later than this after the first failure: 15 s in all for a server that is silent",
     )
     part_size: Size = Field(
-        4 * BLOCK_BYTES, description="bytes of one part or range: a multiple of 4 MiB, from 8 MiB to 1 GiB"
+        4 * BLOCK_BYTES,
+        description="the smallest part or range: a multiple of 4 MiB, from 8 MiB to 1 GiB; 16 MiB hides a request's own cost",
+    )
+    part_size_most: Size = Field(
+        16 * BLOCK_BYTES, description="the largest, for endpoints that move more than 16 MiB in half a second on each connection"
     )
     parallel: int = Field(
-        8, ge=1, le=64, description="parts and ranges in flight for the whole tier; eight saturated one server"
+        16, ge=1, le=64, description="parts and ranges in flight at most, for the whole tier; the endpoint decides how many it gets"
     )
+    parallel_start: int = Field(8, ge=1, le=64, description="in flight at first: eight saturated one server")
+    parallel_least: int = Field(1, ge=1, le=64, description="in flight at least, when the server asks for less")
 
-    @field_validator("part_size")
+    @property
+    def window(self) -> WindowBounds:
+        """`parallel` and `part_size` win where the others contradict them: an operator who knows a limit sets only these."""
+        return WindowBounds(
+            least=min(self.parallel_least, self.parallel),
+            start=min(max(self.parallel_start, self.parallel_least), self.parallel),
+            most=self.parallel,
+            part_least=self.part_size,
+            part_most=max(self.part_size, self.part_size_most),
+            memory_bytes=OBJECT_MEMORY_BYTES,
+        )
+
+    @field_validator("part_size", "part_size_most")
     @classmethod
     def _whole_blocks(cls, value: int) -> int:
         # S3 refuses parts below 5 MiB, and a block that two parts share would have to be read twice.

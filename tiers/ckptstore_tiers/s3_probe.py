@@ -3,6 +3,9 @@
 Servers differ where safety lies: some accept a part whose checksum header is wrong (moto; older Ceph with crc32c), some ignore
 conditions on writes. The answers choose how a put is verified and whether a key can be created exclusively. The probe writes only under
 `PROBE_FOLDER`, under a fresh name, and removes it.
+
+Measured, CPU seconds a GB: CRC32 0.03 (zlib-ng; 0.17 by the standard library's zlib), MD5 1.36, reading back about 0.3 and as many bytes
+again over the wire. MD5 is for servers that know nothing newer (Ceph before Squid).
 """
 
 from __future__ import annotations
@@ -11,11 +14,11 @@ import base64
 import contextlib
 import hashlib
 import os
-import zlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from botocore.exceptions import ClientError
+from zlib_ng import zlib_ng
 
 from ckptstore.errors import CkptStoreError, NotFound
 from ckptstore_tiers.s3_connection import S3Connection
@@ -48,12 +51,18 @@ class S3Abilities:
         }
 
 
-def checksum_of(scheme: Checksum, data: bytes | bytearray | memoryview) -> dict[str, str]:
-    """The parameter of PutObject or UploadPart that lets the server check `data`."""
+def checksum_of(scheme: Checksum, *pieces: bytes | memoryview) -> dict[str, str]:
+    """The parameter of PutObject or UploadPart that lets the server check a body of these pieces."""
     if scheme == "crc32":
-        return {"ChecksumCRC32": base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()}
+        crc = 0
+        for piece in pieces:
+            crc = zlib_ng.crc32(piece, crc)
+        return {"ChecksumCRC32": base64.b64encode(crc.to_bytes(4, "big")).decode()}
     if scheme == "md5":
-        return {"ContentMD5": base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()}
+        md5 = hashlib.md5(usedforsecurity=False)
+        for piece in pieces:
+            md5.update(piece)
+        return {"ContentMD5": base64.b64encode(md5.digest()).decode()}
     return {}
 
 

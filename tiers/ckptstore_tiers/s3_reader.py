@@ -8,17 +8,19 @@ threads; `read_into` returns, or raises, only when nobody writes into the buffer
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from botocore.exceptions import IncompleteReadError
 
 from ckptstore.errors import ChecksumMismatch, NotFound
+from ckptstore_tiers.s3_blocks import S3Blocks
+from ckptstore_tiers.s3_buffers import OBJECT_MEMORY_BYTES, PartBuffers
 from ckptstore_tiers.s3_connection import S3Connection, StoredObject
 
-#: Received at a time; larger pieces leave the processor's cache before they are copied on.
-_RECEIVE_BYTES = 256 * 1024
+#: Received at a time; how often the receiver learns what has arrived.
+_RECEIVE_BYTES = 1024 * 1024
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/")
 
 
@@ -36,9 +38,12 @@ def pieces(body: Any, view: memoryview) -> Iterator[int]:
 class S3Reader:
     """An open S3 object: its size, its ETag, and a connection to ask."""
 
-    def __init__(self, connection: S3Connection, executor: ThreadPoolExecutor, stored: StoredObject) -> None:
+    def __init__(
+        self, connection: S3Connection, executor: ThreadPoolExecutor, buffers: PartBuffers, stored: StoredObject
+    ) -> None:
         self._connection = connection
         self._executor = executor
+        self._buffers = buffers
         self._stored = stored
 
     @property
@@ -60,7 +65,7 @@ class S3Reader:
                 subject=self._stored.key,
                 tier=self._connection.tier,
             )
-        step = self._connection.options.part_size
+        step = self._connection.window.part_bytes(len(view), held=False)
         if len(view) <= step:
             self._read_range(offset, view)
             return
@@ -76,8 +81,20 @@ class S3Reader:
                 one.cancel()
             wait(ranges)
 
-    def _read_range(self, start: int, view: memoryview) -> None:
-        """Fill `view` from `start`; each try goes on where the last one broke."""
+    def blocks(self) -> S3Blocks:
+        """The whole object as the source of a put, several ranges ahead of it."""
+        range_bytes = self._connection.window.part_bytes(self.size_bytes, held=True)
+        return S3Blocks(
+            self.size_bytes,
+            self._read_range,
+            self._executor,
+            self._buffers,
+            range_bytes=range_bytes,
+            ranges_ahead=max(2, min(self._connection.window.figures.parallel + 1, OBJECT_MEMORY_BYTES // range_bytes)),
+        )
+
+    def _read_range(self, start: int, view: memoryview, arrived: Callable[[int], None] = lambda count: None) -> None:
+        """Fill `view` from `start`, telling what has arrived; each try goes on where the last one broke."""
         filled = 0
 
         def request(s3: Any) -> None:
@@ -95,11 +112,14 @@ class S3Reader:
                 self._check_answer(answer, first, wanted)
                 for count in pieces(answer["Body"], view[filled:]):
                     filled += count
+                    arrived(filled)
             finally:
                 if filled < len(view):
                     answer["Body"].close()  # half an answer is left in this connection: it must not be used again
 
-        self._connection.call("read", self._stored.key, request)
+        with self._connection.window.slot() as transfer:
+            self._connection.call("read", self._stored.key, request)
+            transfer.moved_bytes = len(view)
 
     def _check_answer(self, answer: dict[str, Any], first: int, wanted: int) -> None:
         if answer.get("ETag", "") != self._stored.etag:

@@ -24,11 +24,13 @@ from ckptstore.errors import AlreadyExists, ChecksumMismatch, CkptStoreError, In
 from ckptstore_tiers.checksums import BlockDigests
 from ckptstore_tiers.interface import BlockSource, ObjectStat, TierFacts, TierUsage
 from ckptstore_tiers.keys import check_object_key
+from ckptstore_tiers.s3_buffers import PartBuffers
 from ckptstore_tiers.s3_connection import S3Connection
 from ckptstore_tiers.s3_options import read_s3_settings
 from ckptstore_tiers.s3_probe import PROBE_FOLDER, S3Abilities, checksum_of, probe
 from ckptstore_tiers.s3_reader import S3Reader, pieces
 from ckptstore_tiers.s3_upload import DIGEST_KEY, PUT_KEY, S3Upload
+from ckptstore_tiers.transfer_figures import TransferFigures
 
 LIST_PAGE = 1000
 
@@ -39,6 +41,7 @@ class S3Tier:
         self._settings = settings
         self._connection = S3Connection(settings.name, place, options)
         self._executor = ThreadPoolExecutor(options.parallel, thread_name_prefix=f"s3-{settings.name}")
+        self._buffers = PartBuffers()
         self._lock = threading.Lock()
         self._abilities: S3Abilities | None = None
         self._probe_failure = ""
@@ -50,27 +53,35 @@ class S3Tier:
     @property
     def facts(self) -> TierFacts:
         connection, abilities = self._connection, self._abilities
+        figures, bounds = self.transfers, connection.options.window
         found = abilities.details() if abilities else {"probe": f"not answered yet: {self._probe_failure}"}
         details = {
             "endpoint": connection.endpoint_url,
             "region": connection.region,
-            "part_size": str(connection.options.part_size),
+            "parallel": f"{figures.parallel} of {bounds.least} to {bounds.most}",
+            "part_size": f"{figures.part_bytes} of {bounds.part_least} to {bounds.part_most}",
         }
         location = f"s3://{connection.bucket}/{connection.prefix}"
         return TierFacts(
             self._settings.name, "object", self._settings.is_shared, self._settings.durable, location, details | found
         )
 
+    @property
+    def transfers(self) -> TransferFigures:
+        return self._connection.window.figures
+
     def put(self, key: str, source: BlockSource, *, expected: BlockDigests | None = None) -> BlockDigests:
         self._check(key, "put")
         self._require_room(key, source.size_bytes)
-        digests = S3Upload(self._connection, self._probed(), self._executor, key, source, expected).run()
+        digests = S3Upload(
+            self._connection, self._probed(), self._executor, self._buffers, key, source, expected
+        ).run()
         self._count(source.size_bytes)
         return digests
 
     def open(self, key: str) -> S3Reader:
         self._check(key, "open")
-        return S3Reader(self._connection, self._executor, self._connection.head("open", key))
+        return S3Reader(self._connection, self._executor, self._buffers, self._connection.head("open", key))
 
     def stat(self, key: str) -> ObjectStat:
         self._check(key, "stat")

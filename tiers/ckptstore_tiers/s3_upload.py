@@ -11,31 +11,33 @@ Steps of a put, and what a crash after each leaves:
 An answer may get lost after the server has acted. Every try carries a random `ckptstore-put` in its metadata, by which it knows its own.
 `ckptstore-digest` holds the digest of the content where it was known before the first byte was sent.
 
-Memory: each put holds at most 128 MiB of parts (or one part, where a part is larger), and the tier as many parts as it has workers.
-Parts are copies: what was hashed is what is sent, also when a client still writes into the source.
+The bytes of a part are read once, from the NVMe file into page-aligned memory past the page cache, hashed there, and sent from there;
+bytes that lie in memory already, and cannot change, are hashed and sent where they lie. What was hashed is what is sent, also when a
+client still writes into the source: such blocks are copied first.
+
+Memory: each put holds at most 128 MiB of parts (or one part, where a part is larger), and the tier as many parts as its window has slots.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from ckptstore.errors import AlreadyExists, ChecksumMismatch, CkptStoreError, NotFound, TierUnavailable
-from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, DigestedBlocks, block_length
+from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, DigestedBlocks
 from ckptstore_tiers.interface import BlockSource
+from ckptstore_tiers.s3_buffers import OBJECT_MEMORY_BYTES, PartBuffers
 from ckptstore_tiers.s3_connection import S3Connection, StoredObject
 from ckptstore_tiers.s3_probe import S3Abilities, algorithm_of, checksum_of, part_of
 from ckptstore_tiers.s3_reader import S3Reader
 
 MAX_PARTS = 10_000
-PUT_MEMORY_BYTES = 128 * 1024 * 1024
 DIGEST_KEY = "ckptstore-digest"
 PUT_KEY = "ckptstore-put"
-_READ_BACK_BYTES = 8 * BLOCK_BYTES
 
 
 def part_bytes(size_bytes: int, configured: int) -> int:
@@ -52,6 +54,7 @@ class S3Upload:
         connection: S3Connection,
         abilities: S3Abilities,
         executor: ThreadPoolExecutor,
+        buffers: PartBuffers,
         key: str,
         source: BlockSource,
         expected: BlockDigests | None,
@@ -59,16 +62,21 @@ class S3Upload:
         self._connection = connection
         self._abilities = abilities
         self._executor = executor
+        self._buffers = buffers
         self._key = key
         self._size_bytes = source.size_bytes
         self._blocks = DigestedBlocks(source, expected, subject=key, tier=connection.tier)
         self._nonce = os.urandom(16).hex()
         self._metadata = {PUT_KEY: self._nonce} | ({DIGEST_KEY: expected.root} if expected is not None else {})
-        self._part_bytes = part_bytes(self._size_bytes, connection.options.part_size)
+        self._part_bytes = part_bytes(self._size_bytes, connection.window.part_bytes(self._size_bytes, held=True))
         self._stop = threading.Event()
         self._may_be_visible = False
 
     def run(self) -> BlockDigests:
+        with self._buffers.in_use():
+            return self._run()
+
+    def _run(self) -> BlockDigests:
         stored = self._find()
         if stored is not None:
             return self._accept(stored)
@@ -107,7 +115,7 @@ class S3Upload:
             raise self._other_bytes(
                 f"an object of {stored.size_bytes} bytes is stored under this key, not {self._size_bytes}"
             )
-        with _Scratch() as scratch:
+        with self._buffer(BLOCK_BYTES) as scratch:
             for index in range(self._blocks.count):
                 self._blocks.pump(index, scratch, lambda view: None)
         digests = self._blocks.digests()
@@ -124,23 +132,31 @@ class S3Upload:
         )
 
     def _put_whole(self) -> None:
-        data = memoryview(bytearray(self._size_bytes))
-        with _Scratch() as scratch:
-            for index in range(self._blocks.count):
-                self._copy_block(index, scratch, data, index * BLOCK_BYTES)
-        metadata = self._metadata | {DIGEST_KEY: self._blocks.digests().root}
         condition = {"IfNoneMatch": "*"} if self._abilities.conditional_put else {}
-        check = checksum_of(self._abilities.checksum, data)
-        self._may_be_visible = True
-        self._ask("put_object", body=[data], Metadata=metadata, **condition, **check)
+        with self._connection.window.slot() as transfer, self._gathered(0, self._size_bytes) as pieces:
+            metadata = self._metadata | {DIGEST_KEY: self._blocks.digests().root}
+            check = checksum_of(self._abilities.checksum, *pieces)
+            self._may_be_visible = True
+            self._ask("put_object", body=pieces, Metadata=metadata, **condition, **check)
+            transfer.moved_bytes = self._size_bytes
 
-    def _copy_block(self, index: int, scratch: memoryview, data: memoryview, start: int) -> None:
-        place = data[start : start + block_length(index, self._size_bytes)]
+    @contextlib.contextmanager
+    def _gathered(self, start: int, length: int) -> Iterator[list[memoryview]]:
+        """The bytes from `start`, a whole block's first, as pieces that stay as they are for a `with` block; their digests are noted."""
+        pieces: list[memoryview] = []
+        with self._buffer(max(1, -(-length // BLOCK_BYTES)) * BLOCK_BYTES) as buffer:
+            for offset in range(0, length, BLOCK_BYTES):
+                scratch = buffer[offset : offset + BLOCK_BYTES]
+                self._blocks.pump((start + offset) // BLOCK_BYTES, scratch, pieces.append)
+            yield pieces
 
-        def write(view: memoryview) -> None:
-            place[:] = view
-
-        self._blocks.pump(index, scratch, write)
+    @contextlib.contextmanager
+    def _buffer(self, size_bytes: int) -> Iterator[memoryview]:
+        buffer = self._buffers.borrow(size_bytes)
+        try:
+            yield buffer
+        finally:
+            self._buffers.give_back(buffer)
 
     def _put_parts(self) -> None:
         begun = self._ask("create_multipart_upload", Metadata=self._metadata, **algorithm_of(self._abilities.checksum))
@@ -155,15 +171,14 @@ class S3Upload:
 
     def _send_parts(self, upload_id: str) -> list[dict[str, Any]]:
         """Send every part, a bounded number at a time; at the first failure the rest is not begun, and what runs is waited for."""
-        in_flight = max(1, PUT_MEMORY_BYTES // self._part_bytes)
+        in_flight = max(1, OBJECT_MEMORY_BYTES // self._part_bytes)
         numbers = iter(range(1, 1 + -(-self._size_bytes // self._part_bytes)))
         running: set[Future[dict[str, Any]]] = set()
         parts: list[dict[str, Any]] = []
-        buffers: list[bytearray] = []
         try:
             while True:
                 for number in numbers:
-                    running.add(self._executor.submit(self._send_part, upload_id, number, buffers))
+                    running.add(self._executor.submit(self._send_part, upload_id, number))
                     if len(running) >= in_flight:
                         break
                 if not running:
@@ -176,23 +191,18 @@ class S3Upload:
                 one.cancel()
             wait(running)
 
-    def _send_part(self, upload_id: str, number: int, buffers: list[bytearray]) -> dict[str, Any]:
-        if self._stop.is_set():
-            raise TierUnavailable("another part failed", operation="put", subject=self._key, tier=self._connection.tier)
-        start = (number - 1) * self._part_bytes
-        length = min(self._part_bytes, self._size_bytes - start)
-        # Buffers are used again within one put, and freed with it: fresh memory would cost 0.3 CPU seconds a GB in page faults.
-        try:
-            buffer = buffers.pop()
-        except IndexError:
-            buffer = bytearray(self._part_bytes)
-        data = memoryview(buffer)[:length]
-        with _Scratch() as scratch:
-            for offset in range(0, length, BLOCK_BYTES):
-                self._copy_block((start + offset) // BLOCK_BYTES, scratch, data, offset)
-        check = checksum_of(self._abilities.checksum, data)
-        answer = self._ask("upload_part", UploadId=upload_id, PartNumber=number, body=[data], **check)
-        buffers.append(buffer)
+    def _send_part(self, upload_id: str, number: int) -> dict[str, Any]:
+        with self._connection.window.slot() as transfer:
+            if self._stop.is_set():
+                raise TierUnavailable(
+                    "another part failed", operation="put", subject=self._key, tier=self._connection.tier
+                )
+            start = (number - 1) * self._part_bytes
+            length = min(self._part_bytes, self._size_bytes - start)
+            with self._gathered(start, length) as pieces:
+                check = checksum_of(self._abilities.checksum, *pieces)
+                answer = self._ask("upload_part", UploadId=upload_id, PartNumber=number, body=pieces, **check)
+            transfer.moved_bytes = length
         return part_of(number, answer, check)
 
     def _complete(self, upload_id: str, parts: list[dict[str, Any]]) -> None:
@@ -219,24 +229,9 @@ class S3Upload:
         return digests
 
     def _read_back(self, stored: StoredObject, digests: BlockDigests) -> None:
-        reader = S3Reader(self._connection, self._executor, stored)
-        buffer = memoryview(bytearray(min(_READ_BACK_BYTES, self._size_bytes)))
-        for start in range(0, self._size_bytes, _READ_BACK_BYTES):
-            view = buffer[: min(_READ_BACK_BYTES, self._size_bytes - start)]
-            reader.read_into(start, view)
-            for offset in range(0, len(view), BLOCK_BYTES):
-                index = (start + offset) // BLOCK_BYTES
-                block = view[offset : offset + BLOCK_BYTES]
-                digests.check(index, block, operation="put", subject=self._key, tier=self._connection.tier)
-
-
-class _Scratch:
-    """Four MiB of page-aligned memory, lent to a source that has to read its blocks from somewhere; untouched, it costs nothing."""
-
-    def __enter__(self) -> memoryview:
-        self._view = memoryview(mmap.mmap(-1, BLOCK_BYTES))
-        return self._view
-
-    def __exit__(self, *_: object) -> None:
-        # The mapping goes with the last view of it: a source may still hold one.
-        del self._view
+        reader = S3Reader(self._connection, self._executor, self._buffers, stored)
+        with reader.blocks() as found, self._buffer(BLOCK_BYTES) as scratch:
+            for index in range(digests.count):
+                digests.check(
+                    index, found.block(index, scratch), operation="put", subject=self._key, tier=self._connection.tier
+                )
