@@ -36,6 +36,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+import orjson
+
 from ckptstore.errors import InvalidInput, NotStorable
 from ckptstore.safetensors_format import Header
 
@@ -117,9 +119,22 @@ def shown_place(place: str | None) -> str:
 # --- taking a state apart ----------------------------------------------------------------------------------------------------------------
 
 
-def flatten(state: Any, tensor_tags: Mapping[type, str], leaf_encoders: Mapping[type, LeafEncoder]) -> Flattened:
-    """The state as a document and a list of tensors. NotStorable, by place, for whatever the grammar lacks; nothing was written then."""
-    walk = _Flattener(tensor_tags, leaf_encoders)
+#: What walks remember of dicts with plain str keys, by place: the keys, the places of the children, and the nodes of those that were
+#: tensors. 20,000 new nodes at each save would keep the garbage collector busy for longer than the copy takes.
+Walked = dict[str | None, tuple[list[str], list[str], dict[str, dict[str, str]]]]
+#: More dicts than this are not remembered.
+_MAX_WALKED = 1 << 17
+
+
+def flatten(
+    state: Any, tensor_tags: Mapping[type, str], leaf_encoders: Mapping[type, LeafEncoder], walked: Walked | None = None
+) -> Flattened:
+    """The state as a document and a list of tensors. NotStorable, by place, for whatever the grammar lacks; nothing was written then.
+
+    `walked`, given again with the next state, makes its walk a few times faster where the keys are the same; the documents of such
+    walks share nodes, so one is used up before the next walk begins.
+    """
+    walk = _Flattener(tensor_tags, leaf_encoders, {} if walked is None else walked)
     walk.found.document = walk.node(state, None, 0)
     return walk.found
 
@@ -127,10 +142,11 @@ def flatten(state: Any, tensor_tags: Mapping[type, str], leaf_encoders: Mapping[
 class _Flattener:
     """One walk. `_open` holds the ids of the containers around the present node, so that a cycle is seen."""
 
-    def __init__(self, tensor_tags: Mapping[type, str], leaf_encoders: Mapping[type, LeafEncoder]) -> None:
+    def __init__(self, tensor_tags: Mapping[type, str], leaf_encoders: Mapping[type, LeafEncoder], walked: Walked) -> None:
         self.found = Flattened()
         self._tags = tensor_tags
         self._encoders = leaf_encoders
+        self._walked = walked
         self._open: set[int] = set()
 
     def node(self, value: Any, place: str | None, depth: int) -> Any:
@@ -180,7 +196,30 @@ class _Flattener:
         self._open.discard(id(value))
         return node
 
+    def _children(self, places: list[str], values: Iterable[Any], depth: int, nodes: dict[str, dict[str, str]]) -> list[Any]:
+        """`node` of each; written out for tensors, of which there may be 20,000, with the `nodes` that they had before."""
+        found, tags = self.found, self._tags
+        children: list[Any] = []
+        for place, value in zip(places, values, strict=True):
+            tag = tags.get(type(value))
+            if tag is None:
+                children.append(self.node(value, place, depth + 1))
+                continue
+            node = nodes.get(place)
+            if node is None or tag not in node:
+                node = nodes[place] = {tag: place}
+            else:
+                node[tag] = place  # it may have been tied to another
+            found.keys.append(place)
+            found.values.append(value)
+            found.nodes.append(node)
+            children.append(node)
+        return children
+
     def _mapping(self, value: dict[Any, Any], place: str | None, depth: int) -> Any:
+        known = self._walked.get(place)
+        if known is not None and type(value) is dict and known[0] == list(value) and set(map(type, value)) <= {str}:
+            return dict(zip(known[0], self._children(known[1], value.values(), depth, known[2]), strict=True))
         plain = type(value) is dict
         for key in value:
             if type(key) is not str:
@@ -191,11 +230,12 @@ class _Flattener:
             if plain and key[:1] == "$":
                 plain = False
         names = child_names(value)
-        if place is None:
-            children = [self.node(child, join_place(None, name), depth + 1) for name, child in zip(names, value.values(), strict=True)]
-        else:
-            children = [self.node(child, f"{place}/{name}", depth + 1) for name, child in zip(names, value.values(), strict=True)]
+        places = [join_place(None, name) for name in names] if place is None else [f"{place}/{name}" for name in names]
+        nodes: dict[str, dict[str, str]] = {}
+        children = self._children(places, value.values(), depth, nodes)
         if plain:
+            if len(self._walked) < _MAX_WALKED:
+                self._walked[place] = (list(value), places, nodes)
             return dict(zip(value, children, strict=True))
         pairs = [[self.node(key, place, depth + 1), child] for key, child in zip(value, children, strict=True)]
         return {"$dict" if type(value) is dict else "$ordered": pairs}
@@ -234,7 +274,11 @@ def _not_storable(place: str | None, value: Any) -> NotStorable:
 
 def write_part(document: Any) -> str:
     """The document as the text that goes into the header's metadata."""
-    return json.dumps({"format": PART_FORMAT, "state": document}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    whole = {"format": PART_FORMAT, "state": document}
+    try:
+        return orjson.dumps(whole).decode("utf-8")
+    except orjson.JSONEncodeError:  # nested deeper than it goes
+        return json.dumps(whole, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 # --- putting it together again -----------------------------------------------------------------------------------------------------------

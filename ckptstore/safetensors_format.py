@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from ckptstore.errors import InvalidInput
 
 DATA_ALIGNMENT_BYTES = 4096
@@ -94,7 +96,7 @@ def tensor_size_bytes(dtype: str, shape: Iterable[int]) -> int:
 def build_tensor_table(entries: Iterable[TensorEntry]) -> bytes:
     """The JSON members that describe the tensors: what stays the same from save to save, and is worth keeping."""
     table = {e.key: {"dtype": e.dtype, "shape": list(e.shape), "data_offsets": [e.start, e.end]} for e in entries}
-    return json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode("utf-8")[1:-1]
+    return orjson.dumps(table)[1:-1]
 
 
 def assemble_header(tensor_table: bytes, metadata: Mapping[str, str], *, size_bytes: int = 0) -> bytes:
@@ -102,7 +104,7 @@ def assemble_header(tensor_table: bytes, metadata: Mapping[str, str], *, size_by
 
     The length is a multiple of DATA_ALIGNMENT_BYTES. InvalidInput if the result would exceed what readers accept.
     """
-    members = json.dumps({METADATA_KEY: dict(metadata)}, ensure_ascii=False, separators=(",", ":")).encode("utf-8")[1:-1]
+    members = orjson.dumps({METADATA_KEY: dict(metadata)})[1:-1]
     text = b"{" + members + (b"," + tensor_table if tensor_table else b"") + b"}"
     needed = PREFIX_BYTES + len(text)
     if needed > size_bytes:

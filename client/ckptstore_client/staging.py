@@ -17,14 +17,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ckptstore.errors import CkptStoreError
-from ckptstore.part import PART_KEY, Flattened, flatten, write_part
+from ckptstore.part import PART_KEY, Flattened, Walked, flatten, write_part
 from ckptstore.safetensors_format import TensorEntry, assemble_header, build_tensor_table
 from ckptstore_client.cuda import PinnedPages
 from ckptstore_client.frameworks import TensorSpec, framework, leaf_encoders, tensor_tags
 
+T = TypeVar("T")
 CACHE_LINE_BYTES = 64
 #: A training script saves one or two shapes of state; more plans than this are forgotten, oldest use first.
 MAX_PLANS = 8
@@ -92,13 +93,19 @@ class Staging:
     """The plans and views of one client."""
 
     _plans: list[Plan] = field(default_factory=list)
+    _walked: Walked = field(default_factory=dict)
     _views: OrderedDict[tuple[int, Hashable, int], dict[str, list[Any]]] = field(default_factory=OrderedDict)
     _pinned: OrderedDict[Hashable, PinnedPages] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _planning: threading.Lock = field(default_factory=threading.Lock)  # walks share what they remember
 
     def plan(self, state: Any) -> StagedState:
         """Take the state apart and find or make its plan. NotStorable, by place; nothing was written anywhere then."""
-        flat = flatten(state, tensor_tags(), leaf_encoders())
+        with self._planning:
+            return self._plan(state)
+
+    def _plan(self, state: Any) -> StagedState:
+        flat = flatten(state, tensor_tags(), leaf_encoders(), self._walked)
         tags = [next(iter(node)) for node in flat.nodes]
         plan = self._known(flat, tags) or self._keep(_make_plan(flat, tags))
         for leaf, first in plan.ties.items():
@@ -145,7 +152,7 @@ class Staging:
         with self._lock:
             candidates = [plan for plan in self._plans if plan.leaf_keys == flat.keys and plan.leaf_tags == tags]
         for plan in candidates:
-            values = {tag: [v for v, t in zip(flat.values, tags, strict=True) if t == tag] for tag in plan.specs}
+            values = _by_tag(flat.values, tags)
             if all(framework(tag).unchanged(values[tag], specs) for tag, specs in plan.specs.items()) and plan.ties == _ties(flat, tags):
                 return plan
         return None
@@ -173,23 +180,27 @@ class Staging:
         return views
 
 
-def _leaves_by_tag(tags: Sequence[str]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for leaf, tag in enumerate(tags):
-        found.setdefault(tag, []).append(leaf)
+def _by_tag(of_leaves: Sequence[T], tags: Sequence[str]) -> dict[str, list[T]]:
+    """What belongs to the leaves, by their tags; there is mostly one."""
+    kinds = set(tags)
+    if len(kinds) == 1:
+        return {kinds.pop(): list(of_leaves)}
+    found: dict[str, list[T]] = {tag: [] for tag in dict.fromkeys(tags)}
+    for item, tag in zip(of_leaves, tags, strict=True):
+        found[tag].append(item)
     return found
 
 
 def _ties(flat: Flattened, tags: list[str]) -> dict[int, int]:
     ties: dict[int, int] = {}
-    for tag, leaves in _leaves_by_tag(tags).items():
-        found = framework(tag).ties([flat.values[leaf] for leaf in leaves])
+    for tag, leaves in _by_tag(range(len(tags)), tags).items():
+        found = framework(tag).ties(flat.values if len(leaves) == len(tags) else [flat.values[leaf] for leaf in leaves])
         ties |= {leaves[index]: leaves[first] for index, first in found.items()}
     return ties
 
 
 def _make_plan(flat: Flattened, tags: list[str]) -> Plan:
-    by_tag = _leaves_by_tag(tags)
+    by_tag = _by_tag(range(len(tags)), tags)
     specs = {
         tag: framework(tag).specs([flat.keys[leaf] for leaf in leaves], [flat.values[leaf] for leaf in leaves])
         for tag, leaves in by_tag.items()

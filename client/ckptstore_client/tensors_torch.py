@@ -12,8 +12,8 @@ that is right. Stateless, any thread.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from operator import attrgetter
-from typing import Any, cast
+from operator import attrgetter, eq
+from typing import Any
 
 import torch
 
@@ -53,6 +53,10 @@ _BY_DTYPE = {dtype: name for name, dtype in DTYPES.items()}
 #: two elements in a byte: the header counts elements, torch counts bytes; torch cannot copy it, so it is copied as bytes
 _F4 = DTYPES.get("F4")
 _is_cpu = attrgetter("is_cpu")
+_data_ptr = torch.Tensor.data_ptr
+#: what a plan depends on
+_traits = attrgetter("dtype", "shape", "layout", "is_cpu")
+_native = attrgetter("native")
 
 
 def _refusal(value: torch.Tensor, why: str, place: str, hint: str | None = None) -> NotStorable:
@@ -72,7 +76,7 @@ def _spec(place: str, value: torch.Tensor) -> TensorSpec:
         if not shape:
             raise _refusal(value, "a 0-dim float4 tensor has no shape in safetensors", place)
         shape = (*shape[:-1], shape[-1] * 2)
-    return TensorSpec(name, shape, value.numel() * value.element_size(), (value.dtype, value.shape, value.device))
+    return TensorSpec(name, shape, value.numel() * value.element_size(), _traits(value))
 
 
 def _native_shape(entry: TensorEntry) -> tuple[int, ...]:
@@ -88,17 +92,15 @@ class TorchTensors:
         return [_spec(place, value) for place, value in zip(places, values, strict=True)]
 
     def unchanged(self, values: Sequence[torch.Tensor], specs: Sequence[TensorSpec]) -> bool:
-        strided = torch.strided
-        for value, spec in zip(values, specs, strict=True):
-            dtype, shape, device = cast("tuple[torch.dtype, torch.Size, torch.device]", spec.native)
-            if value.dtype is not dtype or value.shape != shape or value.layout is not strided:
-                return False
-            if not value.is_cpu and value.device != device:
-                return False
-        return True
+        # Without a loop of Python, which would take three times as long, and without a list, whose 20,000 items would wake the garbage
+        # collector.
+        try:
+            return len(values) == len(specs) and all(map(eq, map(_traits, values), map(_native, specs)))
+        except RuntimeError:  # a nested tensor has no shape; `specs` says so by place
+            return False
 
     def ties(self, values: Sequence[torch.Tensor]) -> dict[int, int]:
-        pointers = [value.data_ptr() for value in values]
+        pointers = list(map(_data_ptr, values))
         if len(set(pointers)) == len(pointers):
             return {}
         counts: dict[int, int] = {}
