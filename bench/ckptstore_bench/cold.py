@@ -20,14 +20,16 @@ _DROP = Path("/proc/sys/vm/drop_caches")
 MAX_RESIDENT = 0.01
 
 
-def make_cold(files: Iterable[Path]) -> None:
-    """Drop the files from the page cache. TierUnavailable if they stay."""
+def make_cold(files: Iterable[Path], *, whole_cache: bool = True) -> None:
+    """Drop the files from the page cache, and as root, unless told not to, everything else with them. TierUnavailable if they stay."""
     files = list(files)
-    os.sync()
+    if whole_cache:
+        os.sync()
     for file in files:
         with file.open("rb") as opened:
+            os.fsync(opened.fileno())
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if os.access(_DROP, os.W_OK):
+    if whole_cache and os.access(_DROP, os.W_OK):
         _DROP.write_text("3\n", "ascii")
     for file in files:
         resident = resident_fraction(file)

@@ -11,6 +11,7 @@ import typer
 from ckptstore_bench.plan.command import plan
 from ckptstore_bench.report import Report
 from ckptstore_bench.running import FolderOption, JsonFile, PageFile, RoundsOption, Steps, positive_size, run
+from ckptstore_bench.tiers.command import tiers
 from ckptstore_client.cli.invocation import CommandGroup, Invocation
 
 group = CommandGroup("Measure this machine, the store and its peers.")
@@ -43,3 +44,4 @@ def figures(
 
 
 group.command("plan")(plan)
+group.command("tiers")(tiers)
