@@ -13,6 +13,7 @@ import pytest
 from ckptstore.catalog import Catalog, engine
 from ckptstore.errors import CatalogUnavailable
 from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
+from tests.contract.references_contract import ReferencesContract
 from tests.services.postgres import Postgres
 
 
@@ -23,7 +24,7 @@ def postgres() -> Iterator[Postgres]:
     server.stop()
 
 
-class TestPostgresCatalog(CatalogContract):
+class TestPostgresCatalog(CatalogContract, ReferencesContract):
     @pytest.fixture
     def url(self, postgres: Postgres) -> str:
         return postgres.database()

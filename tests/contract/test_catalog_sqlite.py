@@ -20,12 +20,13 @@ from ckptstore.catalog import Catalog, engine, migrations, reserve, schema
 from ckptstore.catalog.model import AttemptState
 from ckptstore.errors import CatalogUnavailable, ConfigInvalid
 from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
+from tests.contract.references_contract import ReferencesContract
 
 #: Tables that do not grow with what is stored.
 SMALL_TABLES = {"tiers", "nodes", "counters", "store", "shallower_tier"}
 
 
-class TestSqliteCatalog(CatalogContract):
+class TestSqliteCatalog(CatalogContract, ReferencesContract):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'catalog.sqlite3'}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 
 import ckptstore
-from ckptstore.errors import NotFound
 from ckptstore_client import Store
 from tests.daemon_process import write_config
 from tests.faults.forked_daemon import ForkedDaemon

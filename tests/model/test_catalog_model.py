@@ -17,7 +17,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from ckptstore.catalog import Catalog
 from ckptstore.catalog.model import Act, AttemptState, Join, Kind, Publication, Ticket, TierRow, record_key, tombstone_key
-from ckptstore.catalog.restore import Outcome, RestoredFile
+from ckptstore.catalog.restore import Outcome, RestoredFile, RestoredReference
 from ckptstore.errors import AlreadyExists, AttemptAborted, NotFound, PathConflict
 from ckptstore.paths import ancestors, new_id
 from ckptstore.records import read_record, read_tombstone
@@ -37,13 +37,25 @@ class Version:
 
     path: str
     objects: dict[str, str]  # id → key
-    content: bytes
+    referred: dict[str, str]  # the same, of objects of earlier versions
     sequence: int
-    lies_in: dict[str, set[str]] = field(default_factory=dict)  # tier → ids
     recorded: set[str] = field(default_factory=set)
 
-    def durability(self) -> tuple[str, ...]:
-        return tuple(name for name in NAMES if name in self.recorded and self.lies_in.get(name) == set(self.objects))
+    @property
+    def needs(self) -> dict[str, str]:
+        return self.objects | self.referred
+
+    def durability(self, lies_in: dict[str, set[str]]) -> tuple[str, ...]:
+        return tuple(name for name in NAMES if name in self.recorded and lies_in[name] >= set(self.needs))
+
+
+@dataclass
+class Attempt:
+    path: str
+    ticket: Ticket
+    replace: bool
+    content: bytes
+    referred: dict[str, str] = field(default_factory=dict)
 
 
 class CatalogMachine(RuleBasedStateMachine):
@@ -58,7 +70,10 @@ class CatalogMachine(RuleBasedStateMachine):
         self.versions: dict[str, Version] = {}  # by publication id, all that were ever published
         self.gone: set[str] = set()  # publications that were removed, or whose deletion was seen
         self.tiers: dict[str, dict[str, bytes]] = {name: {} for name in NAMES}
-        self.tickets: dict[str, tuple[str, Ticket, bool, bytes]] = {}
+        self.lies_in: dict[str, set[str]] = {name: set() for name in NAMES}  # ids of objects, by tier
+        self.contents: dict[str, bytes] = {}  # by object id
+        self.lost: set[str] = set()  # keys of objects that no rebuilt catalog knows
+        self.tickets: dict[str, Attempt] = {}
 
     def _open(self) -> Catalog:
         return Catalog.open(f"sqlite:///{self.folder / 'catalog.sqlite3'}", node="node-a")
@@ -86,25 +101,41 @@ class CatalogMachine(RuleBasedStateMachine):
             assert expected is type(error)
             return ""
         assert expected is None
-        self.tickets[ticket.attempt_id] = (path, ticket, replace, new_id().encode())
+        self.tickets[ticket.attempt_id] = Attempt(path, ticket, replace, new_id().encode())
         return ticket.attempt_id
+
+    @rule(attempt=attempts, count=st.integers(1, 2), further=st.booleans())
+    def refer(self, attempt: str, count: int, further: bool) -> None:
+        """To objects of the last checkpoints of its folder, and to what those refer to."""
+        if attempt not in self.tickets or self.catalog.attempt(attempt).state is not AttemptState.OPEN:
+            return
+        found = self.tickets[attempt]
+        wanted = {file.object_id: file.key for file in self.catalog.bases(found.path, 0, limit=count)}
+        for version in self.live.values():
+            if further and wanted.keys() & version.objects.keys():
+                wanted |= version.referred
+        pinned = self.catalog.refer(attempt, 0, dict.fromkeys(wanted, 1), tier="nvme")
+        assert pinned == wanted.keys() & self.lies_in["nvme"]
+        found.referred |= {item: wanted[item] for item in pinned}
 
     @rule(attempt=attempts)
     def store(self, attempt: str) -> None:
         if attempt not in self.tickets:
             return
-        _, ticket, _, content = self.tickets[attempt]
-        for item in ticket.objects:
-            self.tiers["nvme"][item.key] = content
-            assert self.catalog.object_stored(item.object_id, BlockDigests.of(content), tier="nvme")
+        found = self.tickets[attempt]
+        for item in found.ticket.objects:
+            self.tiers["nvme"][item.key] = self.contents[item.object_id] = found.content
+            self.lies_in["nvme"].add(item.object_id)
+            assert self.catalog.object_stored(item.object_id, BlockDigests.of(found.content), tier="nvme")
         self.catalog.rank_stored(attempt, 0)
 
     @rule(attempt=consumes(attempts))
     def publish(self, attempt: str) -> None:
         if attempt not in self.tickets or self.catalog.attempt(attempt).state is not AttemptState.COMPLETE:
             return
-        path, ticket, replace, content = self.tickets.pop(attempt)
-        expected = self._refusal(path, replace)
+        found = self.tickets.pop(attempt)
+        path = found.path
+        expected = self._refusal(path, found.replace)
         try:
             published = self.catalog.publish(attempt)
         except (AlreadyExists, PathConflict) as error:
@@ -112,8 +143,9 @@ class CatalogMachine(RuleBasedStateMachine):
             assert self.catalog.attempt(attempt).state is AttemptState.ABORTED
             return
         assert expected is None
-        objects = {item.object_id: item.key for item in ticket.objects}
-        version = Version(path, objects, content, published.sequence, {"nvme": set(objects)})
+        assert published.referred_bytes == len(found.referred)
+        objects = {item.object_id: item.key for item in found.ticket.objects}
+        version = Version(path, objects, found.referred, published.sequence)
         self.live[path] = self.versions[published.publication_id] = version
 
     @rule(attempt=consumes(attempts))
@@ -128,9 +160,11 @@ class CatalogMachine(RuleBasedStateMachine):
             else:
                 raise AssertionError("an aborted attempt went on")
 
-    @rule(path=PATHS, replace=st.booleans())
-    def save(self, path: str, replace: bool) -> None:
+    @rule(path=PATHS, replace=st.booleans(), incremental=st.booleans())
+    def save(self, path: str, replace: bool, incremental: bool) -> None:
         attempt = self.join(path, replace, 1)
+        if incremental:
+            self.refer(attempt, 2, True)
         self.store(attempt)
         self.publish(attempt)
 
@@ -139,16 +173,15 @@ class CatalogMachine(RuleBasedStateMachine):
     @rule(tier=TIER)
     def drain(self, tier: str) -> None:
         for item in self.catalog.pending_drains(tier, limit=2):
-            version = self.versions[item.publication_id]
-            self.tiers[tier][item.key] = version.content
+            self.tiers[tier][item.key] = self.contents[item.object_id]
             assert self.catalog.add_replica(item.object_id, tier)
-            version.lies_in.setdefault(tier, set()).add(item.object_id)
+            self.lies_in[tier].add(item.object_id)
 
     @rule(tier=TIER)
     def write_records(self, tier: str) -> None:
         for publication_id in self.catalog.owed_records(tier, limit=2):
             version = self.versions[publication_id]
-            assert version.lies_in[tier] == set(version.objects)
+            assert self.lies_in[tier] >= set(version.needs)
             self.tiers[tier][record_key(publication_id)] = self.catalog.record(publication_id, tier=tier)
             self.catalog.record_written(publication_id, tier)
             version.recorded.add(tier)
@@ -156,12 +189,15 @@ class CatalogMachine(RuleBasedStateMachine):
     @rule(tier=TIER)
     def evict(self, tier: str) -> None:
         for file in self.catalog.eviction_candidates(tier, limit=1):
-            version = next(v for v in self.versions.values() if file.object_id in v.objects)
-            deeper = NAMES[NAMES.index(tier) + 1 :]
-            assert any(name in version.recorded and file.object_id in version.lies_in.get(name, ()) for name in deeper)
+            assert not any(file.object_id in attempt.referred for attempt in self.tickets.values()), "it was pinned"
+            users = [version for version in self.live.values() if file.object_id in version.needs]
+            deeper = [name for name in NAMES[NAMES.index(tier) + 1 :] if file.object_id in self.lies_in[name]]
+            assert any(all(name in version.recorded for version in users) for name in deeper)
             assert self.catalog.drop_replica(file.object_id, tier)
-            version.lies_in[tier].discard(file.object_id)
-            version.recorded.discard(tier)
+            self.lies_in[tier].discard(file.object_id)
+            for version in self.versions.values():
+                if file.object_id in version.needs:
+                    version.recorded.discard(tier)
 
     # --- deleting --------------------------------------------------------------------------------------------------------------
 
@@ -188,6 +224,8 @@ class CatalogMachine(RuleBasedStateMachine):
                 self.tiers[tier][chore.key] = chore.document
             else:
                 self.tiers[tier].pop(chore.key, None)
+            if chore.act is Act.DELETE_OBJECT:
+                self.lies_in[tier].discard(chore.object_id or "")
             self.catalog.chore_done(chore)
 
     # --- losing ----------------------------------------------------------------------------------------------------------------
@@ -223,7 +261,7 @@ class CatalogMachine(RuleBasedStateMachine):
         """A record and all objects lie somewhere, and no tombstone."""
         everywhere = {key for tier in self.tiers.values() for key in tier}
         recorded = record_key(publication_id) in everywhere and tombstone_key(publication_id) not in everywhere
-        return recorded and everywhere.issuperset(version.objects.values())
+        return recorded and everywhere.issuperset(version.needs.values())
 
     def _rebuild(self, store_id: str) -> None:
         self.catalog.begin_restore(store_id, TIERS)
@@ -233,18 +271,47 @@ class CatalogMachine(RuleBasedStateMachine):
         for tier in self.tiers.values():
             for key in [key for key in tier if key.startswith("records/")]:
                 record = read_record(tier[key], subject=key)
-                files = [RestoredFile(f, tuple(n for n in NAMES if f.key in self.tiers[n])) for f in record.files()]
+                files = [RestoredFile(f, self._where(f.key)) for f in record.files()]
+                referred = [RestoredReference(reference, self._where(reference.file.key)) for reference in record.references()]
                 known = self.catalog.is_restored(record.header.publication_id)
-                if known is None and not all(item.tiers for item in files):
+                if known is None and not all(item.tiers for item in (*files, *referred)):
                     self.catalog.note_seen(record.header)
                 elif known in (None, Outcome.DELETED):
                     where = [name for name in NAMES if key in self.tiers[name]]
-                    self.catalog.restore_publication(record.header, files, recorded=where)
+                    self.catalog.restore_publication(record.header, files, referred, recorded=where)
         self.catalog.end_restore()
+        for name, tier in self.tiers.items():
+            ids = {key.rpartition("~")[2]: key for key in tier if key.startswith("objects/")}
+            known = self.catalog.known_objects(ids)
+            self.lies_in[name] = set(ids)
+            self.lost.update(key for object_id, key in ids.items() if object_id not in known)
         for publication_id, version in self.versions.items():
-            version.lies_in = {name: {i for i, key in version.objects.items() if key in self.tiers[name]} for name in NAMES}
             there = {name for name in NAMES if record_key(publication_id) in self.tiers[name]}
-            version.recorded = {name for name in there if version.lies_in[name] == set(version.objects)}
+            version.recorded = {name for name in there if self.lies_in[name] >= set(version.needs)}
+
+    def _where(self, key: str) -> dict[str, int | None]:
+        return {name: None for name in NAMES if key in self.tiers[name]}
+
+    @rule()
+    def come_to_rest(self) -> None:
+        """Everything that is owed is done: what nobody needs is gone then."""
+        while self._is_busy():
+            for name in NAMES:
+                self.drain(name)
+                self.write_records(name)
+                self.work_off(name, 4)
+        needed = {key for version in self.live.values() for key in version.needs.values()}
+        for attempt in self.tickets.values():
+            needed.update(attempt.referred.values(), (item.key for item in attempt.ticket.objects))
+        kept = {key for tier in self.tiers.values() for key in tier if key.startswith("objects/")}
+        assert kept - self.lost <= needed
+        assert {key for tier in self.tiers.values() for key in tier if key.startswith("tombstones/")} == set()
+
+    def _is_busy(self) -> bool:
+        catalog = self.catalog
+        return any(
+            catalog.pending_drains(n, limit=1) or catalog.owed_records(n, limit=1) or catalog.chores(n, grace_s=0.0, limit=1) for n in NAMES
+        )
 
     # --- what always holds -----------------------------------------------------------------------------------------------------
 
@@ -268,16 +335,16 @@ class CatalogMachine(RuleBasedStateMachine):
         for path, publication in visible.items():
             assert publication.publication_id not in self.gone
             assert self.versions[publication.publication_id] is self.live[path]
-            assert publication.durability == self.live[path].durability()
+            assert publication.durability == self.live[path].durability(self.lies_in)
 
     @invariant()
     def every_live_object_has_a_replica_whose_bytes_are_there(self) -> None:
         for version in getattr(self, "live", {}).values():
-            for object_id, key in version.objects.items():
+            for object_id, key in version.needs.items():
                 replicas = self.catalog.replicas(object_id)
-                assert {replica.tier for replica in replicas} == {n for n, ids in version.lies_in.items() if object_id in ids}
+                assert {replica.tier for replica in replicas} == {n for n, ids in self.lies_in.items() if object_id in ids}
                 assert replicas
-                assert all(self.tiers[replica.tier].get(key) == version.content for replica in replicas)
+                assert all(self.tiers[replica.tier].get(key) == self.contents[object_id] for replica in replicas)
 
 
 CatalogMachine.TestCase.settings = settings(
