@@ -19,6 +19,7 @@ from ckptstore import mounts
 from ckptstore.catalog import Catalog, engine, migrations, reserve, schema
 from ckptstore.catalog.model import AttemptState
 from ckptstore.errors import CatalogUnavailable, ConfigInvalid
+from ckptstore.paths import new_id
 from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
 from tests.contract.references_contract import ReferencesContract
 
@@ -194,6 +195,45 @@ def test_a_migration_keeps_the_data_and_one_that_fails_changes_nothing(
     assert _schema_version(place) == str(now + 2)
 
 
+def test_a_catalog_from_before_compressed_replicas_were_counted_is_taken_up(saver: Saver, tmp_path: Path) -> None:
+    place = tmp_path / "catalog.sqlite3"
+    published = saver.save("/run/1")
+    saver.catalog.close()
+    with closing(sqlite3.connect(place)) as connection:
+        connection.execute("ALTER TABLE replicas DROP COLUMN stored_bytes")
+        connection.execute("UPDATE store SET value = '2' WHERE key = 'schema_version'")
+        connection.commit()
+    with closing(Catalog.open(f"sqlite:///{place}", node="node-a")) as migrated:
+        (file,) = migrated.files(published.publication_id)
+        assert [replica.stored_bytes for replica in migrated.replicas(file.object_id)] == [None]
+        assert migrated.stored_bytes(published.publication_id) == {}
+    assert _schema_version(place) == str(schema.SCHEMA_VERSION)
+
+
+def test_a_catalog_of_version_1_is_used_as_it_was(saver: Saver, tmp_path: Path) -> None:
+    """Before references, and before replicas knew what they take: the same tables without them."""
+    saver.save("/run/1")
+    saver.catalog.close()
+    place = tmp_path / "catalog.sqlite3"
+    with closing(sqlite3.connect(place)) as connection:
+        made_anew = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
+        connection.execute("DROP TABLE object_references")
+        connection.execute("ALTER TABLE publications DROP COLUMN referred_bytes")
+        connection.execute("ALTER TABLE replicas DROP COLUMN stored_bytes")
+        connection.execute("UPDATE store SET value = '1' WHERE key = 'schema_version'")
+        connection.commit()
+    with closing(Catalog.open(f"sqlite:///{place}", node="node-a")) as migrated:
+        migrated.register_tiers(TIERS)
+        again = Saver(migrated)
+        assert again.save_referring("/run/2", migrated.resolve("/run/1")).referred_bytes == 7
+        again.settle_all()
+        assert migrated.resolve("/run/2").durability == ("nvme", "pfs", "object")
+    with closing(sqlite3.connect(place)) as connection:
+        assert [name for name, _ in made_anew] == [
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master ORDER BY name")
+        ]
+
+
 def test_a_copy_of_the_database_is_a_backup(saver: Saver, tmp_path: Path) -> None:
     saver.save("/run/1")
     saver.catalog.close()
@@ -249,6 +289,9 @@ def test_no_operation_reads_a_growing_table_from_end_to_end(saver: Saver) -> Non
     (file, *_) = catalog.files(catalog.resolve("/run/1").publication_id)
     catalog.remove("/run/0")
     open_attempt = saver.join("/run/open")
+    saver.save_referring("/run/4", catalog.resolve("/run/1"))
+    referring = saver.join("/run/5", token=new_id())
+    base = saver.object_of(catalog.resolve("/run/1"))
     calls: dict[str, Callable[[], Any]] = {
         "list_folder": lambda: catalog.list_folder("/run", after="1", limit=2),
         "list inside": lambda: catalog.list_folder("/run/1/b"),
@@ -256,6 +299,7 @@ def test_no_operation_reads_a_growing_table_from_end_to_end(saver: Saver) -> Non
         "latest": lambda: catalog.resolve("/run/@latest"),
         "files": lambda: catalog.files(catalog.resolve("/run/1").publication_id, rank=0, after="a"),
         "file": lambda: catalog.file("/run/1/a"),
+        "stored_bytes": lambda: catalog.stored_bytes(catalog.resolve("/run/1").publication_id),
         "usage": lambda: catalog.usage("/run"),
         "pending_drains": lambda: catalog.pending_drains("pfs", limit=5),
         "drain_failed": lambda: catalog.drain_failed(file.object_id, "pfs", "no", 0.0),
@@ -274,6 +318,11 @@ def test_no_operation_reads_a_growing_table_from_end_to_end(saver: Saver) -> Non
         "save": lambda: saver.save("/run/9"),
         "replace": lambda: saver.save("/run/9", replace=True),
         "settle": lambda: saver.settle("nvme"),
+        "bases": lambda: catalog.bases("/run/5", 0, limit=4),
+        "refer": lambda: catalog.refer(referring.attempt_id, 0, {base: 1}, tier="nvme"),
+        "references": lambda: catalog.references(catalog.resolve("/run/4").publication_id),
+        "drop what is referred to": lambda: catalog.drop_replica(base, "nvme"),
+        "abort what refers": lambda: catalog.abort(referring.attempt_id, "enough"),
         "abort": lambda: catalog.abort(open_attempt.attempt_id, "enough"),
         "session_lost": lambda: catalog.session_lost("nobody", "gone"),
         "expire": lambda: catalog.expire(3600.0),
