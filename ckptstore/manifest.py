@@ -3,6 +3,9 @@
     {"format": "ckptstore/1", "path": …, "attempt": id, "world_size": n, "step": …, "metadata": {…}, "opened_at_s": …,
      "parts": [{"rank": 0, "file": "rank-00000-of-00002.safetensors", "object": id, "size_bytes": …, "digest": …}, …]}
 
+A part of an incremental checkpoint has `"refers_to": [key, …]` beside these: the objects of earlier checkpoints that hold the rest of its
+tensors, by their keys in every tier. Which tensor lies where in them, the file's own header says (`ckptstore.layout`).
+
 The index is for people and for other tools: `load` asks the catalog instead, and each rank's own file says what lies in it
 (`ckptstore.part`), so that no reader needs an index that grows with ranks times tensors. What is in it depends on the attempt
 alone and never on the clock: a publish that is repeated after a crash writes the same bytes again.
@@ -13,7 +16,7 @@ Pure functions. A document from a store is data from outside: `read_index` refus
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -40,6 +43,7 @@ class Part(BaseModel):
     object: str
     size_bytes: Count
     digest: str = Field(pattern=r"^[0-9a-f]{32}$")
+    refers_to: list[str] = Field(default_factory=list)
 
 
 class Index(BaseModel):
@@ -64,8 +68,12 @@ def part_file_name(rank: int, world_size: int) -> str:
     )
 
 
-def build_index(attempt: AttemptView, parts: Iterable[StoredFile]) -> bytes:
-    """The index of a complete attempt. `parts` may be a stream; only the index's own text is held in memory."""
+def build_index(attempt: AttemptView, parts: Iterable[StoredFile], refers_to: Mapping[int, Sequence[str]] | None = None) -> bytes:
+    """The index of a complete attempt. `parts` may be a stream; only the index's own text is held in memory.
+
+    `refers_to` are the keys of other objects that hold tensors of a rank.
+    """
+    referred = refers_to or {}
     head = {
         "format": FORMAT,
         "path": attempt.path,
@@ -76,12 +84,14 @@ def build_index(attempt: AttemptView, parts: Iterable[StoredFile]) -> bytes:
         "opened_at_s": attempt.opened_at_s,
     }
     text = json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}")
-    lines = [json.dumps(_line(part), ensure_ascii=False) for part in sorted(parts, key=lambda part: part.rank) if part.name != INDEX_NAME]
+    ranks = (part for part in sorted(parts, key=lambda part: part.rank) if part.name != INDEX_NAME)
+    lines = [json.dumps(_line(part, referred.get(part.rank, ())), ensure_ascii=False) for part in ranks]
     return (text + ',\n "parts": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n").encode("utf-8")
 
 
-def _line(part: StoredFile) -> dict[str, Any]:
-    return {"rank": part.rank, "file": part.name, "object": part.object_id, "size_bytes": part.size_bytes, "digest": part.root}
+def _line(part: StoredFile, refers_to: Sequence[str]) -> dict[str, Any]:
+    line = {"rank": part.rank, "file": part.name, "object": part.object_id, "size_bytes": part.size_bytes, "digest": part.root}
+    return line | {"refers_to": list(refers_to)} if refers_to else line
 
 
 def read_index(data: bytes) -> Index:

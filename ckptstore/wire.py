@@ -181,6 +181,7 @@ class PublicationInfo(Message):
     step: int | None
     metadata: dict[str, Any]
     size_bytes: int
+    referred_bytes: int = 0  # of its tensors that lie in objects of earlier checkpoints; `size_bytes` are its own files'
     file_count: int
     opened_at_s: float
     published_at_s: float
@@ -239,6 +240,7 @@ class EntryInfo(Message):
     name: str
     kind: Literal["folder", "checkpoint", "file"]
     size_bytes: int
+    referred_bytes: int = 0  # as in PublicationInfo
     step: int | None = None
     world_size: int | None = None
     published_at_s: float | None = None
@@ -258,6 +260,8 @@ class Usage(Message):
     publications: int
     files: int
     size_bytes: int
+    referred_bytes: int = 0  # of tensors in objects of earlier checkpoints, once for each checkpoint that uses them
+    kept_bytes: int = 0  # in objects of removed checkpoints that others still refer to
 
 
 class Removed(Message):

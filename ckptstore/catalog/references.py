@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, CompoundSelect, Connection, Row, exists, insert, or_, select, union_all, update
+from sqlalchemy import ColumnElement, CompoundSelect, Connection, Row, and_, exists, func, insert, or_, select, union_all, update
 
 from ckptstore import paths
 from ckptstore.catalog.core import Core, chunks
+from ckptstore.catalog.entries import below
 from ckptstore.catalog.model import AttemptState, Kind, Reference, StoredFile
 from ckptstore.catalog.schema import attempts, now_s, objects, publications, references, replicas
 from ckptstore.catalog.views import file_columns, stored_file
@@ -151,6 +152,20 @@ class References(Core):
             query = query.where(objects.c.node == place)
         rows = self._db.read("list references", lambda tx: tx.execute(query).all(), user_id)
         return [Reference(stored_file(row), row.owner_id, row.path, row.user_rank, row.used_bytes) for row in rows]
+
+    def shared_usage(self, path: str) -> tuple[int, int]:
+        """At and below `path`: bytes that checkpoints use of earlier ones' objects, and bytes of removed ones kept for that."""
+        path = paths.check_folder(path, operation="measure")
+        low, high = below(path)
+        here = or_(publications.c.path == path, and_(publications.c.path >= low, publications.c.path < high))
+        used = select(func.coalesce(func.sum(publications.c.referred_bytes), 0)).where(here, publications.c.state == "live")
+        kept = (
+            select(func.coalesce(func.sum(objects.c.size_bytes), 0))
+            .join(publications, publications.c.publication_id == objects.c.attempt_id)
+            .where(here, publications.c.state.in_(ENDED), wanted())
+        )
+        row = self._db.read("measure", lambda tx: tx.execute(select(used.scalar_subquery(), kept.scalar_subquery())).one(), path)
+        return int(row[0]), int(row[1])
 
     def _usable(self, tx: Connection, ids: list[str], tier: str, place: str) -> list[str]:
         owners = select(objects.c.attempt_id).where(objects.c.object_id.in_(ids))

@@ -65,7 +65,15 @@ class Namespace:
     async def usage(self, path: str) -> Usage:
         folder = check_folder(path, operation="du")
         publications, files, size_bytes = await self._node.query(self._node.catalog.usage, folder)
-        return Usage(path=folder, publications=publications, files=files, size_bytes=size_bytes)
+        referred_bytes, kept_bytes = await self._node.query(self._node.catalog.shared_usage, folder)
+        return Usage(
+            path=folder,
+            publications=publications,
+            files=files,
+            size_bytes=size_bytes,
+            referred_bytes=referred_bytes,
+            kept_bytes=kept_bytes,
+        )
 
     async def remove(self, path: str, *, recursive: bool) -> Removed:
         check_path(path, operation="rm")
@@ -84,6 +92,7 @@ def publication_info(publication: Publication) -> PublicationInfo:
         step=publication.step,
         metadata=json.loads(publication.metadata),
         size_bytes=publication.size_bytes,
+        referred_bytes=publication.referred_bytes,
         file_count=publication.file_count,
         opened_at_s=publication.opened_at_s,
         published_at_s=publication.published_at_s,
@@ -107,6 +116,7 @@ def entry_info(entry: Entry) -> EntryInfo:
         name=entry.name,
         kind=kind,
         size_bytes=entry.size_bytes,
+        referred_bytes=publication.referred_bytes,
         step=publication.step,
         world_size=publication.world_size,
         published_at_s=publication.published_at_s,

@@ -78,7 +78,17 @@ class Publisher:
             return None
         parts: Iterator[StoredFile] = (file for file in files if file.name != INDEX_NAME)
         (new_object,) = self._node.catalog.add_objects(view.attempt_id, 0, [INDEX_NAME])
-        return new_object, build_index(view, parts)
+        return new_object, build_index(view, parts, self._refers_to(view.attempt_id))
+
+    def _refers_to(self, attempt_id: str) -> dict[int, list[str]]:
+        """The keys of the objects of earlier checkpoints that hold tensors of a rank."""
+        found: dict[int, list[str]] = {}
+        after = ""
+        while page := self._node.catalog.references(attempt_id, after=after):
+            for reference in page:
+                found.setdefault(reference.rank, []).append(reference.file.key)
+            after = page[-1].file.object_id
+        return found
 
     def _put_index(self, new_object: NewObject, data: bytes) -> None:
         last: CkptStoreError | None = None

@@ -22,9 +22,9 @@ class Verifier:
         self._repairs: set[asyncio.Task[None]] = set()
 
     async def verify(self, path: str) -> AsyncIterator[VerifyLine]:
-        """A line per replica of every file at or below `path`, and a last one with the sums."""
+        """A line per replica of every file at or below `path`, and of every object that it refers to; a last one with the sums."""
         replicas = problems = 0
-        walk = self._walk(check_folder(path, operation="verify"))
+        walk = self._walk(check_folder(path, operation="verify"), set())
         while (found := await self._node.query(next, walk, None)) is not None:
             file_path, file = found
             for line in await self._node.run(self._node.upkeep_executor, self._check_file, file_path, file):
@@ -33,8 +33,8 @@ class Verifier:
                 yield line
         yield VerifyLine(done=True, replicas=replicas, problems=problems)
 
-    def _walk(self, path: str) -> Iterator[tuple[str, StoredFile]]:
-        """Every file below a path, a page at a time."""
+    def _walk(self, path: str, referred: set[str]) -> Iterator[tuple[str, StoredFile]]:
+        """Every file below a path, a page at a time; what several of them refer to comes once (`referred` are ids)."""
         if path != "/":
             try:
                 publication = self._node.catalog.resolve(path)
@@ -48,11 +48,12 @@ class Verifier:
                     return
             else:
                 yield from self._files_of(publication.publication_id, publication.path)
+                yield from self._referred_by(publication.publication_id, referred)
                 return
         after = ""
         while page := self._node.catalog.list_folder(path, after=after, limit=FILES_PER_PAGE):
             for entry in page:
-                yield from self._walk(entry.path)
+                yield from self._walk(entry.path, referred)
             after = page[-1].name
 
     def _files_of(self, publication_id: str, path: str) -> Iterator[tuple[str, StoredFile]]:
@@ -64,6 +65,15 @@ class Verifier:
             if len(page) < FILES_PER_PAGE:
                 return
             after = page[-1].name
+
+    def _referred_by(self, publication_id: str, referred: set[str]) -> Iterator[tuple[str, StoredFile]]:
+        after = ""
+        while page := self._node.catalog.references(publication_id, after=after, limit=FILES_PER_PAGE, with_blocks=True):
+            for reference in page:
+                if reference.file.object_id not in referred:
+                    referred.add(reference.file.object_id)
+                    yield join(reference.path, reference.file.name), reference.file
+            after = page[-1].file.object_id
 
     def _check_file(self, path: str, file: StoredFile) -> list[VerifyLine]:
         lines = []

@@ -73,14 +73,20 @@ def stat(invocation: Invocation, path: PathArgument) -> None:
 def du(invocation: Invocation, path: Annotated[str, typer.Argument(metavar="PATH")] = "/") -> None:
     """Add up the files at and below a path.
 
-    Each counts once, in however many tiers it is.
+    Each counts once, in however many tiers it is, and under the checkpoint that wrote it: what incremental checkpoints refer to is
+    told apart from it.
 
     Example: ckptstore du /runs
     """
     with invocation.store() as store:
         usage = store.du(path)
     shown = Text(f"{size(usage.size_bytes)} in {usage.files:,} files of {usage.publications:,} checkpoints, folders and files under ")
-    invocation.terminal.result(usage, shown + invocation.terminal.name(usage.path))
+    shown += invocation.terminal.name(usage.path)
+    if usage.referred_bytes:
+        shown.append(f"\n{size(usage.referred_bytes)} more are referred to, in files of earlier checkpoints")
+    if usage.kept_bytes:
+        shown.append(f"\n{size(usage.kept_bytes)} are kept of removed checkpoints, for those that refer to them")
+    invocation.terminal.result(usage, shown)
 
 
 def rm(
@@ -147,6 +153,8 @@ def _facts(terminal: Terminal, entry: EntryInfo) -> Table:
     facts.add_row("path", terminal.name(entry.path))
     facts.add_row("kind", entry.kind)
     facts.add_row("size", f"{size(entry.size_bytes)} ({entry.size_bytes:,} bytes)")
+    if entry.referred_bytes:
+        facts.add_row("refers to", f"{size(entry.referred_bytes)} ({entry.referred_bytes:,} bytes) in files of earlier checkpoints")
     for label, value in (("files", entry.files), ("step", entry.step), ("ranks", entry.world_size), ("id", entry.publication_id)):
         if value is not None:
             facts.add_row(label, Text(visible(str(value))))
