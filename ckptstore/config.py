@@ -72,7 +72,9 @@ class TierSettings(BaseModel):
     durable: bool = Field(True, description="whether a replica here counts towards publishing")
     bandwidth_limit: Size | None = Field(None, description="what drains into it may use each second; unset: all", examples=["2GB/s"])
     drain_within: Duration | None = Field(
-        None, description="how soon after its publishing the tier has a checkpoint; `status` says when not; unset: as it comes", examples=["5m"]
+        None,
+        description="how soon after its publishing the tier has a checkpoint; `status` says when not; unset: as it comes",
+        examples=["5m"],
     )
     compression: Literal["none", "zstd", "float"] = Field(
         "none", description="zstd: the seekable format, `zstd -d` gives the file back; float: weights split into planes, smaller and faster"

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from ckptstore.errors import CkptStoreError
 from ckptstore_server.deadline import Plan
 from ckptstore_server.priority import yield_to_others
-from ckptstore_server.quiet import QuietBudget
+from ckptstore_server.quiet import SHORTEST_REST_S, QuietBudget
 from ckptstore_server.rate_meter import RateMeter
 from ckptstore_tiers.checksums import BLOCK_BYTES
 from ckptstore_tiers.paced import Pace
@@ -145,12 +145,12 @@ class Lane:
         with self._changed:
             while movement.quietly and not movement.called_off:
                 rest_s = min(self._quiet.wait_s(), self._due.wait_s(size_bytes))
-                if rest_s <= 0:
+                if rest_s < SHORTEST_REST_S:
                     break
                 self._rest(self._changed, min(rest_s, LONGEST_REST_S))
             if self._pace is not None and not movement.called_off:
                 turn_s = self._clock() + self._pace.reserve(size_bytes)
-                while not movement.called_off and (rest_s := turn_s - self._clock()) > 0:
+                while not movement.called_off and (rest_s := turn_s - self._clock()) > SHORTEST_REST_S:
                     self._rest(self._changed, rest_s)
             if movement.called_off:
                 raise CalledOff("it is not wanted any more", operation="drain")

@@ -31,6 +31,10 @@ STALE_S = 5.0
 BURST_S = 0.2
 #: Fractions of the time in which somebody waited, above which training is taken to be in need.
 CPU_STALL, MEMORY_STALL, JOB_STALL = 0.10, 0.05, 0.20
+#: More than this is not owed: what a deadline hurried is not to be paid for by what comes after it.
+LARGEST_DEBT_S = 3.0
+#: A rest that no clock could tell from none.
+SHORTEST_REST_S = 1e-4
 #: Others that use less than this fraction of the CPUs are no training: what waits for a CPU are the drains themselves.
 IDLE_OTHERS = 0.10
 #: The slow-down of training's steps that is aimed at where it can be measured.
@@ -83,7 +87,7 @@ class QuietBudget:
 
     def charge(self, cpu_s: float) -> None:
         with self._lock:
-            self._debt_s += cpu_s
+            self._debt_s = min(LARGEST_DEBT_S, self._debt_s + cpu_s)
             self._total_s += cpu_s
 
     def wait_s(self) -> float:
@@ -94,9 +98,8 @@ class QuietBudget:
             allowed = self.allowed_cpus
             self._debt_s = max(0.0, self._debt_s - (now_s - self._paid_at_s) * allowed)
             self._paid_at_s = now_s
-            if self.suspended:
-                return 0.0
-            return max(0.0, self._debt_s - BURST_S) / max(allowed, 1e-6)
+            rest_s = (self._debt_s - BURST_S) / max(allowed, 1e-6)
+            return 0.0 if self.suspended or rest_s < SHORTEST_REST_S else rest_s
 
     def aim(self, used_cpus: float, slowdown: float) -> None:
         """Training told that its steps took longer by `slowdown` while drains used so many CPUs."""

@@ -71,10 +71,14 @@ class ForkedDaemon:
             time.sleep(0.01)  # the loop's condition is the daemon's answer, not the time that passed
         return self.alive
 
-    def _answers(self) -> bool:
+    def http(self) -> httpx.Client:
+        """A plain client of its API socket."""
         socket = read_settings(self.home / "config.toml", home=self.home).api_socket
+        return httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://daemon", timeout=60.0)
+
+    def _answers(self) -> bool:
         try:
-            with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://daemon", timeout=10.0) as http:
+            with self.http() as http:
                 return http.get("/v1/hello").status_code == 200
         except httpx.TransportError:
             return False

@@ -98,7 +98,9 @@ def stop(
 def status(
     invocation: Invocation,
     watch: Annotated[bool, typer.Option("--watch", help="Repeat every two seconds, until Ctrl-C.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Exit 10 if a tier is down, 9 if one is full, 12 if one is late: for monitoring.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 10 if a tier is down, 9 if one is full, 12 if one is late: for monitoring.")
+    ] = False,
 ) -> None:
     """Show the daemon, its tiers, and what went wrong last.
 
