@@ -8,13 +8,17 @@ from typing import Annotated
 
 import typer
 
+from ckptstore_bench.load.command import load
 from ckptstore_bench.plan.command import plan
 from ckptstore_bench.report import Report
 from ckptstore_bench.running import FolderOption, JsonFile, PageFile, RoundsOption, Steps, positive_size, run
+from ckptstore_bench.save.command import save
 from ckptstore_bench.tiers.command import tiers
 from ckptstore_client.cli.invocation import CommandGroup, Invocation
 
 group = CommandGroup("Measure this machine, the store and its peers.")
+group.command("save")(save)
+group.command("load")(load)
 Names = Annotated[list[str] | None, typer.Option(metavar="NAME", help="save, load, memory, rest or many. May be repeated.")]
 
 

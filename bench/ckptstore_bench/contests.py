@@ -6,10 +6,9 @@ everything, whatever ended it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ckptstore.errors import CkptStoreError
 from ckptstore_bench.contenders.catalogue import Contender
@@ -51,10 +50,20 @@ class Contest:
 
 @contextmanager
 def contest(
-    contenders: Sequence[Contender], shape: StateShape, steps: Steps, *, home: Path | None, folder: Path | None, **told: bool
+    contenders: Sequence[Contender],
+    shape: StateShape,
+    steps: Steps,
+    scratch: Scratch,
+    *,
+    disk: str | None = None,
+    why_not: Mapping[str, str] | None = None,
+    guard: bool = False,
+    incremental: bool = False,
 ) -> Iterator[Contest]:
-    """Everything made and every contender started. `told` are fields of Setup: `guard`, `incremental`."""
-    scratch = Scratch(home=home, folder=folder)
+    """Everything made and every contender started, but those of whom `why_not` knows why they cannot take part.
+
+    `disk` names the posix tier on whose device peers have their files: the first, unless said.
+    """
     # Files of all contenders lie there at once, and the store's last checkpoint until its bytes are removed.
     scratch.check_room((len(contenders) + 2) * shape.size_bytes)
     check_memory((1 + SEGMENTS + COPIES * len(contenders)) * shape.size_bytes)
@@ -63,25 +72,26 @@ def contest(
     with ExitStack() as stack:
         workspace = stack.enter_context(Workspace(scratch, memory_limit_bytes=limit_bytes))
         state = stack.enter_context(SharedState(shape))
+        told = replace(_setup(scratch, shape, state, disk), guard=guard, incremental=incremental)
         runners = []
         for contender in contenders:
             steps.say(f"starting {contender.name}")
-            setup = replace(_setup(scratch, shape, state), folder=scratch.beside / contender.name.replace(" ", "-"), **told)  # type: ignore[arg-type]
-            runner = stack.enter_context(ContenderProcess(contender, setup))
+            setup = replace(told, folder=told.folder / contender.name.replace(" ", "-"))
+            runner = stack.enter_context(ContenderProcess(contender, setup, why=(why_not or {}).get(contender.name)))
             runner.start()
             runners.append(runner)
         yield Contest(state, workspace, runners)
 
 
-def _setup(scratch: Scratch, shape: StateShape, state: SharedState) -> Setup:
-    disk = next(tier for tier in scratch.tiers if tier.path is not None)
+def _setup(scratch: Scratch, shape: StateShape, state: SharedState, disk: str | None) -> Setup:
+    name, folder = scratch.beside(disk)
     objects = next((tier for tier in scratch.tiers if tier.url is not None), None)
     return Setup(
         shape=shape,
         state=state.path,
         home=scratch.home,
-        folder=scratch.beside,
-        disk=disk.name,
+        folder=folder,
+        disk=name,
         tiers=tuple(tier.name for tier in scratch.tiers),
         object_tier=objects.name if objects is not None else None,
         object_url=objects.url if objects is not None else None,

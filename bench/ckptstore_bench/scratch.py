@@ -26,8 +26,8 @@ from ckptstore_tiers.open_tiers import open_tier
 
 #: Left on a device beside what a run needs: its owner goes on working.
 SPARE_BYTES = 64 << 20
-#: The tier's root in its place; `beside` is its neighbour, since a root must be empty when its store begins.
-TIER = "tier"
+#: The tier's root in its place, and its neighbour for other files, since a root must be empty when its store begins.
+TIER, BESIDE = "tier", "beside"
 
 
 class Scratch:
@@ -57,15 +57,13 @@ class Scratch:
             return tier.model_copy(update={"path": tier.path / self.name / TIER})
         return tier.model_copy(update={"url": f"{(tier.url or '').rstrip('/')}/{self.name}"})
 
-    @property
-    def beside(self) -> Path:
-        """A folder beside the first posix tier's root: where a peer writes, so that it meets the same device."""
-        found = next((tier.path.parent / "beside" for tier in self.tiers if tier.path is not None), None)
-        if found is None:
-            raise InvalidInput(
-                "no posix tier is configured, and peers write to a file system", operation="bench", hint="name one with --folder"
-            )
-        return found
+    def beside(self, tier: str | None = None) -> tuple[str, Path]:
+        """(tier, a folder beside its root): where a peer writes, so that it meets the same device. The first posix tier unless said."""
+        for known in self.tiers:
+            if known.path is not None and tier in (None, known.name):
+                return known.name, known.path.parent / BESIDE
+        why = "no posix tier is configured, and peers write to a file system"
+        raise InvalidInput(why, operation="bench", hint="name a folder with --folder")
 
     def check_room(self, need_bytes: int) -> None:
         """TierFull if a posix tier's device or capacity, or the home's, has no room for so many bytes."""
@@ -108,7 +106,7 @@ class Scratch:
             for tier in self.tiers:
                 if tier.path is not None:
                     tier.path.mkdir(parents=True, exist_ok=True)
-                    (tier.path.parent / "beside").mkdir(exist_ok=True)
+                    (tier.path.parent / BESIDE).mkdir(exist_ok=True)
         except OSError as error:
             self._remove()
             raise TierUnavailable(f"it cannot be written: {error.strerror}", operation="bench", subject=str(error.filename)) from error

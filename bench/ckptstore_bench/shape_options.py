@@ -1,4 +1,4 @@
-"""`--size --tensors` or `--like --scale`: which state a command measures."""
+"""Options that `bench save` and `bench load` share: which state (`--size --tensors` or `--like --scale`), against whom (`--against`)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ LikeOption = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Instead of --size: the training state of llama3-8b, -70b, -405b or -1t.")
 ]
 ScaleOption = Annotated[str, typer.Option(metavar="FRACTION", help="With --like: each tensor shortened to this, for example 1/64.")]
+AgainstOption = Annotated[str, typer.Option(metavar="NAMES", help="Peers to measure in turns, separated by commas, or all.")]
 
 
 def chosen_shape(size: str | None, tensors: int, like: str | None, scale: str) -> StateShape:

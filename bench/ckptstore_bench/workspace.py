@@ -32,7 +32,7 @@ class Workspace:
     @property
     def folder(self) -> Path:
         """Scratch space on the device of the first posix tier."""
-        return self.scratch.beside
+        return self.scratch.beside()[1]
 
     def __enter__(self) -> Workspace:
         self.scratch.__enter__()

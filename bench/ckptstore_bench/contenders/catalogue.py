@@ -71,3 +71,8 @@ def chosen(known: dict[str, Contender], against: str) -> list[Contender]:
             f"there is no peer {', '.join(unknown)}", operation="bench", subject="--against", hint=f"known are {', '.join(peers)}"
         )
     return [contender for contender in known.values() if contender.role != "peer" or contender.name in asked]
+
+
+def packages_of(contenders: list[Contender]) -> list[str]:
+    """Whose versions stand in the report."""
+    return sorted({contender.package for contender in contenders if contender.package is not None})

@@ -32,10 +32,11 @@ class Turn:
 
 
 class ContenderProcess:
-    def __init__(self, contender: Contender, setup: Setup) -> None:
+    def __init__(self, contender: Contender, setup: Setup, *, why: str | None = None) -> None:
+        """With a `why` it is out from the beginning, and never started."""
         self.contender = contender
         self.setup = setup
-        self.why: str | None = None
+        self.why = why
         #: What it held when it had been made: the interpreter, its libraries, its share of the state.
         self.baseline_bytes = 0
         context = multiprocessing.get_context("spawn")
@@ -46,6 +47,8 @@ class ContenderProcess:
 
     def start(self) -> None:
         """Import and make it; a peer that cannot says why."""
+        if self.why is not None:
+            return
         self.setup.folder.mkdir(parents=True, exist_ok=True)
         self._process.start()
         self._theirs.close()

@@ -9,12 +9,8 @@ import typer
 from ckptstore.errors import InvalidInput
 from ckptstore_bench.report import Report
 from ckptstore_bench.running import FolderOption, JsonFile, PageFile, RoundsOption, Steps, run
-from ckptstore_bench.shape_options import LikeOption, ScaleOption, SizeOption, TensorsOption, chosen_shape
+from ckptstore_bench.shape_options import AgainstOption, LikeOption, ScaleOption, SizeOption, TensorsOption, chosen_shape
 from ckptstore_client.cli.invocation import Invocation
-
-AgainstOption = Annotated[
-    str, typer.Option(metavar="NAMES", help="Peers to run in turns, separated by commas, or all: `ckptstore bench peers` lists them.")
-]
 
 
 def save(
@@ -44,14 +40,15 @@ def save(
 
     def measure(steps: Steps) -> Report:
         from ckptstore_bench import machine
-        from ckptstore_bench.contenders.catalogue import SAVERS, chosen
+        from ckptstore_bench.contenders.catalogue import SAVERS, chosen, packages_of
         from ckptstore_bench.contests import contest
         from ckptstore_bench.save.measure import measure as measure_saves
         from ckptstore_bench.save.report import SNAPSHOT, build
+        from ckptstore_bench.scratch import Scratch
 
         contenders = chosen(SAVERS, against)
-        packages = sorted({contender.package for contender in contenders if contender.package is not None})
-        with contest(contenders, shape, steps, home=invocation.home, folder=folder, guard=guard, incremental=incremental) as running:
+        scratch = Scratch(home=invocation.home, folder=folder)
+        with contest(contenders, shape, steps, scratch, guard=guard, incremental=incremental) as running:
             settings = {
                 "state": shape.what,
                 "size_bytes": shape.size_bytes,
@@ -60,10 +57,10 @@ def save(
                 "guard": guard,
                 "incremental": incremental,
                 "changed": changed,
-                "tiers": [tier.model_dump(mode="json", exclude_none=True) for tier in running.workspace.scratch.tiers],
+                "tiers": [tier.model_dump(mode="json", exclude_none=True) for tier in scratch.tiers],
                 "contenders": {contender.name: contender.what for contender in contenders},
             }
-            described = machine.describe(running.workspace.folder, *packages)
+            described = machine.describe(running.workspace.folder, *packages_of(contenders))
             saves = measure_saves(running, rounds, steps, changed=changed)
         places = (SNAPSHOT, *running.tiers)
         return build(saves, size_bytes=shape.size_bytes, rounds=rounds, places=places, settings=settings, machine=described)
