@@ -50,6 +50,11 @@ class TensorFramework(Protocol):
         """A typed view of `buffer` for each entry; it keeps the buffer alive."""
         ...
 
+    def over(self, memory: memoryview, entries: Sequence[TensorEntry], base: int) -> list[Any]:
+        """A new tensor for each entry, which has its bytes in `memory` from `entry.start - base` on, keeps that alive, and shares a
+        storage with no other. InvalidInput as `empty`."""
+        ...
+
     def copy(self, destinations: Sequence[Any], sources: Sequence[Any]) -> None:
         """Copy each source into its destination; same dtypes and shapes, any strides, any device."""
         ...

@@ -1,10 +1,8 @@
 """How does a rank's file become a state again? Outline first, destinations second, bytes last.
 
 The header (verified like everything else) gives the outline of the state. New tensors are made, or those of `into` are checked
-against it, every one of them, before the first byte of data is read. Large tensors whose memory has the file's order are read
-straight into place; small ones, strided ones and those on a device come through an arena of bounded size and are copied from
-there in bulk. Only blocks that hold something selected are read. Of an incremental checkpoint, what its file lacks is read, in the
-same way, from the objects that the file's header names, one after the other.
+against it, every one of them, before the first byte of data is read into them; `filling` reads. Of an incremental checkpoint, what its
+file lacks is read, in the same way, from the objects that the file's header names, one after the other.
 
 A load that fails in the middle leaves `into` partly filled; it never returns it. Pure but for the reading; one call, one thread,
 beside the reader's own.
@@ -13,175 +11,32 @@ beside the reader's own.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckptstore.errors import InvalidInput
-from ckptstore.layout import read_layout, with_all_tensors
 from ckptstore.part import ABSENT, Selection, TensorRef, child_names, join_place, parse_part, shown_place
-from ckptstore.safetensors_format import PREFIX_BYTES, Header, TensorEntry, header_size_bytes, parse_header
-from ckptstore_client.frameworks import TensorFramework, framework, leaf_decoders, tensor_tags
-from ckptstore_client.reading import Piece, VerifiedObject, anonymous_memory
-from ckptstore_tiers.sources import address_of
-
-#: Below this a tensor goes through the arena: a system call's piece costs more than the second copy.
-DIRECT_BYTES = 256 * 1024
-#: Temporary memory of a load, however large the state.
-ARENA_BYTES = 256 * 1024 * 1024
-
-
-#: An object of an earlier checkpoint, by id, to be opened as a context manager.
-OpenObject = Callable[[str], VerifiedObject]
-
-
-def _nothing_else(object_id: str) -> VerifiedObject:
-    raise InvalidInput("its tensors lie in other objects, too", operation="load", subject=object_id)
+from ckptstore.safetensors_format import Header
+from ckptstore_client.filling import fill, read_new
+from ckptstore_client.frameworks import framework, leaf_decoders, tensor_tags
+from ckptstore_client.rank_file import OpenObject, RankFile, nothing_else
+from ckptstore_client.reading import VerifiedObject
 
 
 def load_state(
-    reader: VerifiedObject, into: Any, only: str | Sequence[str] | None, open_object: OpenObject = _nothing_else
+    reader: VerifiedObject, into: Any, only: str | Sequence[str] | None, open_object: OpenObject = nothing_else
 ) -> Any:
     """The state in `reader`'s file, or `into` filled with it. InvalidInput, by place, where `into` does not fit."""
-    file = _RankFile.of(reader, open_object)
-    header = file.header
-    outline = parse_part(header, Selection(only), leaf_decoders())
+    file = RankFile.of(reader, open_object)
+    outline = parse_part(file.header, Selection(only), leaf_decoders())
     if into is None:
-        tensors = {ref: framework(ref.tag).empty(header.tensors[ref.key]) for ref in _references(outline)}
-        _fill(file, {ref: [tensor] for ref, tensor in tensors.items()})
-        return _assembled(outline, tensors)
-    match = _Match(header, tensor_tags())
+        return _assembled(outline, read_new(file, set(_references(outline))))
+    match = _Match(file.header, tensor_tags())
     match.check(into, outline, None)
     if only is None:
         match.check_extra(into, outline, None)
-    _fill(file, match.destinations)
+    fill(file, match.destinations)
     return _updated(into, outline)
-
-
-@dataclass(frozen=True)
-class _RankFile:
-    """A rank's file, and the way to what lies elsewhere. `header` has all tensors; those `elsewhere` count from their object's begin."""
-
-    reader: VerifiedObject
-    header: Header
-    elsewhere: Mapping[str, str]  # tensor → object id
-    open_object: OpenObject
-
-    @classmethod
-    def of(cls, reader: VerifiedObject, open_object: OpenObject) -> _RankFile:
-        header = read_header(reader)
-        layout = read_layout(header)
-        if layout is None:
-            return cls(reader, header, {}, open_object)
-        elsewhere = {key: found.object_id for key, found in layout.elsewhere.items()}
-        return cls(reader, with_all_tensors(header, layout), elsewhere, open_object)
-
-    def homes(self, keys: Iterable[str]) -> Iterator[tuple[VerifiedObject, int, list[TensorEntry]]]:
-        """For each object that holds some of these tensors: it, open, where its data starts, and the tensors in its order."""
-        by_object: dict[str, list[TensorEntry]] = {}
-        for key in keys:
-            by_object.setdefault(self.elsewhere.get(key, ""), []).append(self.header.tensors[key])
-        for object_id, entries in by_object.items():
-            entries.sort(key=lambda entry: entry.start)
-            if not object_id:
-                yield self.reader, self.header.data_start, entries
-                continue
-            with self.open_object(object_id) as other:
-                yield other, 0, entries
-
-
-def read_header(reader: VerifiedObject) -> Header:
-    """The header of a safetensors file; reads only the blocks that hold it."""
-    size_bytes = reader.file.size_bytes
-    memory = _prefix(reader, min(PREFIX_BYTES, size_bytes))
-    return parse_header(_prefix(reader, header_size_bytes(memory, size_bytes)), size_bytes)
-
-
-def _prefix(reader: VerifiedObject, size_bytes: int) -> memoryview:
-    memory = anonymous_memory(size_bytes)
-    if size_bytes:
-        reader.fill([Piece(0, size_bytes, address_of(memory))])
-    return memory
-
-
-# --- the bytes ----------------------------------------------------------------------------------------------------
-
-Destinations = Mapping[TensorRef, Sequence[Any]]
-
-
-@dataclass
-class _Batch:
-    """What is read in one go: straight into place, or into an arena of `arena_bytes`."""
-
-    direct: list[tuple[TensorEntry, int]] = field(default_factory=list)
-    arena: list[TensorEntry] = field(default_factory=list)
-    arena_bytes: int = 0
-
-
-def _fill(file: _RankFile, destinations: Destinations) -> None:
-    by_key: dict[str, list[tuple[TensorFramework, Any]]] = {}
-    for ref, values in destinations.items():
-        by_key.setdefault(ref.key, []).extend((framework(ref.tag), value) for value in values)
-    for reader, data_start, wanted in file.homes(by_key):
-        for batch in _batches([entry for entry in wanted if entry.size_bytes], by_key):
-            _read_batch(reader, data_start, batch, by_key)
-
-
-def _batches(entries: Sequence[TensorEntry], by_key: Mapping[str, Sequence[tuple[TensorFramework, Any]]]) -> Iterator[_Batch]:
-    batch = _Batch()
-    for entry in entries:
-        address = _direct_address(entry, by_key[entry.key])
-        if address is not None:
-            batch.direct.append((entry, address))
-            continue
-        if batch.arena and batch.arena_bytes + entry.size_bytes > ARENA_BYTES:
-            yield batch
-            batch = _Batch()
-        batch.arena.append(entry)
-        batch.arena_bytes += entry.size_bytes
-    if batch.direct or batch.arena:
-        yield batch
-
-
-def _direct_address(entry: TensorEntry, targets: Sequence[tuple[TensorFramework, Any]]) -> int | None:
-    if len(targets) != 1 or entry.size_bytes < DIRECT_BYTES:
-        return None
-    only_framework, value = targets[0]
-    return only_framework.address(value)
-
-
-def _read_batch(
-    reader: VerifiedObject, data_start: int, batch: _Batch, by_key: Mapping[str, Sequence[tuple[TensorFramework, Any]]]
-) -> None:
-    arena = anonymous_memory(batch.arena_bytes)
-    pieces = [Piece(data_start + entry.start, data_start + entry.end, address) for entry, address in batch.direct]
-    moved: list[TensorEntry] = []  # the arena's tensors, at their places in it
-    position, base = 0, address_of(arena)
-    for entry in batch.arena:
-        moved.append(TensorEntry(entry.key, entry.dtype, entry.shape, position, position + entry.size_bytes))
-        start, stop, address = data_start + entry.start, data_start + entry.end, base + position
-        if pieces and pieces[-1].stop == start and pieces[-1].address + start - pieces[-1].start == address:
-            pieces[-1] = Piece(pieces[-1].start, stop, pieces[-1].address)  # neighbours in the file are one piece
-        else:
-            pieces.append(Piece(start, stop, address))
-        position += entry.size_bytes
-    reader.fill(sorted(pieces, key=lambda piece: piece.start))
-    _scatter(arena, moved, by_key)
-    for entry, _ in batch.direct:
-        only_framework, value = by_key[entry.key][0]
-        only_framework.touched([value])
-
-
-def _scatter(arena: memoryview, entries: Sequence[TensorEntry], by_key: Mapping[str, Sequence[tuple[TensorFramework, Any]]]) -> None:
-    """Copy from the arena to the tensors, all of a framework in one call."""
-    groups: dict[int, tuple[TensorFramework, list[TensorEntry], list[Any]]] = {}
-    for entry in entries:
-        for target, value in by_key[entry.key]:
-            group = groups.setdefault(id(target), (target, [], []))
-            group[1].append(entry)
-            group[2].append(value)
-    for target, moved, values in groups.values():
-        target.copy(values, target.views(arena, moved, 0))
 
 
 # --- the structure ----------------------------------------------------------------------------------------------------

@@ -15,32 +15,28 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
-import mmap
 import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import xxhash
 
 from ckptstore.errors import ChecksumMismatch, CkptStoreError, NotFound, TierUnavailable
 from ckptstore.wire import FileInfo
-from ckptstore_client.api import Api
+from ckptstore_client.arenas import anonymous_memory
+from ckptstore_client.replicas import MEMORY, ContentStream, Replica, ReplicaSource
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, block_length
 from ckptstore_tiers.scratch import ScratchPool
 from ckptstore_tiers.sources import ALIGNMENT_BYTES, address_of
 
-MEMORY = "memory"
-#: Reads of 4 MiB in flight: a NVMe device is at its best from 4 on (3.4 GB/s where it was measured), more helps little.
-MAX_READERS = 8
-#: Also on a machine of two cores: a reader waits for the device most of its time.
-MIN_READERS = 4
-#: preadv takes at most this many pieces (IOV_MAX).
-_MAX_PIECES = 1024
+#: Reads of 4 MiB in flight: a NVMe device is at its best from 4 on (3.4 GB/s where it was measured), more helps little. Memory takes
+#: as many as there are processors, up to here.
+MAX_READERS = 16
+#: Also on a machine of two cores: a reader waits for the device most of its time, and hashes and copies in the rest.
+MIN_READERS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,121 +46,6 @@ class Piece:
     start: int
     stop: int
     address: int
-
-
-class Replica(Protocol):
-    @property
-    def tier(self) -> str: ...
-
-    @property
-    def bounces(self) -> bool:
-        """Whether a block is read into scratch first, and copied out when it was verified."""
-        ...
-
-    def read(self, offset: int, views: Sequence[memoryview], *, again: bool) -> None:
-        """Fill the views one after the other from `offset`; with `again`, past every cache. TierUnavailable, ChecksumMismatch."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class ReplicaSource(Protocol):
-    """What a transport knows of an object's replicas."""
-
-    def openable(self, object_id: str) -> list[str]:
-        """Tiers whose replicas this process may open, nearest first."""
-        ...
-
-    def open(self, object_id: str, tier: str) -> Replica: ...
-
-    def stream(self, object_id: str) -> Replica: ...
-
-    def report_damage(self, object_id: str, tier: str, block: int) -> None: ...
-
-
-class OpenFile:
-    """A replica behind a descriptor: a memory segment, or a file of a posix tier. Owns the descriptor."""
-
-    def __init__(self, fd: int, tier: str, *, size_bytes: int) -> None:
-        self.tier = tier
-        self.bounces = tier != MEMORY
-        self._fd = fd
-        self._size_bytes = size_bytes
-        self._direct_fd = self._open_direct() if self.bounces and size_bytes >= BLOCK_BYTES else -1
-
-    def _open_direct(self) -> int:
-        """Through /proc, a description of its own: setting the flag on the lent one would set it for the daemon too."""
-        try:
-            return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        except OSError:
-            return -1
-
-    def read(self, offset: int, views: Sequence[memoryview], *, again: bool) -> None:
-        if again and self.bounces:
-            os.posix_fadvise(self._fd, offset, sum(map(len, views)), os.POSIX_FADV_DONTNEED)
-        if self._direct_fd >= 0 and len(views) == 1 and address_of(views[0]) % ALIGNMENT_BYTES == 0:
-            try:
-                return self._fill(self._direct_fd, offset, views)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise self._unavailable(error) from error
-        try:
-            return self._fill(self._fd, offset, views)
-        except OSError as error:
-            raise self._unavailable(error) from error
-
-    def _fill(self, fd: int, offset: int, views: Sequence[memoryview]) -> None:
-        """preadv until all is there. O_DIRECT wants whole sectors: the buffers of a direct read end on one, the file's tail is
-        just short."""
-        rest = [view for view in views if len(view)]
-        while rest:
-            count = os.preadv(fd, rest[:_MAX_PIECES], offset)
-            if count == 0:
-                raise ChecksumMismatch(f"the replica ends at byte {offset} of {self._size_bytes}", operation="read", tier=self.tier)
-            offset += count
-            while rest and count >= len(rest[0]):
-                count -= len(rest.pop(0))
-            if count:
-                rest[0] = rest[0][count:]
-                if offset >= self._size_bytes:
-                    return  # the padding behind a direct read's tail
-
-    def _unavailable(self, error: OSError) -> TierUnavailable:
-        return TierUnavailable(os.strerror(error.errno or 0), operation="read", tier=self.tier)
-
-    def close(self) -> None:
-        for fd in (self._direct_fd, self._fd):
-            if fd >= 0:
-                os.close(fd)
-        self._fd = self._direct_fd = -1
-
-
-class ContentStream:
-    """The daemon's own reading of an object, over HTTP. It has verified each block; so do we, for the way is long."""
-
-    tier = "stream"
-    bounces = True
-
-    def __init__(self, api: Api, object_id: str) -> None:
-        self._api = api
-        self._object_id = object_id
-
-    def read(self, offset: int, views: Sequence[memoryview], *, again: bool) -> None:
-        for view in views:
-            filled = 0
-            wanted = {"range": f"bytes={offset}-{offset + len(view) - 1}"}
-            with self._api.stream("GET", f"objects/{self._object_id}/content", headers=wanted) as response:
-                for chunk in response.iter_raw():
-                    if filled + len(chunk) > len(view):
-                        raise ChecksumMismatch("the answer is longer than the range that was asked for", operation="read", tier=self.tier)
-                    view[filled : filled + len(chunk)] = chunk
-                    filled += len(chunk)
-            if filled < len(view):
-                raise TierUnavailable(f"the answer ended after {filled} of {len(view)} bytes", operation="read", tier=self.tier)
-            offset += filled
-
-    def close(self) -> None:
-        """The connection belongs to the pool."""
 
 
 class VerifiedObject:
@@ -181,6 +62,7 @@ class VerifiedObject:
         self._opened: dict[str, Replica | CkptStoreError] = {}
         self._passed_over: list[Replica] = []
         self._scratch = ScratchPool(keep=MAX_READERS)
+        self._first_block: memoryview | None = None
 
     def __enter__(self) -> VerifiedObject:
         return self
@@ -204,6 +86,15 @@ class VerifiedObject:
 
         self._in_parallel(blocks, read_block)
 
+    def first_block(self) -> memoryview:
+        """The file's first block, verified, in memory of our own. It is kept: what is wanted of it later is copied from here."""
+        if self._first_block is None:
+            memory = anonymous_memory(block_length(0, self.file.size_bytes))
+            if len(memory):
+                self.fill([Piece(0, len(memory), address_of(memory))])
+            self._first_block = memory
+        return self._first_block
+
     def each_block(self, consume: Callable[[int, memoryview], None]) -> None:
         """Give every block, verified, to `consume(offset, view)`, from several threads and in no order; views are valid during the call."""
 
@@ -216,7 +107,7 @@ class VerifiedObject:
         self._in_parallel(range(self.digests.count), read_block)
 
     def _in_parallel(self, blocks: Sequence[int], read_block: Callable[[int], None]) -> None:
-        workers = min(MAX_READERS, max(MIN_READERS, os.cpu_count() or 1), len(blocks))
+        workers = min(MAX_READERS, max(MIN_READERS, len(os.sched_getaffinity(0))), len(blocks))
         if workers <= 1:
             for index in blocks:
                 read_block(index)
@@ -242,6 +133,9 @@ class VerifiedObject:
 
     def _block(self, index: int, parts: Sequence[Piece]) -> None:
         """One block, from the first replica that has it as it was saved."""
+        if index == 0 and self._first_block is not None:
+            _copy_out(parts, index, address_of(self._first_block))
+            return
         fault: CkptStoreError | None = None
         tried: set[str] = set()
         bad: list[str] = []
@@ -267,7 +161,8 @@ class VerifiedObject:
         """Whether the block arrived as it was saved; the second look is past the cache."""
         length = block_length(index, self.file.size_bytes)
         for again in (False, True):
-            if replica.bounces:
+            bounces = replica.bounces and not _fits_as_it_is(parts, length)
+            if bounces:
                 direct = -(-length // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
                 whole = scratch[: direct if replica.tier != ContentStream.tier else length]
                 replica.read(index * BLOCK_BYTES, [whole], again=again)
@@ -276,7 +171,7 @@ class VerifiedObject:
                 views = list(_scattered(parts, index, length, scratch))
                 replica.read(index * BLOCK_BYTES, views, again=again)
             if _digest(views) == self.digests.block(index):
-                if replica.bounces:
+                if bounces:
                     _copy_out(parts, index, address_of(scratch))
                 return True
         return False
@@ -351,6 +246,12 @@ def _parts(pieces: Sequence[Piece], first: int, index: int, size_bytes: int) -> 
             yield Piece(start, stop, piece.address + start - piece.start)
 
 
+def _fits_as_it_is(parts: Sequence[Piece], length: int) -> bool:
+    """Whether O_DIRECT can put the block where it belongs: all of it in one place, on whole pages."""
+    whole = len(parts) == 1 and parts[0].stop - parts[0].start == length
+    return whole and parts[0].address % ALIGNMENT_BYTES == 0 and length % ALIGNMENT_BYTES == 0
+
+
 def _memory_at(address: int, size_bytes: int) -> memoryview:
     return memoryview((ctypes.c_char * size_bytes).from_address(address)).cast("B")
 
@@ -381,8 +282,3 @@ def _copy_out(parts: Sequence[Piece], index: int, source: int) -> None:
         target = source + part.start - index * BLOCK_BYTES
         if part.address != target:
             ctypes.memmove(part.address, target, part.stop - part.start)
-
-
-def anonymous_memory(size_bytes: int) -> memoryview:
-    """Fresh, page-aligned memory of this process that nobody has touched."""
-    return memoryview(mmap.mmap(-1, max(size_bytes, 1)))[:size_bytes]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from ckptstore.errors import CkptStoreError, InvalidInput
 from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, Hello, SessionOpened
 from ckptstore_client.api import Api
-from ckptstore_client.reading import anonymous_memory
+from ckptstore_client.arenas import anonymous_memory
 from ckptstore_client.replicas import ContentStream, Replica
 from ckptstore_client.transport import Target
 

@@ -49,6 +49,13 @@ def _spec(place: str, value: np.ndarray[Any, Any]) -> TensorSpec:
     return TensorSpec(name, value.shape, value.nbytes, (value.dtype, value.shape))
 
 
+def _dtype(entry: TensorEntry) -> np.dtype[Any]:
+    dtype = DTYPES.get(entry.dtype)
+    if dtype is None:
+        raise InvalidInput(f"numpy has no {entry.dtype}", operation="load", subject=entry.key)
+    return dtype
+
+
 class NumpyArrays:
     tag = ARRAY
 
@@ -78,16 +85,20 @@ class NumpyArrays:
             whole[data_start + entry.start : data_start + entry.end].view(DTYPES[entry.dtype]).reshape(entry.shape) for entry in entries
         ]
 
+    def over(self, memory: memoryview, entries: Sequence[TensorEntry], base: int) -> list[np.ndarray[Any, Any]]:
+        made = []
+        for entry in entries:
+            count = entry.size_bytes // _dtype(entry).itemsize
+            made.append(np.frombuffer(memory, _dtype(entry), count, entry.start - base).reshape(entry.shape))
+        return made
+
     def copy(self, destinations: Sequence[np.ndarray[Any, Any]], sources: Sequence[np.ndarray[Any, Any]]) -> None:
         for destination, source in zip(destinations, sources, strict=True):
             np.copyto(destination, source, casting="no")
 
     def empty(self, entry: TensorEntry) -> np.ndarray[Any, Any]:
-        dtype = DTYPES.get(entry.dtype)
-        if dtype is None:
-            raise InvalidInput(f"numpy has no {entry.dtype}", operation="load", subject=entry.key)
         try:
-            return np.empty(entry.shape, dtype)
+            return np.empty(entry.shape, _dtype(entry))
         except (ValueError, MemoryError) as error:
             why = f"no array of shape {entry.shape} and {entry.dtype} can be made: {str(error)[:200]}"
             raise InvalidInput(why, operation="load", subject=entry.key) from error

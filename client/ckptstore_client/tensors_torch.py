@@ -85,6 +85,13 @@ def _native_shape(entry: TensorEntry) -> tuple[int, ...]:
     return (*entry.shape[:-1], entry.shape[-1] // 2)
 
 
+def _dtype(entry: TensorEntry) -> torch.dtype:
+    dtype = DTYPES.get(entry.dtype)
+    if dtype is None:
+        raise InvalidInput(f"this torch has no {entry.dtype}", operation="load", subject=entry.key)
+    return dtype
+
+
 class TorchTensors:
     tag = TORCH
 
@@ -133,6 +140,19 @@ class TorchTensors:
             made.append(piece.view(DTYPES[entry.dtype]).view(_native_shape(entry)))
         return made
 
+    @torch.inference_mode(False)
+    def over(self, memory: memoryview, entries: Sequence[TensorEntry], base: int) -> list[torch.Tensor]:
+        made = []
+        for entry in entries:
+            if entry.start == entry.end:
+                made.append(self.empty(entry))
+                continue
+            dtype = _dtype(entry)
+            flat = torch.frombuffer(memory, dtype=torch.uint8, count=entry.size_bytes, offset=entry.start - base)
+            # A tensor of its own on that storage; a view would share the version counter of `flat`, and say that it is one.
+            made.append(torch.empty(0, dtype=dtype).set_(flat.untyped_storage()).resize_(_native_shape(entry)))
+        return made
+
     @torch.no_grad()
     def copy(self, destinations: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
         if not sources:
@@ -149,9 +169,7 @@ class TorchTensors:
             torch._foreach_copy_(list(destinations), list(sources))
 
     def empty(self, entry: TensorEntry) -> torch.Tensor:
-        dtype = DTYPES.get(entry.dtype)
-        if dtype is None:
-            raise InvalidInput(f"this torch has no {entry.dtype}", operation="load", subject=entry.key)
+        dtype = _dtype(entry)
         try:
             return torch.empty(_native_shape(entry), dtype=dtype, device="cpu")
         except (RuntimeError, MemoryError) as error:

@@ -25,7 +25,8 @@ from ckptstore.errors import ChecksumMismatch, InvalidInput, NotFound, NotStorab
 from ckptstore.wire import FileInfo
 from ckptstore_client import tensors_numpy, tensors_torch
 from ckptstore_client.loading import load_state
-from ckptstore_client.reading import OpenFile, Replica, VerifiedObject
+from ckptstore_client.reading import VerifiedObject
+from ckptstore_client.replicas import MappedReplica, OpenFile, Replica, SegmentMapping
 from ckptstore_client.staging import Staging
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests
 
@@ -44,7 +45,11 @@ class Replicas:
         data = self.bytes_by_tier[tier]
         fd = os.memfd_create("replica")
         os.write(fd, data)
-        return OpenFile(fd, tier, size_bytes=len(data))
+        if tier != "memory":
+            return OpenFile(fd, tier, size_bytes=len(data))
+        replica = MappedReplica(SegmentMapping(fd), size_bytes=len(data))
+        os.close(fd)
+        return replica
 
     def stream(self, object_id: str) -> Replica:
         return NoStream()

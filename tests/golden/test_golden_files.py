@@ -19,7 +19,8 @@ from ckptstore.catalog.model import AttemptState, AttemptView, Kind, StoredFile
 from ckptstore.manifest import build_index, part_file_name, read_index
 from ckptstore.wire import FileInfo
 from ckptstore_client.loading import load_state
-from ckptstore_client.reading import OpenFile, Replica, VerifiedObject
+from ckptstore_client.reading import VerifiedObject
+from ckptstore_client.replicas import OpenFile, Replica
 from ckptstore_client.staging import Staging
 from ckptstore_tiers.checksums import BlockDigests
 

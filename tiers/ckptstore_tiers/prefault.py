@@ -27,6 +27,7 @@ from ckptstore_tiers.shared_mapping import HUGE_PAGE_BYTES
 from ckptstore_tiers.sources import address_of
 
 #: The mmap module has no names for these.
+MADV_POPULATE_READ = 22
 MADV_POPULATE_WRITE = 23
 MADV_COLLAPSE = 25
 _EHWPOISON = 133  # a page of broken memory; the errno module has no name for it
@@ -78,6 +79,11 @@ def _populate(address: int, length_bytes: int) -> int:
     if _libc().madvise(address, length_bytes, MADV_POPULATE_WRITE) == 0:
         return 0
     return ctypes.get_errno()
+
+
+def populate_read(view: memoryview) -> None:
+    """Map the pages of a page-aligned view that are present, without a fault for each. Where the kernel cannot, reading does it."""
+    _libc().madvise(address_of(view), len(view), MADV_POPULATE_READ)
 
 
 def collapse(view: memoryview) -> bool:

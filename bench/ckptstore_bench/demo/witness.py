@@ -19,7 +19,7 @@ import typer
 from ckptstore_bench.demo import trainer
 from ckptstore_bench.demo.events import report
 from ckptstore_client.local import LocalTransport
-from ckptstore_client.reading import Replica
+from ckptstore_client.replicas import Replica
 from ckptstore_client.staging import StagedState, Staging
 
 
