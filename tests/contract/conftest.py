@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.store_place import daemon, folder, place, store
+
+__all__ = ["daemon", "folder", "moosefs", "place", "store"]
+
 SERVICES = Path(__file__).parents[1] / "services"
 MOOSEFS_PROGRAMS = ("mfsmaster", "mfschunkserver", "mfsmount", "mfssetgoal")
 
