@@ -248,6 +248,7 @@ class EntryInfo(Message):
     publication_id: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     files: int | None = None
+    stored_bytes: dict[str, int] = Field(default_factory=dict)  # of `stat`: what its files take in the tiers that compress them
 
 
 class EntryPage(Message):
@@ -424,6 +425,13 @@ class FdIngest(Message):
     size_bytes: int = Field(ge=0)
 
 
+class FdFollow(Message):
+    """Ask for the pipe that tells which blocks of an arriving object can be read (see ckptstore.arrivals); NotFound: it has arrived."""
+
+    op: Literal["follow"] = "follow"
+    object_id: str
+
+
 class FdReady(Message):
     """The answer; or `error` as CkptStoreError.to_wire() wrote it, and no descriptor."""
 
@@ -433,4 +441,5 @@ class FdReady(Message):
     generation: int = 0
     direct: bool = False  # whether the descriptor may be read with O_DIRECT (it was opened so)
     digest: str = ""
+    arriving: bool = False  # the file is still being written: `follow` tells what of it can be read
     error: dict[str, Any] | None = None

@@ -28,6 +28,7 @@ from ckptstore.errors import CkptStoreError, DaemonUnavailable, InvalidInput, Un
 from ckptstore.wire import (
     API_VERSION,
     FdAcquire,
+    FdFollow,
     FdHello,
     FdIngest,
     FdOpen,
@@ -130,6 +131,12 @@ class DescriptorConnection:
         with self._lock:
             ready, fd = self._ask(FdOpen(object_id=object_id, tier=tier), (), self._timeout_s)
             return OpenedReplica(self._expect_fd(fd, "open", object_id), ready)
+
+    def follow(self, object_id: str) -> int:
+        """The pipe that tells what of an arriving object can be read, for the caller to close. NotFound when it has arrived."""
+        with self._lock:
+            _, fd = self._ask(FdFollow(object_id=object_id), (), self._timeout_s)
+            return self._expect_fd(fd, "follow", object_id)
 
     def ingest(self, attempt_id: str, name: str, fd: int, size_bytes: int, *, timeout_s: float | None = None) -> FdReady:
         """Have the daemon store the file behind `fd`, which stays the caller's. Returns once it is durable."""

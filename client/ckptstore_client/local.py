@@ -14,14 +14,15 @@ import time
 from pathlib import Path
 
 from ckptstore.config import read_settings
-from ckptstore.errors import Busy, CkptStoreError, DaemonUnavailable, WaitTimeout
+from ckptstore.errors import Busy, CkptStoreError, DaemonUnavailable, NotFound, WaitTimeout
 from ckptstore.wire import AttemptOpened, AttemptStatus, Damage, HandOver, Hello, Located, SegmentGrant
 from ckptstore_client.api import Api
+from ckptstore_client.arriving import ArrivingFile
 from ckptstore_client.descriptors import DescriptorConnection
 from ckptstore_client.launch import start_daemon
 from ckptstore_client.replicas import MEMORY, ContentStream, MappedReplica, OpenFile, Replica, SegmentMappings
-from ckptstore_client.transport import Target
 from ckptstore_client.step_times import steps_since_last_asked
+from ckptstore_client.transport import Target
 
 #: A recall of a large object from a slow tier may take this long before a reader streams it instead.
 RECALL_TIMEOUT_S = 600.0
@@ -124,6 +125,14 @@ class LocalTransport:
 
     def open(self, object_id: str, tier: str) -> Replica:
         opened = self._connection.open(object_id, tier)
+        if opened.ready.arriving:
+            try:
+                pipe = self._connection.follow(object_id)
+            except NotFound:  # it has arrived meanwhile
+                os.close(opened.fd)
+                opened = self._connection.open(object_id, tier)
+            else:
+                return ArrivingFile(opened.fd, pipe, tier, size_bytes=opened.ready.size_bytes)
         if tier != MEMORY:
             return OpenFile(opened.fd, tier, size_bytes=opened.ready.size_bytes)
         try:

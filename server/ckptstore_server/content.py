@@ -1,19 +1,22 @@
 """An object's bytes as a stream, for readers that cannot open a replica themselves. Slower, never different.
 
-Each 4 MiB block is read from the nearest replica, verified, and only then sent; a bad or vanished replica is passed over in the middle
-of the stream. If no good copy of a block is left, the connection is broken off: the reader sees a short body, never wrong bytes.
+An object that is far away is recalled while it is streamed: the store is read once, whoever streams it, and each block follows from the
+unfinished file. Each 4 MiB block is read from the nearest replica, verified, and only then sent; a bad or vanished replica is passed over
+in the middle of the stream. If no good copy of a block is left, the connection is broken off: the reader sees a short body, never wrong
+bytes.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 
 from ckptstore.catalog.model import StoredFile
 from ckptstore.errors import ChecksumMismatch, CkptStoreError, InvalidInput, NotFound, TierUnavailable
 from ckptstore_server.node import Node
+from ckptstore_server.recall import Recall
 from ckptstore_server.replicas import Replicas, digests_of
 from ckptstore_tiers.checksums import BLOCK_BYTES, block_length
 from ckptstore_tiers.interface import ObjectReader
@@ -30,13 +33,15 @@ class Extent:
 
 
 class Content:
-    def __init__(self, node: Node, replicas: Replicas) -> None:
+    def __init__(self, node: Node, replicas: Replicas, recall: Recall) -> None:
         self._node = node
         self._replicas = replicas
+        self._recall = recall
 
     async def open(self, object_id: str, range_header: str | None) -> ObjectStream:
         """The stream for a request; InvalidInput for a range that is none, or lies outside. Its first block is already verified."""
         file = await self._node.query(self._node.catalog.object, object_id)
+        await self._recall.locate(object_id)  # a far object comes nearer once, whoever streams it
         stream = ObjectStream(self._node, self._replicas, file, parse_range(range_header, file), partial=range_header is not None)
         await stream.start()
         return stream
@@ -122,6 +127,11 @@ class ObjectStream:
             self._reader = None
 
     def _open_next(self, bad: list[str]) -> tuple[str, ObjectReader] | None:
+        arriving = self._replicas.arrivals.find(self._file.object_id)
+        if arriving is not None and arriving.tier not in bad:
+            with suppress(NotFound):  # it has arrived meanwhile, and is recorded
+                self._reader = arriving.tier, self._stack.enter_context(closing(arriving.reader()))
+                return self._reader
         for tier in self._replicas.sources(self._file):
             if tier in bad:
                 continue

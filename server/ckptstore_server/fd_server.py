@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from ckptstore import fd_protocol, sockets
 from ckptstore.errors import Busy, CkptStoreError, InvalidInput, Unauthorized
 from ckptstore.paths import new_id
-from ckptstore.wire import API_VERSION, FdAcquire, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
+from ckptstore.wire import API_VERSION, FdAcquire, FdFollow, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +60,10 @@ class DescriptorHandler(Protocol):
 
     def open(self, session: str, message: FdOpen) -> Answer:
         """A read-only descriptor of a replica."""
+        ...
+
+    def follow(self, session: str, message: FdFollow) -> Answer:
+        """The reading end of a pipe that tells what of an arriving object can be read."""
         ...
 
     def ingest(self, session: str, message: FdIngest, fd: int) -> Answer:
@@ -252,6 +256,8 @@ class DescriptorServer:
             return self._handler.segment(session, fd_protocol.read_as(document, FdSegment))
         if operation == "open":
             return self._handler.open(session, fd_protocol.read_as(document, FdOpen))
+        if operation == "follow":
+            return self._handler.follow(session, fd_protocol.read_as(document, FdFollow))
         if operation == "ingest":
             return self._handler.ingest(session, fd_protocol.read_as(document, FdIngest), fds[0])
         raise InvalidInput(f"unknown request {str(operation)[:100]!r}", operation="receive")

@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from ckptstore.errors import NotFound, TierUnavailable
-from ckptstore.wire import FdAcquire, FdIngest, FdOpen, FdReady, FdRelease, FdSegment
+from ckptstore.wire import FdAcquire, FdFollow, FdIngest, FdOpen, FdReady, FdRelease, FdSegment
 from ckptstore_server.attempts import AttemptService
 from ckptstore_server.node import Node
 from ckptstore_server.replicas import MEMORY, Replicas
@@ -84,22 +84,25 @@ class Lending:
             ready = FdReady(size_bytes=segment.size_bytes, capacity_bytes=segment.capacity_bytes, generation=segment.generation)
             return ready, segment.read_only_fd()
         file = self._node.catalog.object(message.object_id)
+        arriving = self._replicas.arrivals.find(message.object_id)
+        if arriving is not None and arriving.tier == message.tier:
+            return FdReady(size_bytes=file.size_bytes, capacity_bytes=file.size_bytes, arriving=True), arriving.descriptor()
         try:
-            fd = self._replica_fd(message, file.key)
+            fd = self._replica_fd(message, file.key, file.size_bytes)
         except NotFound:
             self._replicas.missing(file, message.tier)
             raise
         self._node.catalog.touch([message.object_id], message.tier)
         return FdReady(size_bytes=file.size_bytes, capacity_bytes=file.size_bytes), fd
 
-    def _replica_fd(self, message: FdOpen, key: str) -> int:
+    def _replica_fd(self, message: FdOpen, key: str, size_bytes: int) -> int:
         with self._node.handle(message.tier).watched() as tier:
-            reader = tier.open(key)
+            reader = tier.open(key, size_bytes=size_bytes)
             try:
                 fd = reader.fileno()
                 if fd is None:
                     raise TierUnavailable(
-                        "this tier has no descriptors to hand out",
+                        "this replica has no descriptor to hand out",
                         operation="open",
                         subject=key,
                         tier=message.tier,
@@ -108,6 +111,12 @@ class Lending:
                 return os.dup(fd)
             finally:
                 reader.close()
+
+    def follow(self, session: str, message: FdFollow) -> tuple[FdReady, int | None]:
+        arriving = self._replicas.arrivals.find(message.object_id)
+        if arriving is None:
+            raise NotFound("the object is not being recalled", operation="follow", subject=message.object_id)
+        return FdReady(size_bytes=arriving.file.size_bytes), arriving.follow()
 
     def ingest(self, session: str, message: FdIngest, fd: int) -> tuple[FdReady, int | None]:
         stored = self._on_loop(

@@ -1,17 +1,21 @@
 """Moving objects up, towards fast: an object that is nowhere openable on this node is fetched once, whoever asks.
 
-The first to ask starts the copy into the first of the node's own tiers that takes it; everybody else waits for the same one (single
-flight). If no local tier takes it, readers are served by streaming instead.
+The first to ask starts the copy into the first of the node's own tiers that takes it; everybody else joins the same one (single flight).
+Nobody waits for its end: as soon as the file exists, readers follow it (see `arriving`), and have each block when it was written. If no
+local tier takes the object, readers are served by streaming instead.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import dataclass
 
 from ckptstore.catalog.model import StoredFile
 from ckptstore.errors import Busy, CkptStoreError
 from ckptstore.failpoints import declare, failpoint
 from ckptstore.wire import LONG_POLL_S, Located, ReplicaInfo
+from ckptstore_server.arriving import Arriving
 from ckptstore_server.evict import Evictor
 from ckptstore_server.node import Node
 from ckptstore_server.replicas import MEMORY, Replicas
@@ -19,6 +23,16 @@ from ckptstore_server.tier_handle import TierHandle
 
 BEFORE_PUT = declare("recall.before_put")
 AFTER_CATALOG = declare("recall.after_catalog")
+#: Those who stream an object ask for each of its blocks: after a recall that failed, the next one waits so long.
+FAILED_PAUSE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A recall on its way; `begun` is set when its first bytes may be read, or it has ended."""
+
+    task: asyncio.Task[None]
+    begun: asyncio.Event
 
 
 class Recall:
@@ -26,17 +40,18 @@ class Recall:
         self._node = node
         self._replicas = replicas
         self._evictor = evictor
-        self._flights: dict[str, asyncio.Task[None]] = {}
+        self._flights: dict[str, Flight] = {}
+        self._not_before_s: dict[str, float] = {}  # objects that no tier of the node took, or could get
 
     async def locate(self, object_id: str) -> Located:
         """Every replica that this node can reach, nearest first; recalls the object if none of them can be opened here.
 
-        Raises Busy while a recall goes on for longer than one request may take: ask again.
+        Raises Busy while a recall does not even begin for longer than one request may take: ask again.
         """
         file = await self._node.query(self._node.catalog.object, object_id)
         located = await self._look(file)
         if not any(replica.openable for replica in located.replicas):
-            await self.recall(file)
+            await self.begin(file)
             located = await self._look(file)
         return located
 
@@ -45,37 +60,61 @@ class Recall:
         if self._node.pool.find(file.object_id) is not None:
             found.append(ReplicaInfo(tier=MEMORY, kind="memory", openable=True, node=self._node.node_id))
         for handle, replica in await self._node.query(self._replicas.recorded, file.object_id):
-            openable = handle.settings.kind == "posix" and handle.settings.compression == "none"
+            openable = handle.settings.kind == "posix" and replica.stored_bytes is None
             found.append(ReplicaInfo(tier=handle.name, kind=handle.settings.kind, openable=openable, node=replica.node))
+        arriving = self._replicas.arrivals.find(file.object_id)
+        if arriving is not None and all(replica.tier != arriving.tier for replica in found):
+            found.append(ReplicaInfo(tier=arriving.tier, kind="posix", openable=True, node=self._node.node_id))
         return Located(object_id=file.object_id, replicas=found)
 
-    async def recall(self, file: StoredFile) -> None:
-        """Bring the object into a tier of this node, if one takes it."""
+    async def begin(self, file: StoredFile) -> None:
+        """Have the object on its way into a tier of this node, if one takes it: at return it can be followed, is there, or will not be."""
         flight = self._flights.get(file.object_id)
+        if flight is None and time.monotonic() < self._not_before_s.get(file.object_id, 0.0):
+            return
         if flight is None:
-            flight = asyncio.create_task(self._fetch(file), name=f"recall {file.key}")
+            begun = asyncio.Event()
+            flight = Flight(asyncio.create_task(self._fetch(file, begun), name=f"recall {file.key}"), begun)
             self._flights[file.object_id] = flight
-            flight.add_done_callback(lambda _: self._flights.pop(file.object_id, None))
-        done, _ = await asyncio.wait({flight}, timeout=LONG_POLL_S)
-        if not done:
-            raise Busy("the object is being recalled", operation="read", subject=file.key, hint="ask again: the recall goes on")
+            flight.task.add_done_callback(lambda _: self._flights.pop(file.object_id, None))
+        try:
+            async with asyncio.timeout(LONG_POLL_S):
+                await flight.begun.wait()
+        except TimeoutError:
+            raise Busy("the object is being recalled", operation="read", subject=file.key, hint="ask again: the recall goes on") from None
 
-    async def _fetch(self, file: StoredFile) -> None:
+    async def _fetch(self, file: StoredFile, begun: asyncio.Event) -> None:
         """The top of a recall: a failure leaves streaming to the reader, and a line in `status`."""
-        for handle in self._node.node_local:
-            if handle.settings.compression != "none":
-                continue
-            try:
-                if not await self._has_room(handle, file.size_bytes):
-                    continue  # and nothing is queued: a recall that cannot be done is not work that waits
-                # The queue knows of it first: a crash in the middle leaves work for the next daemon, not a file that nobody knows.
-                await self._node.query(self._node.catalog.request_drain, file.object_id, handle.name)
-                failpoint(BEFORE_PUT)
-                await self._node.run(self._node.upkeep_executor, self._replicas.copy, file, handle)
-                failpoint(AFTER_CATALOG)
-                return
-            except CkptStoreError as error:
-                self._node.remark(f"recall into {handle.name}", error)
+        try:
+            for handle in self._node.node_local:
+                if handle.settings.compression == "none" and await self._fetch_into(handle, file, begun):
+                    return
+            now_s = time.monotonic()
+            self._not_before_s = {key: at_s for key, at_s in self._not_before_s.items() if at_s > now_s}
+            self._not_before_s[file.object_id] = now_s + FAILED_PAUSE_S
+        finally:
+            begun.set()
+
+    async def _fetch_into(self, handle: TierHandle, file: StoredFile, begun: asyncio.Event) -> bool:
+        """Whether the tier has taken the object."""
+        loop = asyncio.get_running_loop()
+        arriving = Arriving(file, handle.name, lambda: loop.call_soon_threadsafe(begun.set))
+        try:
+            if not await self._has_room(handle, file.size_bytes):
+                return False  # and nothing is queued: a recall that cannot be done is not work that waits
+            # The queue knows of it first: a crash in the middle leaves work for the next daemon, not a file that nobody knows.
+            await self._node.query(self._node.catalog.request_drain, file.object_id, handle.name)
+            failpoint(BEFORE_PUT)
+            await self._node.run(self._node.upkeep_executor, self._copy, file, handle, arriving)
+            failpoint(AFTER_CATALOG)
+        except CkptStoreError as error:
+            self._node.remark(f"recall into {handle.name}", error)
+            return False
+        return True
+
+    def _copy(self, file: StoredFile, handle: TierHandle, arriving: Arriving) -> None:
+        with self._replicas.arrivals.announced(arriving):
+            self._replicas.copy(file, handle, follower=arriving)
 
     async def _has_room(self, handle: TierHandle, size_bytes: int) -> bool:
         """Whether the tier has room for so many bytes, if need be once others have given way."""

@@ -14,13 +14,15 @@ from ckptstore.catalog import Catalog
 from ckptstore.catalog.model import Replica, StoredFile
 from ckptstore.errors import AlreadyExists, ChecksumMismatch, CkptStoreError, NotFound, TierUnavailable
 from ckptstore.failpoints import declare, failpoint
+from ckptstore_server.arriving import Arrivals
 from ckptstore_server.node import Node
 from ckptstore_server.tier_handle import TierHandle
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, block_length
+from ckptstore_tiers.followed import FollowedSource, Follower
 from ckptstore_tiers.interface import BlockSource, ObjectReader, Tier
 from ckptstore_tiers.key_locks import KeyLocks
 from ckptstore_tiers.paced import PacedSource
-from ckptstore_tiers.sources import ReaderSource
+from ckptstore_tiers.read_ahead import blocks_of
 
 MEMORY = "memory"
 COPIED = declare("copy.before_catalog")
@@ -55,6 +57,7 @@ class Replicas:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._places = KeyLocks()
+        self.arrivals = Arrivals()
 
     def place(self, object_id: str, tier: str) -> AbstractContextManager[None]:
         """Held while one object is written to or deleted from one tier: a late deletion must not meet a new copy."""
@@ -73,7 +76,7 @@ class Replicas:
             with self._node.pool.reader(file.object_id) as reader:
                 yield reader
             return
-        with self._node.handle(tier).watched() as opened, closing(opened.open(file.key)) as reader:
+        with self._node.handle(tier).watched() as opened, closing(opened.open(file.key, size_bytes=file.size_bytes)) as reader:
             yield reader
 
     def sources(self, file: StoredFile, *, excluding: str = "") -> Iterator[str]:
@@ -139,9 +142,10 @@ class Replicas:
         """A replica that is recorded is not there."""
         self.damaged(file, tier, "it is missing")
 
-    def copy(self, file: StoredFile, into: TierHandle, *, quietly: bool = False) -> None:
+    def copy(self, file: StoredFile, into: TierHandle, *, quietly: bool = False, follower: Follower | None = None) -> None:
         """Put the object into a tier from its nearest good replica, and record it. The one way in which bytes move between tiers.
 
+        `follower` is told what can be read of it meanwhile, by tiers that tell.
         `quietly`: out of training's way, for nobody waits for it. CalledOff when it is not wanted any more; then nothing is left of it.
         A source that turns out damaged is marked and the next one taken; ChecksumMismatch when none is left. If the object was
         deleted meanwhile, what was written is removed again.
@@ -151,16 +155,18 @@ class Replicas:
         for tier in self._copy_sources(file, into):
             try:
                 with ExitStack() as stack:
-                    source = ReaderSource(stack.enter_context(self.reader(file, tier)))
+                    source = stack.enter_context(blocks_of(stack.enter_context(self.reader(file, tier))))
                     target = stack.enter_context(into.watched())
                     stack.enter_context(self.place(file.object_id, into.name))
                     if self._is_damaged(file.object_id, into):
                         target.delete(file.key)  # wrong bytes are in the way: an object that is there is never written over
                     movement = stack.enter_context(into.lane.moving(file.object_id, quietly=quietly))
-                    put_anew(target, file.key, PacedSource(source, movement), digests)
+                    paced = PacedSource(source, movement)
+                    put_anew(target, file.key, paced if follower is None else FollowedSource(paced, follower), digests)
                     into.written.add(file.size_bytes)
                     failpoint(COPIED)
-                    if not self._node.catalog.add_replica(file.object_id, into.name):
+                    stored_bytes = target.stored_bytes(file.key, file.size_bytes)
+                    if not self._node.catalog.add_replica(file.object_id, into.name, stored_bytes=stored_bytes):
                         target.delete(file.key)
                 return
             except NotFound as error:

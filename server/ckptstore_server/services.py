@@ -58,7 +58,7 @@ class Services:
             recall=recall,
             deletion=Deletion(node, publisher, replicas),
             namespace=Namespace(node),
-            content=Content(node, replicas),
+            content=Content(node, replicas, recall),
             verifier=Verifier(node, replicas),
             request_stop=request_stop,
         )

@@ -30,6 +30,8 @@ class Fault:
 
     method: str | None = None
     contains: str = ""
+    #: What one of the request's headers has to contain: `bytes=0-` meets the first range.
+    header: str = ""
     times: int | None = None
     #: Never answer; the request is read and held until the client hangs up.
     hang: bool = False
@@ -50,8 +52,10 @@ class Fault:
         """The same rule, with all its times before it."""
         return dataclasses.replace(self)
 
-    def matches(self, method: str, target: str) -> bool:
-        return self.times != 0 and self.method in (None, method) and self.contains in target
+    def matches(self, method: str, target: str, headers: list[str]) -> bool:
+        if self.times == 0 or self.method not in (None, method) or self.contains not in target:
+            return False
+        return not self.header or any(self.header in value for value in headers)
 
 
 class _Cut(Exception):
@@ -147,7 +151,8 @@ class S3FaultProxy:
             request = await client.next_event()
             if not isinstance(request, h11.Request):
                 return
-            fault = self._fault_for(request.method.decode(), request.target.decode())
+            values = [value.decode("latin-1") for _, value in request.headers]
+            fault = self._fault_for(request.method.decode(), request.target.decode(), values)
             server = _Peer(h11.Connection(h11.CLIENT), *await asyncio.open_connection(*self._upstream))
             self._connections.add(server.writer)
             try:
@@ -159,10 +164,10 @@ class S3FaultProxy:
                 return
             client.protocol.start_next_cycle()
 
-    def _fault_for(self, method: str, target: str) -> Fault:
+    def _fault_for(self, method: str, target: str, headers: list[str]) -> Fault:
         with self._lock:
             self._requests.append((method, target))
-            fault = next((one for one in self._faults if one.matches(method, target)), Fault())
+            fault = next((one for one in self._faults if one.matches(method, target, headers)), Fault())
             if fault.times is not None:
                 fault.times -= 1
             return fault

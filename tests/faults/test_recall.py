@@ -1,0 +1,142 @@
+"""What lies in the object store alone is read once for all who want it, while it is written to NVMe, and never wrong."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ckptstore.errors import CkptStoreError
+from ckptstore_bench.services.seaweedfs import SeaweedS3
+from ckptstore_client import Store
+from tests.faults.fault_store import FaultStore, objects_below, posix_tier, until, verified
+from tests.services.s3_fault_proxy import Fault, S3FaultProxy
+
+BUCKET = "checkpoints"
+RANGE_BYTES = 16 << 20
+#: Fetched in three ranges.
+STATE_BYTES = 40 << 20
+PATH = "/run/step-1"
+
+
+@pytest.fixture(scope="module")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedS3]:
+    with SeaweedS3(tmp_path_factory.mktemp("seaweed")) as server:
+        server.create_bucket(BUCKET)
+        yield server
+
+
+@pytest.fixture
+def proxy(seaweed: SeaweedS3) -> Iterator[S3FaultProxy]:
+    with S3FaultProxy(seaweed.endpoint_url) as proxy:
+        yield proxy
+
+
+def state() -> dict[str, Any]:
+    generator = np.random.default_rng(1)
+    rest = generator.integers(0, 256, STATE_BYTES, dtype=np.uint8)
+    return {"first": generator.integers(0, 256, 1 << 20, dtype=np.uint8), "rest": rest}
+
+
+@pytest.fixture
+def far(seaweed: SeaweedS3, proxy: S3FaultProxy, tmp_path: Path) -> Iterator[FaultStore]:
+    """A daemon whose one checkpoint lies in the bucket and nowhere else."""
+    options = {"endpoint_url": proxy.endpoint_url, "read_timeout_s": 60.0, "retry_for_s": 2.0}
+    tiers = [
+        posix_tier("nvme", tmp_path / "nvme"),
+        {"name": "object", "kind": "object", "url": f"s3://{BUCKET}/{tmp_path.name}", "options": options},
+    ]
+    environment = {key: value for key, value in seaweed.environment().items() if key != "AWS_ENDPOINT_URL"}
+    with FaultStore(tmp_path / "home", tiers, environment=environment) as place:
+        place.start()
+        place.connect().save(PATH, state(), step=1).wait("object", timeout_s=120)
+        place.daemon.kill()
+        for path in objects_below(tmp_path / "nvme"):
+            path.unlink()
+        place.start()
+        proxy.clear()
+        yield place
+
+
+def hold_after_the_first_range(proxy: S3FaultProxy) -> None:
+    for start in (RANGE_BYTES, 2 * RANGE_BYTES):
+        proxy.add(Fault(method="GET", contains="/objects/", header=f"bytes={start}-", hang=True))
+
+
+def whole(store: Store) -> bool:
+    found, expected = store.load(PATH), state()
+    return all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def ranges_fetched(proxy: S3FaultProxy) -> int:
+    """Ranges of the rank's file that were asked for; the index has one GET of its own."""
+    return sum(method == "GET" and "safetensors" in target for method, target in proxy.requests)
+
+
+def test_the_first_bytes_are_loaded_while_the_last_ones_are_still_in_the_store(far: FaultStore, proxy: S3FaultProxy) -> None:
+    hold_after_the_first_range(proxy)
+    store = far.connect()
+    assert np.array_equal(store.load(PATH, only="first")["first"], state()["first"])
+    assert not any("safetensors" in path.name for path in objects_below(far.root("nvme")))
+    with ThreadPoolExecutor(1) as executor:
+        waiting = executor.submit(whole, store)
+        proxy.clear()
+        assert waiting.result(timeout=60)
+    until("the recall is recorded", lambda: any("safetensors" in path.name for path in objects_below(far.root("nvme"))))
+    assert [line.problem for line in verified(store) if "safetensors" in line.path] == []
+
+
+def test_several_ranks_that_load_at_once_read_the_store_once(far: FaultStore, proxy: S3FaultProxy) -> None:
+    begin = threading.Barrier(4)
+
+    def load() -> bool:
+        store = far.connect()
+        begin.wait(timeout=30)
+        return whole(store)
+
+    with ThreadPoolExecutor(4) as executor:
+        assert [one.result() for one in [executor.submit(load) for _ in range(4)]] == [True] * 4
+    assert ranges_fetched(proxy) == 3
+
+
+def test_what_is_streamed_over_http_is_recalled_on_the_way_and_read_once(far: FaultStore, proxy: S3FaultProxy) -> None:
+    with far.daemon.http() as http:
+        publication = http.get("/v1/publications", params={"path": PATH}).json()
+        files = http.get(f"/v1/publications/{publication['publication_id']}/files").json()["files"]
+        file = next(one for one in files if "safetensors" in one["name"])
+        content = f"/v1/objects/{file['object_id']}/content"
+        http.get(content, headers={"range": "bytes=0-0"})  # the daemon learns that the local copy is gone
+        proxy.clear()
+        first, second = (http.get(content, timeout=60) for _ in range(2))
+    assert (first.status_code, len(first.content), first.content) == (200, file["size_bytes"], second.content)
+    assert ranges_fetched(proxy) == 3
+
+
+def test_a_body_that_breaks_off_or_lies_in_the_middle_of_a_recall_is_not_noticed_by_the_reader(far: FaultStore, proxy: S3FaultProxy) -> None:
+    proxy.add(Fault(method="GET", contains="safetensors", truncate_answer_bytes=5_000_000, times=2))
+    assert whole(far.connect())
+
+
+def test_wrong_bytes_are_fetched_again_and_never_loaded(far: FaultStore, proxy: S3FaultProxy) -> None:
+    proxy.add(Fault(method="GET", contains="safetensors", header=f"bytes={RANGE_BYTES}-", flip_answer_byte=100, times=1))
+    assert whole(far.connect())
+
+
+def test_a_daemon_that_dies_in_the_middle_of_a_recall_leaves_an_error_and_nothing_else(far: FaultStore, proxy: S3FaultProxy) -> None:
+    hold_after_the_first_range(proxy)
+    store = far.connect()
+    store.load(PATH, only="first")
+    with ThreadPoolExecutor(1) as executor:
+        waiting = executor.submit(whole, store)
+        far.daemon.kill()
+        with pytest.raises(CkptStoreError):
+            waiting.result(timeout=120)
+    proxy.clear()
+    far.start()
+    assert whole(far.connect())
+    assert list((far.root("nvme") / "tmp").iterdir()) == []
