@@ -114,6 +114,13 @@ class MemorySettings(BaseModel):
     idle_release_s: float = Field(300.0, ge=0, description="segments that nobody uses are given back after this")
     huge_pages: bool = Field(True, description="make segments of huge pages: they are ready eight times sooner")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_never_compressed(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "compression" in given:
+            raise ValueError("memory is never compressed: segments are read where they lie; set `compression` of a posix or object tier")
+        return given
+
 
 class QuietSettings(BaseModel):
     """The `[quiet]` table: how drains keep out of training's way."""

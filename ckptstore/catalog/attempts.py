@@ -73,7 +73,7 @@ class Attempts(Core):
 
         return self._db.write("hand over", work, attempt_id)
 
-    def object_stored(self, object_id: str, digests: Digests, *, tier: str) -> bool:
+    def object_stored(self, object_id: str, digests: Digests, *, tier: str, stored_bytes: int | None = None) -> bool:
         """Note an object's size and digests, and its first replica. False if it is no longer wanted: the caller deletes the bytes."""
         row = self._tier(tier)
         place = self._place(row)
@@ -96,8 +96,8 @@ class Attempts(Core):
                 return False
             if stored.root != digests.root:
                 raise InvalidInput("other bytes were stored for this object before", operation="store object", subject=object_id, tier=tier)
-            times = {"verified_at_s": now_s(), "used_at_s": now_s(), "damaged": False}
-            upsert(tx, replicas, {"object_id": object_id, "tier": tier, "place": place} | times, list(times))
+            found = {"verified_at_s": now_s(), "used_at_s": now_s(), "damaged": False, "stored_bytes": stored_bytes}
+            upsert(tx, replicas, {"object_id": object_id, "tier": tier, "place": place} | found, list(found))
             return True
 
         return self._db.write("store object", work, object_id)

@@ -29,8 +29,13 @@ def _add_references(tx: Connection) -> None:
     tx.execute(text("ALTER TABLE publications ADD COLUMN referred_bytes BIGINT DEFAULT 0 NOT NULL"))
 
 
+def _add_stored_bytes(tx: Connection) -> None:
+    """3: what a compressed replica takes in its tier."""
+    tx.execute(text("ALTER TABLE replicas ADD COLUMN stored_bytes BIGINT"))
+
+
 #: version → what makes the next version of it. A step spells out its DDL: it must not change when `schema` does.
-STEPS: dict[int, Callable[[Connection], None]] = {1: _add_references}
+STEPS: dict[int, Callable[[Connection], None]] = {1: _add_references, 2: _add_stored_bytes}
 
 #: Any number that no other program uses: nodes that start together migrate one after the other.
 _ADVISORY_LOCK = 0x636B7074

@@ -153,6 +153,8 @@ class Replica:
     node: str  # "" for a shared tier
     verified_at_s: float
     damaged: bool
+    #: what it takes there, if it is compressed; None: it lies there as it is
+    stored_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, false, insert, null, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, false, func, insert, null, or_, select, update
 
 from ckptstore.catalog.core import Core, chunks, insert_unless_there, upsert
 from ckptstore.catalog.model import Act, Replica, StoredFile, TierRow
@@ -45,10 +45,23 @@ class Replicas(Core):
         """All replicas of an object, on all nodes, damaged ones too."""
         query = select(replicas).where(replicas.c.object_id == object_id).order_by(replicas.c.tier, replicas.c.place)
         rows = self._db.read("list replicas", lambda tx: tx.execute(query).all(), object_id)
-        return [Replica(row.object_id, row.tier, row.place, row.verified_at_s, row.damaged) for row in rows]
+        return [Replica(row.object_id, row.tier, row.place, row.verified_at_s, row.damaged, row.stored_bytes) for row in rows]
 
-    def add_replica(self, object_id: str, tier: str) -> bool:
-        """Record that the object is whole in the tier. False if it is not live: the caller deletes the bytes (a chore is queued, too)."""
+    def stored_bytes(self, publication_id: str) -> dict[str, int]:
+        """What the publication's own files take in each tier in which some of them are compressed, on all nodes together."""
+        query = (
+            select(replicas.c.tier, func.sum(func.coalesce(replicas.c.stored_bytes, objects.c.size_bytes)))
+            .join(objects, objects.c.object_id == replicas.c.object_id)
+            .where(objects.c.attempt_id == publication_id, ~replicas.c.damaged)
+            .group_by(replicas.c.tier)
+            .having(func.count(replicas.c.stored_bytes) > 0)
+        )
+        rows = self._db.read("stat", lambda tx: tx.execute(query).all(), publication_id)
+        return {tier: int(size_bytes) for tier, size_bytes in rows}
+
+    def add_replica(self, object_id: str, tier: str, *, stored_bytes: int | None = None) -> bool:
+        """Record that the object is whole in the tier, and what it takes there if it is compressed. False if it is not live: the caller
+        deletes the bytes (a chore is queued, too)."""
         row = self._tier(tier)
         place = self._place(row)
 
@@ -62,8 +75,8 @@ class Replicas(Core):
                 _queue_deletion(tx, found.owner.publication_id, object_id, tier, place, self.node)
                 return False
             tx.execute(delete(chores).where(chores.c.object_id == object_id, chores.c.tier == tier, chores.c.place == place))
-            times = {"verified_at_s": now_s(), "used_at_s": now_s(), "damaged": False}
-            upsert(tx, replicas, {"object_id": object_id, "tier": tier, "place": place} | times, list(times))
+            found_now = {"verified_at_s": now_s(), "used_at_s": now_s(), "damaged": False, "stored_bytes": stored_bytes}
+            upsert(tx, replicas, {"object_id": object_id, "tier": tier, "place": place} | found_now, list(found_now))
             if tx.execute(arrived).rowcount and row.durable:
                 for user in found.users:
                     self._note_if_whole(tx, user, row, place)

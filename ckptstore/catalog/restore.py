@@ -14,7 +14,7 @@ An object that others refer to comes back with them, whether its own publication
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -55,10 +55,13 @@ _REMAINS = "remains"
 
 @dataclass(frozen=True)
 class RestoredFile:
-    """A file that a commit record lists, and the tiers of this node in which its object was found whole."""
+    """A file that a commit record lists, and the tiers of this node in which its object was found whole.
+
+    With each tier, what the object takes there if it is compressed, or None.
+    """
 
     file: StoredFile
-    tiers: tuple[str, ...]
+    tiers: Mapping[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class RestoredReference:
     """An object that a commit record refers to, and the tiers of this node in which it was found whole."""
 
     reference: Reference
-    tiers: tuple[str, ...]
+    tiers: Mapping[str, int | None]
 
 
 class Outcome(StrEnum):
@@ -204,12 +207,12 @@ class Restore(Core):
             # Not heard of yet: until it is, others may drain in its stead what lies in a shared tier.
             tx.execute(insert_unless_there(tx, nodes).values(node=node, name="", seen_s=0.0))
 
-    def _insert_replicas(self, tx: Connection, header: RecordHeader, found: Iterable[tuple[StoredFile, Sequence[str]]]) -> None:
+    def _insert_replicas(self, tx: Connection, header: RecordHeader, found: Iterable[tuple[StoredFile, Mapping[str, int | None]]]) -> None:
         times = {"verified_at_s": _clock(tx), "used_at_s": header.published_at_s, "damaged": False}
         lying: list[dict[str, Any]] = [
-            {"object_id": file.object_id, "tier": tier, "place": self._place(self._tier(tier))} | times
+            {"object_id": file.object_id, "tier": tier, "place": self._place(self._tier(tier)), "stored_bytes": stored_bytes} | times
             for file, tiers_with_it in found
-            for tier in tiers_with_it
+            for tier, stored_bytes in tiers_with_it.items()
         ]
         for rows in chunks(lying):
             tx.execute(insert_unless_there(tx, replicas), rows)

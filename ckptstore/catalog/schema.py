@@ -33,7 +33,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 #: The version of the schema below; `migrations` brings older ones up to it.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = MetaData()
 _Text = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
@@ -212,6 +212,7 @@ replicas = Table(
     _time("verified_at_s"),
     _time("used_at_s"),
     Column("damaged", Boolean, nullable=False),
+    _whole("stored_bytes", nullable=True),
     PrimaryKeyConstraint("object_id", "tier", "place"),
     Index("replicas_by_use", "tier", "place", "used_at_s"),
     Index("replicas_by_tier", "tier", "place", "object_id"),

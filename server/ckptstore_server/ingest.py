@@ -72,7 +72,7 @@ class Ingest:
         async for handle in self._rounds(attempt_id):
             try:
                 await self._evictor.before_put(handle, source.size_bytes)
-                digests = await self._node.run(self._node.ingest_executor, self._put, handle, new_object, source, expected)
+                digests, stored_bytes = await self._node.run(self._node.ingest_executor, self._put, handle, new_object, source, expected)
             except (TierFull, TierUnavailable) as error:
                 self._node.remark(f"store into {handle.name}", error)
                 if isinstance(error, TierFull):
@@ -80,7 +80,7 @@ class Ingest:
                 continue
             failpoint(BEFORE_CATALOG)
             stored = self._node.catalog.object_stored
-            if not await self._node.insist(stored, new_object.object_id, digests, tier=handle.name):
+            if not await self._node.insist(stored, new_object.object_id, digests, tier=handle.name, stored_bytes=stored_bytes):
                 raise AttemptAborted("the attempt was aborted while its bytes were written", operation="save", subject=new_object.name)
             failpoint(AFTER_CATALOG)
             return digests
@@ -88,11 +88,12 @@ class Ingest:
 
     def _put(
         self, handle: TierHandle, new_object: NewObject, source: BlockSource, expected: BlockDigests | None
-    ) -> BlockDigests:
+    ) -> tuple[BlockDigests, int | None]:
+        """The digests, and what the object takes in the tier if it is compressed there."""
         with handle.watched() as tier:
             digests = tier.put(new_object.key, source, expected=expected)
             handle.written.add(source.size_bytes)
-            return digests
+            return digests, tier.stored_bytes(new_object.key, source.size_bytes)
 
     async def _rounds(self, attempt_id: str) -> AsyncIterator[TierHandle]:
         """The durable tiers, in order, over and over with growing pauses, for as long as the attempt is alive."""

@@ -60,7 +60,11 @@ class Namespace:
         check_folder(path, operation="stat") if not path.endswith("/@latest") else check_path(path, latest_allowed=True)
         if path.endswith("/@latest"):
             path = (await self._node.query(self._node.catalog.resolve, path)).path
-        return entry_info(await self._node.query(self._node.catalog.entry, path))
+        entry = await self._node.query(self._node.catalog.entry, path)
+        if entry.publication is None or entry.publication.path != entry.path:
+            return entry_info(entry)
+        stored_bytes = await self._node.query(self._node.catalog.stored_bytes, entry.publication.publication_id)
+        return entry_info(entry).model_copy(update={"stored_bytes": stored_bytes})
 
     async def usage(self, path: str) -> Usage:
         folder = check_folder(path, operation="du")

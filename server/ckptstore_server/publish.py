@@ -96,7 +96,8 @@ class Publisher:
             try:
                 with handle.watched() as tier:
                     digests = tier.put(new_object.key, MemorySource(memoryview(data), stable=True))
-                self._node.catalog.object_stored(new_object.object_id, digests, tier=handle.name)
+                    stored_bytes = tier.stored_bytes(new_object.key, len(data))
+                self._node.catalog.object_stored(new_object.object_id, digests, tier=handle.name, stored_bytes=stored_bytes)
                 return
             except (TierFull, TierUnavailable) as error:
                 last = error

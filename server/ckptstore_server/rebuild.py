@@ -28,7 +28,8 @@ from ckptstore.paths import is_id
 from ckptstore.records import RecordHeader, read_record, read_tombstone
 from ckptstore_server.identity import check_root, is_empty_root, root_store
 from ckptstore_tiers.checksums import BlockDigests
-from ckptstore_tiers.interface import ObjectStat, Tier
+from ckptstore_tiers.codecs import CodecTier
+from ckptstore_tiers.interface import ObjectStat
 
 #: `stat` calls at once: they wait for an object store most of the time.
 STAT_THREADS = 16
@@ -79,7 +80,7 @@ class _Found:
 
 
 def rebuild(
-    settings: Settings, tiers: Mapping[str, Tier], catalog: Catalog, *, allow_missing: Collection[str] = frozenset()
+    settings: Settings, tiers: Mapping[str, CodecTier], catalog: Catalog, *, allow_missing: Collection[str] = frozenset()
 ) -> RebuildReport:
     """Restore `catalog`, which is empty, from the open `tiers` of this node.
 
@@ -109,7 +110,7 @@ def rebuild(
     return report
 
 
-def unknown_objects(tiers: Mapping[str, Tier], catalog: Catalog, report: RebuildReport) -> Iterator[tuple[str, ObjectStat]]:
+def unknown_objects(tiers: Mapping[str, CodecTier], catalog: Catalog, report: RebuildReport) -> Iterator[tuple[str, ObjectStat]]:
     """Objects that neither the catalog nor the record of an incomplete publication names."""
     for name, tier in tiers.items():
         listed = tier.list("objects/")
@@ -118,7 +119,7 @@ def unknown_objects(tiers: Mapping[str, Tier], catalog: Catalog, report: Rebuild
             yield from ((name, stat) for stat in page if is_id(_object_id(stat.key)) and _object_id(stat.key) not in known)
 
 
-def sweep_unknown(tiers: Mapping[str, Tier], catalog: Catalog, report: RebuildReport, *, before_s: float) -> int:
+def sweep_unknown(tiers: Mapping[str, CodecTier], catalog: Catalog, report: RebuildReport, *, before_s: float) -> int:
     """Delete the unknown objects that were written before `before_s`; how many. The operator asked for it (`--delete-unknown`).
 
     Refused (InvalidInput) when a tier was missing or a record unreadable in the rebuild, for it might name them; and a root that is
@@ -143,9 +144,9 @@ def sweep_unknown(tiers: Mapping[str, Tier], catalog: Catalog, report: RebuildRe
 # --- which tiers ---------------------------------------------------------------------------------------------------------------
 
 
-def _usable_tiers(settings: Settings, tiers: Mapping[str, Tier], allow_missing: Collection[str]) -> tuple[dict[str, Tier], str]:
+def _usable_tiers(settings: Settings, tiers: Mapping[str, CodecTier], allow_missing: Collection[str]) -> tuple[dict[str, CodecTier], str]:
     """The tiers that answer, in order, and the store that they all belong to."""
-    usable: dict[str, Tier] = {}
+    usable: dict[str, CodecTier] = {}
     stores: dict[str, str] = {}
     for name in (tier.name for tier in settings.effective_tiers):
         try:
@@ -179,7 +180,7 @@ def _usable_tiers(settings: Settings, tiers: Mapping[str, Tier], allow_missing: 
 # --- what they say -------------------------------------------------------------------------------------------------------------
 
 
-def _restore_tombstones(name: str, tier: Tier, catalog: Catalog, report: RebuildReport) -> None:
+def _restore_tombstones(name: str, tier: CodecTier, catalog: Catalog, report: RebuildReport) -> None:
     for key in _names(tier, "tombstones/", ".json"):
         try:
             tombstone = read_tombstone(tier.get_document(key), subject=key)
@@ -193,7 +194,7 @@ def _restore_tombstones(name: str, tier: Tier, catalog: Catalog, report: Rebuild
 
 
 def _restore_one(
-    key: str, name: str, tiers: Mapping[str, Tier], catalog: Catalog, report: RebuildReport, pool: ThreadPoolExecutor
+    key: str, name: str, tiers: Mapping[str, CodecTier], catalog: Catalog, report: RebuildReport, pool: ThreadPoolExecutor
 ) -> None:
     """Restore the publication of one record, unless an earlier tier's record has done that."""
     publication_id = key.removeprefix("records/").removesuffix(".jsonl")
@@ -223,7 +224,7 @@ def _restore_one(
     report.deleted += outcome is Outcome.DELETED
 
 
-def _gather(publication_id: str, tiers: Mapping[str, Tier], catalog: Catalog, report: RebuildReport, *, first: str) -> _Found | None:
+def _gather(publication_id: str, tiers: Mapping[str, CodecTier], catalog: Catalog, report: RebuildReport, *, first: str) -> _Found | None:
     """The publication as the records of all tiers tell it. None if no record of it can be read."""
     found: _Found | None = None
     key = record_key(publication_id)
@@ -271,17 +272,18 @@ def _refuse_foreign(store: str, store_id: str, key: str) -> None:
         raise InvalidInput(f"it was written by store {store}", operation="read record", subject=key)
 
 
-def _where(file: StoredFile, tiers: Mapping[str, Tier]) -> tuple[str, ...]:
-    """The tiers that hold the file's object with the right size."""
-    there = []
+def _where(file: StoredFile, tiers: Mapping[str, CodecTier]) -> dict[str, int | None]:
+    """The tiers that hold the file's object with the right size, and what it takes there where it is compressed."""
+    there = {}
     for name, tier in tiers.items():
         with suppress(NotFound, ChecksumMismatch):
-            if tier.stat(file.key).size_bytes == file.size_bytes:
-                there.append(name)
-    return tuple(there)
+            found = tier.stat(file.key, size_bytes=file.size_bytes)
+            if found.size_bytes == file.size_bytes:
+                there[name] = found.stored_bytes
+    return there
 
 
-def _names(tier: Tier, prefix: str, ending: str) -> Iterator[str]:
+def _names(tier: CodecTier, prefix: str, ending: str) -> Iterator[str]:
     """The keys of the documents below `prefix` that are named as ours are."""
     for stat in tier.list(prefix):
         if stat.key.endswith(ending) and is_id(stat.key.removeprefix(prefix).removesuffix(ending)):

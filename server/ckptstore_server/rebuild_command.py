@@ -23,7 +23,7 @@ from ckptstore.config import Settings, read_settings
 from ckptstore.errors import CkptStoreError, TierUnavailable
 from ckptstore_server.daemon import lock_home, node_identity
 from ckptstore_server.rebuild import RebuildReport, rebuild, sweep_unknown
-from ckptstore_tiers.interface import Tier
+from ckptstore_tiers.codecs import CodecTier
 from ckptstore_tiers.open_tiers import open_tier
 
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False)
@@ -64,9 +64,9 @@ def _rebuild(settings: Settings, allow_missing: frozenset[str], *, delete_unknow
 
 
 @contextmanager
-def _opened(settings: Settings, allow_missing: frozenset[str]) -> Iterator[dict[str, Tier]]:
+def _opened(settings: Settings, allow_missing: frozenset[str]) -> Iterator[dict[str, CodecTier]]:
     """The tiers that answer, by name. TierUnavailable for one that does not and may not be missing."""
-    tiers: dict[str, Tier] = {}
+    tiers: dict[str, CodecTier] = {}
     try:
         for tier in settings.effective_tiers:
             try:

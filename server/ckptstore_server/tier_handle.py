@@ -22,7 +22,8 @@ from ckptstore_server.identity import STORE_KEY, claim_root
 from ckptstore_server.lane import Lane
 from ckptstore_server.mounted import check_mounted
 from ckptstore_server.rate_meter import RateMeter
-from ckptstore_tiers.interface import Tier, TierUsage
+from ckptstore_tiers.codecs import CodecTier
+from ckptstore_tiers.interface import TierUsage
 from ckptstore_tiers.open_tiers import open_tier
 
 #: The pauses between attempts to open a tier that is down, in seconds.
@@ -55,12 +56,12 @@ class TierHandle:
         self._unfinished_names = unfinished_names
         self._mark_lost = mark_lost
         self.lost_objects = 0  # said to be in the root, which was empty when it was opened: a disk was replaced, or wiped
-        self._tier: Tier | None = None
+        self._tier: CodecTier | None = None
         self._lock = threading.Lock()
         self._failures = 0
         self._not_before_s = 0.0
 
-    def open(self) -> Tier:
+    def open(self) -> CodecTier:
         """The tier; opens it if need be. TierUnavailable while it is down, WrongStore if it belongs to another store."""
         with self._lock:
             if self._tier is not None:
@@ -87,7 +88,7 @@ class TierHandle:
         """Before anything new is written there, or a new replica would be taken for a lost one and lost indeed."""
         self.lost_objects = self._mark_lost(self.name)
 
-    def _sweep(self, tier: Tier) -> None:
+    def _sweep(self, tier: CodecTier) -> None:
         """Leftovers cost space, not safety: a tier that cannot sweep (a bucket whose uploads may not be listed) is used all the same."""
         try:
             tier.sweep([*self._unfinished_names(self.name), STORE_KEY])
@@ -95,7 +96,7 @@ class TierHandle:
             self.last_error = str(error)
 
     @property
-    def opened(self) -> Tier | None:
+    def opened(self) -> CodecTier | None:
         """The tier if it is open, without trying."""
         return self._tier
 
@@ -117,7 +118,7 @@ class TierHandle:
                 self._tier = None
 
     @contextmanager
-    def watched(self) -> Iterator[Tier]:
+    def watched(self) -> Iterator[CodecTier]:
         """The tier for one piece of work, whose outcome decides the state that `status` shows."""
         tier = self.open()
         try:

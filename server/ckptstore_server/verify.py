@@ -78,7 +78,7 @@ class Verifier:
     def _check_file(self, path: str, file: StoredFile) -> list[VerifyLine]:
         lines = []
         replicas = [replica for replica in self._node.catalog.replicas(file.object_id) if replica.node in ("", self._node.node_id)]
-        tiers, damaged = [replica.tier for replica in replicas], {replica.tier for replica in replicas if replica.damaged}
+        tiers, damaged = [replica.tier for replica in replicas], {replica.tier: replica for replica in replicas if replica.damaged}
         if self._node.pool.find(file.object_id) is not None:
             tiers.insert(0, MEMORY)
         for tier in tiers:
@@ -89,8 +89,8 @@ class Verifier:
                 lines.append(line.model_copy(update={"problem": f"it could not be read: {error.why}"}))
                 continue
             if problem is None:
-                if tier in damaged:
-                    self._node.catalog.add_replica(file.object_id, tier)  # it was damaged on the way, not where it lies
+                if tier in damaged:  # it was damaged on the way, not where it lies
+                    self._node.catalog.add_replica(file.object_id, tier, stored_bytes=damaged[tier].stored_bytes)
                 lines.append(line)
                 continue
             self._replicas.damaged(file, tier, problem)

@@ -630,6 +630,23 @@ class CatalogContract:
         (chore,) = saver.catalog.chores("nvme", grace_s=1000.0, limit=10)
         assert (chore.act, chore.object_id) == (Act.DELETE_OBJECT, file.object_id)
 
+    def test_what_a_compressed_replica_takes_is_known_until_it_is_put_anew(self, saver: Saver) -> None:
+        ticket = saver.join("/run/1", names=["a", "b"])
+        saver.catalog.snapshot_taken(ticket.attempt_id, 0)
+        first, second = ticket.objects
+        assert saver.catalog.object_stored(first.object_id, DIGESTS, tier="nvme", stored_bytes=5)
+        assert saver.catalog.object_stored(second.object_id, DIGESTS, tier="nvme")
+        saver.catalog.rank_stored(ticket.attempt_id, 0)
+        published = saver.catalog.publish(ticket.attempt_id)
+        assert saver.catalog.stored_bytes(published.publication_id) == {"nvme": 5 + DIGESTS.size_bytes}
+        assert saver.catalog.add_replica(first.object_id, "pfs", stored_bytes=3)
+        assert saver.catalog.add_replica(second.object_id, "pfs", stored_bytes=4)
+        assert saver.catalog.add_replica(first.object_id, "object")
+        assert saver.catalog.stored_bytes(published.publication_id) == {"nvme": 5 + DIGESTS.size_bytes, "pfs": 7}
+        assert {r.tier: r.stored_bytes for r in saver.catalog.replicas(first.object_id)} == {"nvme": 5, "pfs": 3, "object": None}
+        assert saver.catalog.add_replica(first.object_id, "nvme")
+        assert saver.catalog.stored_bytes(published.publication_id) == {"pfs": 7}
+
     def test_a_replica_that_comes_back_withdraws_its_deletion(self, saver: Saver) -> None:
         published = saver.save("/run/1")
         (file,) = saver.catalog.files(published.publication_id)

@@ -85,6 +85,8 @@ def test_a_size_may_be_written_with_its_unit(text: object, size_bytes: int) -> N
         ("grace_s = -1\n", "grace_s"),
         ("[memory]\nslots = 65\n", "memory.slots"),
         ("[memory]\nlimit = 'much'\n", "memory.limit"),
+        ("[memory]\ncompression = 'zstd'\n", "memory is never compressed"),
+        ("[[tiers]]\nname = 'a'\nkind = 'posix'\npath = '/x'\ncompression = 'lz4'\n", "tiers.0.compression"),
         ("listen = '127.0.0.1:8900'\n", "token"),
         ("listen = '8900'\ntoken = 'long enough'\n", "host:port"),
         ("listen = '127.0.0.1:99999'\ntoken = 'long enough'\n", "host:port"),

@@ -15,7 +15,7 @@ from ckptstore.errors import InvalidInput, NotFound, TierUnavailable, WrongStore
 from ckptstore.paths import new_id
 from ckptstore_server.identity import STORE_KEY, claim_root
 from ckptstore_server.rebuild import RebuildReport, rebuild, sweep_unknown
-from ckptstore_tiers.posix import PosixTier
+from ckptstore_tiers.open_tiers import open_tier
 from ckptstore_tiers.sources import MemorySource
 
 NAMES = ("nvme", "pfs", "object")
@@ -29,7 +29,7 @@ class Store:
         self.settings = Settings(
             home=home, tiers=tuple(TierSettings(name=name, kind="posix", path=home / name, shared=name != "nvme") for name in NAMES)
         )
-        self.tiers = {name: PosixTier(name, home / name, shared=name != "nvme") for name in NAMES}
+        self.tiers = {tier.name: open_tier(tier, home) for tier in self.settings.tiers}
         self.catalog = self._open("node-a")
         self.catalog.register_tiers([TierRow(name, i, name != "nvme", True) for i, name in enumerate(NAMES)])
         for tier in self.tiers.values():

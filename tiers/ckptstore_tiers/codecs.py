@@ -136,6 +136,12 @@ class CodecTier:
         with closing(self.open(key, size_bytes=size_bytes)) as reader:
             return replace(found, size_bytes=reader.size_bytes, stored_bytes=found.size_bytes)
 
+    def stored_bytes(self, key: str, size_bytes: int) -> int | None:
+        """What an object of `size_bytes` that was just put takes if it is compressed; None if it lies there as it is."""
+        if self._compression == "none" or (found := self._inner.stat(key).size_bytes) == size_bytes:
+            return None
+        return found
+
     # -- as the inner tier does --------------------
 
     def delete(self, key: str) -> None:

@@ -88,6 +88,11 @@ def _warnings(settings: Settings, place: Path) -> list[str]:
         found.append(f"{place} can be read by others, and a token is set: chmod 600, or put the token into CKPTSTORE_TOKEN")
     if not any(tier.is_shared and tier.durable for tier in settings.effective_tiers):
         found.append("no durable tier is shared: what is saved does not survive the loss of this node")
+    found += [
+        f"tier {tier.name!r} is of this node and compressed: what lies there is decoded by the daemon at every read, never opened"
+        for tier in settings.effective_tiers
+        if tier.compression != "none" and not tier.is_shared
+    ]
     if settings.listen is not None and not settings.listen.startswith(("127.", "localhost:", "[::1]")):
         found.append(f"listen = {settings.listen!r} sends the token and all bytes unencrypted over the network")
     return found

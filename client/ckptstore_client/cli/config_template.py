@@ -39,7 +39,7 @@ EXAMPLE_TIERS = """\
 #kind = "object"
 #url = "s3://models/ckptstore"
 #options = { endpoint_url = "https://s3.example.org", region = "eu-central-1" }
-#compression = "zstd"
+#compression = "float"
 """
 
 

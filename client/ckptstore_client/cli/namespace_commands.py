@@ -161,6 +161,8 @@ def _facts(terminal: Terminal, entry: EntryInfo) -> Table:
     if entry.published_at_s is not None:
         facts.add_row("published", f"{age(time.time() - entry.published_at_s)} ago ({iso(entry.published_at_s)})")
         facts.add_row("safe in", Text(visible(", ".join(entry.durability)) or "no tier holds all of it"))
+    for tier, stored_bytes in entry.stored_bytes.items():
+        facts.add_row(Text(visible(f"in {tier}")), f"{size(stored_bytes)} compressed ({stored_bytes:,} bytes)")
     for key, value in sorted(entry.metadata.items()):
         facts.add_row(Text(visible(f"metadata.{key}")), Text(visible(str(value))))
     return facts
