@@ -150,7 +150,7 @@ class BlockWriter:
         self._scratch = scratch
 
     def fill(self, fd: int, direct: bool) -> None:
-        """Write every block, telling who follows. A small object is written by the calling thread: handing over would cost more than it gains."""
+        """Write every block, and tell who follows. A small object is written by the calling thread: handing over would cost too much."""
         if self._follower is not None:
             self._follower.begun(fd)
         remaining, failed = count(), threading.Event()
