@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from ckptstore_server.status import collect
+from ckptstore_tiers.transfer_figures import ReportsTransfers
 
 if TYPE_CHECKING:
     from ckptstore_server.services import Services
@@ -21,6 +22,16 @@ _TIER_GAUGES = {
 }
 
 
+#: name → (attribute of TransferFigures, help)
+_TRANSFER_GAUGES = {
+    "ckptstore_tier_parallel": ("parallel", "Parts and ranges that may be on their way at once, by what the endpoint gives"),
+    "ckptstore_tier_in_flight": ("in_flight", "Parts and ranges that are on their way"),
+    "ckptstore_tier_part_bytes": ("part_bytes", "Bytes of a part or range of a large object"),
+    "ckptstore_tier_refusals": ("refusals", "Requests that the server had no room for since the tier was opened: 503, SlowDown, silence"),
+    "ckptstore_tier_moved_bytes": ("moved_bytes", "Bytes sent and received since the tier was opened"),
+}
+
+
 async def render(services: Services) -> str:
     status = await collect(services)
     registry = CollectorRegistry()
@@ -28,6 +39,13 @@ async def render(services: Services) -> str:
         gauge = Gauge(name, text, ["tier"], registry=registry)
         for tier in status.tiers:
             gauge.labels(tier.name).set(getattr(tier, attribute))
+    opened = {handle.name: handle.opened for handle in services.node.handles}
+    transfers = {name: tier.transfers for name, tier in opened.items() if isinstance(tier, ReportsTransfers)}
+    for name, (attribute, text) in _TRANSFER_GAUGES.items():
+        gauge = Gauge(name, text, ["tier"], registry=registry)
+        for tier_name, figures in transfers.items():
+            if figures is not None:
+                gauge.labels(tier_name).set(getattr(figures, attribute))
     up = Gauge("ckptstore_tier_up", "1 while the tier takes writes", ["tier"], registry=registry)
     for tier in status.tiers:
         up.labels(tier.name).set(tier.state == "ok")

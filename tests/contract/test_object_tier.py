@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import ThreadedMotoServer
 
 from ckptstore.config import TierSettings
-from ckptstore.errors import CkptStoreError, ConfigInvalid, InvalidInput, TierFull
+from ckptstore.errors import CkptStoreError, ConfigInvalid, InvalidInput, PathConflict, TierFull, TierUnavailable
 from ckptstore.paths import new_id
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_tiers.checksums import BLOCK_BYTES
@@ -247,4 +247,26 @@ def test_an_exclusive_document_is_refused_where_no_backend_act_is_atomic(tmp_pat
     tier = open_object_tier(TierSettings(name="object", kind="object", url=f"dir::file://{tmp_path}", options={}))
     with pytest.raises(InvalidInput, match="no atomic creation"):
         tier.put_document("store.json", b"{}", exclusive=True)
+    tier.close()
+
+
+@pytest.mark.parametrize("below", ["", "/below/it"])
+def test_a_root_that_is_a_file_is_refused_by_name_when_the_tier_is_opened(tmp_path: Path, below: str) -> None:
+    file = tmp_path / "a file"
+    file.write_bytes(b"somebody's")
+    with pytest.raises(TierUnavailable, match="a file is a file, not a folder") as caught:
+        open_object_tier(TierSettings(name="object", kind="object", url=f"file://{file}{below}"))
+    assert (caught.value.tier, caught.value.subject) == ("object", f"{file}{below}")
+    assert file.read_bytes() == b"somebody's"
+
+
+def test_a_file_that_took_the_place_of_the_root_later_is_a_conflict_and_not_a_missing_object(tmp_path: Path) -> None:
+    tier = open_object_tier(TierSettings(name="object", kind="object", url=f"file://{tmp_path}/root"))
+    (tmp_path / "root").write_bytes(b"somebody's")
+    for put in (
+        lambda: tier.put(new_key(), MemorySource(b"x")),
+        lambda: tier.put_document("store.json", b"{}", exclusive=True),
+    ):
+        with pytest.raises(PathConflict):
+            put()
     tier.close()

@@ -35,6 +35,7 @@ from ckptstore_tiers.float_regions import read_regions
 from ckptstore_tiers.interface import BlockSource, ObjectReader, ObjectStat, Tier, TierFacts, TierUsage
 from ckptstore_tiers.scratch import ScratchPool
 from ckptstore_tiers.sources import ReaderSource
+from ckptstore_tiers.transfer_figures import ReportsTransfers, TransferFigures
 from ckptstore_tiers.zstd_seekable import LEVEL, ZstdEncoder, ZstdFormat
 
 Compression = Literal["none", "zstd", "float"]
@@ -64,6 +65,11 @@ class CodecTier:
         if self._compression == "none":
             return facts
         return replace(facts, details=facts.details | {"compression": DETAILS[self._compression]})
+
+    @property
+    def transfers(self) -> TransferFigures | None:
+        """What the inner tier tells of its transfers, if it tells anything."""
+        return self._inner.transfers if isinstance(self._inner, ReportsTransfers) else None
 
     # -- put --------------------
 

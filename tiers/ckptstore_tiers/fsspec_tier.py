@@ -23,6 +23,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -38,6 +39,7 @@ from ckptstore.errors import (
     ConfigInvalid,
     InvalidInput,
     NotFound,
+    PathConflict,
     TierFull,
     TierUnavailable,
 )
@@ -76,6 +78,20 @@ class FsspecTier:
             ) from None
         self._root = root.rstrip("/")
         self._renames = self._protocol not in _SHOWN_AT_CLOSE
+        if isinstance(self._fs, LocalFileSystem):
+            self._refuse_a_file(Path(self._root))
+
+    def _refuse_a_file(self, root: Path) -> None:
+        """A root that can hold nothing, now and as long as that file is there."""
+        lowest = next((place for place in (root, *root.parents) if os.path.lexists(place)), root)
+        if lowest.exists() and not lowest.is_dir():
+            raise TierUnavailable(
+                f"{lowest} is a file, not a folder",
+                operation="open tier",
+                subject=str(root),
+                tier=self._settings.name,
+                hint="name another folder in the tier's url, or move the file away",
+            )
 
     @property
     def facts(self) -> TierFacts:
@@ -350,6 +366,9 @@ class FsspecTier:
                 "something is stored under this key", operation=operation, subject=key, tier=self._settings.name
             ) from error
         except (IsADirectoryError, NotADirectoryError) as error:
+            if operation in ("put", "put document"):
+                why = "a file stands where a folder would have to be, or a folder in the object's place"
+                raise PathConflict(why, operation=operation, subject=key, tier=self._settings.name) from error
             raise NotFound(
                 "a folder is stored there, not an object", operation=operation, subject=key, tier=self._settings.name
             ) from error

@@ -20,4 +20,6 @@ class TransferFigures:
 @runtime_checkable
 class ReportsTransfers(Protocol):
     @property
-    def transfers(self) -> TransferFigures: ...
+    def transfers(self) -> TransferFigures | None:
+        """None: this tier has none to tell of."""
+        ...
