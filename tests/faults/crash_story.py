@@ -43,6 +43,11 @@ def content(version: int, size_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]
     return np.random.default_rng(version).integers(0, 256, size_bytes, dtype=np.uint8)
 
 
+def weights(version: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """What a tier with `compression = "float"` splits."""
+    return np.random.default_rng(version).standard_normal(2_000, dtype=np.float32)
+
+
 @dataclass
 class Facts:
     """What the client was told. A version is a number above 0; NOTHING means that nothing is published there."""
@@ -65,6 +70,8 @@ class World:
 
     base: Path
     third_tier: bool = True
+    #: The pfs is always compressed, so that nobody can open what lies there: what was evicted from nvme has to be recalled.
+    compression: tuple[str, str] = ("float", "none")
 
     @property
     def home(self) -> Path:
@@ -90,11 +97,11 @@ class World:
                 "name": "nvme", "kind": "posix", "path": self.tiers["nvme"],
                 "capacity": NVME_CAPACITY_BYTES, "high_water": 0.8, "low_water": 0.5,
             },
-            # Compressed, so that nobody can open what lies there: what was evicted from nvme has to be recalled.
-            {"name": "pfs", "kind": "posix", "path": self.tiers["pfs"], "shared": True, "compression": "zstd"},
+            {"name": "pfs", "kind": "posix", "path": self.tiers["pfs"], "shared": True, "compression": self.compression[0]},
         ]  # fmt: skip
         if self.third_tier:
-            tiers.append({"name": "object", "kind": "object", "url": f"file://{self.tiers['object']}"})
+            url = f"file://{self.tiers['object']}"
+            tiers.append({"name": "object", "kind": "object", "url": url, "compression": self.compression[1]})
         write_config(
             self.home, tiers=tiers, grace_s=0, memory={"limit": "64MiB", "slots": 2, "idle_release_s": 0, "huge_pages": False}
         )
@@ -107,7 +114,7 @@ class World:
 
     def copy(self, base: Path) -> World:
         """The same disks in another place. Paths in the configuration are the new ones; the catalog does not know paths."""
-        other = World(base, self.third_tier)
+        other = World(base, self.third_tier, self.compression)
         shutil.copytree(self.home, other.home, ignore=shutil.ignore_patterns("*.sock", "*.log"))
         shutil.copytree(self.disk, other.disk)
         return other.write()
@@ -129,7 +136,7 @@ class Teller:
 
     def save(self, path: str, version: int, size_bytes: int, *tiers: str, replace: bool = False) -> None:
         self.facts.begun(path, version)
-        state = {"bytes": content(version, size_bytes), "version": version}
+        state = {"bytes": content(version, size_bytes), "weights": weights(version), "version": version}
         pending = self.store.save(path, state, replace=replace, rank=0, world_size=1)
         for tier in tiers:
             pending.wait(tier, timeout_s=SETTLE_TIMEOUT_S)
@@ -245,6 +252,7 @@ def version_at(store: Store, path: str) -> int:
     else:
         state = store.load(path)
         data, version = state["bytes"], state["version"]
+        assert np.array_equal(state["weights"], weights(version)), f"{path} has other weights than were saved"
     assert np.array_equal(data, content(version, data.size)), f"{path} has other bytes than were saved"
     assert data.size in (BIG_BYTES, SMALL_BYTES, FILLER_BYTES)
     return int(version)

@@ -94,9 +94,15 @@ def drawn_hits(telling: Telling, name: str, count: int) -> list[int]:
     return sorted(draw.sample(hits, min(count, len(hits))))
 
 
+def new_world(base: Path, *drawn_by: object) -> World:
+    """Tiers that compress in one way or another, or not: drawn, like the moment."""
+    draw = random.Random(f"{SEED} compression {drawn_by}")
+    return World(base, compression=(draw.choice(["zstd", "float"]), draw.choice(["none", "zstd", "float"]))).write()
+
+
 def die_once(base: Path, name: str, telling: Telling, hit: int) -> bool:
     """Whether the daemon died of this failpoint. If it did, everything that must hold afterwards has been checked."""
-    world, facts = World(base).write(), Facts()
+    world, facts = new_world(base, name, hit), Facts()
     armed = f"{AFTER_A_FAULT[name]}@{hit}; {name}=kill" if name in AFTER_A_FAULT else f"{name}=kill@{hit}"
     if name in AFTER_A_DEATH:
         with ForkedDaemon(world.home, failpoints=f"{AFTER_A_DEATH[name]}=kill@{hit}") as first:
@@ -142,7 +148,7 @@ def test_a_daemon_killed_at_a_failpoint_loses_nothing_and_leaves_nothing(name: s
 
 def die_after(base: Path, first_s: float, second_s: float | None) -> None:
     """Kill the daemon so long after its start, and the one that takes over as well, if asked; then check."""
-    world, facts = World(base).write(), Facts()
+    world, facts = new_world(base, first_s), Facts()
     with ForkedDaemon(world.home).start_unready() as daemon, killed_after(first_s, daemon):
         if daemon.wait_ready():
             tell_until_death(world, daemon, facts)

@@ -83,15 +83,15 @@ class World:
         return ckptstore.connect(home=self.base / "home", start=False)
 
 
-def begin_world() -> World:
+def begin_world(pfs: str, deep: str) -> World:
     base = Path(tempfile.mkdtemp(prefix="ckptstore-machine-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     tiers: list[dict[str, Any]] = [
         # Small, so that a handful of checkpoints makes it evict.
         {"name": "nvme", "kind": "posix", "path": base / "nvme", "capacity": NVME_CAPACITY_BYTES, "high_water": 0.6, "low_water": 0.3},
         # Compressed, so that what was evicted from nvme cannot be opened there and has to be recalled.
-        {"name": "pfs", "kind": "posix", "path": base / "pfs", "shared": True, "compression": "zstd"},
+        {"name": "pfs", "kind": "posix", "path": base / "pfs", "shared": True, "compression": pfs},
         # Slow, so that something is mostly on its way there when the daemon dies.
-        {"name": "object", "kind": "object", "url": f"file://{base / 'object'}", "bandwidth_limit": "1MB/s"},
+        {"name": "object", "kind": "object", "url": f"file://{base / 'object'}", "bandwidth_limit": "1MB/s", "compression": deep},
     ]
     write_config(base / "home", tiers=tiers, grace_s=0, memory={"limit": "16MiB", "huge_pages": False, "idle_release_s": 0})
     return World(base, ForkedDaemon(base / "home").start())
@@ -100,9 +100,9 @@ def begin_world() -> World:
 class StoreMachine(RuleBasedStateMachine):
     """`live` is the model: what is visible. `down` are the tiers whose folder was taken away."""
 
-    @initialize()
-    def begin(self) -> None:
-        self.world = begin_world()
+    @initialize(pfs=st.sampled_from(["zstd", "float"]), deep=st.sampled_from(["none", "zstd", "float"]))
+    def begin(self, pfs: str, deep: str) -> None:
+        self.world = begin_world(pfs, deep)
         self.store = self.world.connect()
         self.live: dict[str, Version] = {}
         self.down: set[str] = set()

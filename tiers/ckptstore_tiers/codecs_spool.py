@@ -20,13 +20,16 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from ckptstore.errors import ChecksumMismatch
+from ckptstore.errors import ChecksumMismatch, TierFull, TierUnavailable
+from ckptstore.failpoints import declare, failpoint
 from ckptstore_tiers.checksums import DigestedBlocks, digest
 from ckptstore_tiers.codecs_format import FileFormat, FrameEncoder, MalformedFile
 from ckptstore_tiers.interface import BlockSource
 from ckptstore_tiers.posix_errors import translated
 from ckptstore_tiers.scratch import ScratchPool
 from ckptstore_tiers.sources import FileSource, MemorySource
+
+SPOOLED = declare("codec.put.spooled")
 
 
 class Spool:
@@ -41,7 +44,7 @@ class Spool:
 
     @contextmanager
     def compressed(self, key: str, blocks: DigestedBlocks, format: FileFormat, encoder: FrameEncoder) -> Iterator[BlockSource]:
-        """The compressed file of all `blocks`, for a `with` block. Raises what the source raises, and TierFull for the spool's disk."""
+        """The compressed file of all `blocks`, for a `with` block. Raises what the source raises; TierUnavailable for the spool's disk."""
         if blocks.count <= 1:
             pieces: list[bytes] = []
             self._write(pieces.append, blocks, format, encoder, key)
@@ -50,19 +53,31 @@ class Spool:
         with self._file(key) as file:
 
             def write(data: bytes) -> None:
-                with translated("put", key, self._tier):
+                with self._on_its_disk(key):
                     view = memoryview(data)
                     while view:
                         view = view[file.write(view) :]
 
             size_bytes = self._write(write, blocks, format, encoder, key)
+            failpoint(SPOOLED)
             with closing(FileSource(file.fileno(), size_bytes, subject=f"spool of {key}", direct=False)) as source:
                 yield source
 
     def _file(self, key: str) -> IO[bytes]:
-        with translated("put", key, self._tier):
+        with self._on_its_disk(key):
             self._folder.mkdir(parents=True, exist_ok=True)
             return tempfile.TemporaryFile(dir=self._folder, buffering=0)
+
+    @contextmanager
+    def _on_its_disk(self, key: str) -> Iterator[None]:
+        """A full spool is not a full tier: evicting from the tier would not help, and does not follow."""
+        try:
+            with translated("put", key, self._tier):
+                yield
+        except TierFull as error:
+            why = f"{self._folder}, where files are compressed, is full: {error.why}"
+            hint = "make room for the largest file there"
+            raise TierUnavailable(why, operation="put", subject=key, tier=self._tier, hint=hint) from error
 
     def _write(
         self, write: Callable[[bytes], object], blocks: DigestedBlocks, format: FileFormat, encoder: FrameEncoder, key: str
