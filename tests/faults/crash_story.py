@@ -1,7 +1,7 @@
 """What must be true after a daemon died at any moment of its life? One story that does everything once, and the checks.
 
-`tell` is the client's side: it saves, waits, replaces, removes, fills a tier until it evicts, reads back what was evicted, and finds a
-damaged replica; before each act it notes in `Facts` what may be true from here on, and after each acknowledgement what must be. The
+`tell` is the client's side: it saves, some of it incrementally, so that checkpoints refer to others that are replaced and removed; it
+waits, replaces, removes, fills a tier until it evicts, reads back what was evicted, and finds a damaged replica; before each act it notes in `Facts` what may be true from here on, and after each acknowledgement what must be. The
 daemon may die anywhere in between: then the story ends. `check_recovered` starts a daemon without faults on what is left and holds it
 to the facts; `check_tiers_agree` compares catalog and tiers file by file when that daemon has stopped.
 """
@@ -37,6 +37,11 @@ SETTLE_TIMEOUT_S = 60.0
 
 NOTHING, REMOVED_VERSION, FILLER_VERSION = 0, 3, 5
 BIG, PLAIN, REMOVED, FILLER, LAST = "/run/big", "/run/a", "/run/b", "/files/filler", "/run/c"
+
+
+def frozen() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """What no version changes: of incremental saves only the first in the folder writes it."""
+    return content(0, SMALL_BYTES)
 
 
 def content(version: int, size_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -134,10 +139,10 @@ class Teller:
         self.facts = facts
         self.shared = [name for name in world.tiers if name != "nvme"]
 
-    def save(self, path: str, version: int, size_bytes: int, *tiers: str, replace: bool = False) -> None:
+    def save(self, path: str, version: int, size_bytes: int, *tiers: str, replace: bool = False, incremental: bool = False) -> None:
         self.facts.begun(path, version)
-        state = {"bytes": content(version, size_bytes), "weights": weights(version), "version": version}
-        pending = self.store.save(path, state, replace=replace, rank=0, world_size=1)
+        state = {"bytes": content(version, size_bytes), "frozen": frozen(), "weights": weights(version), "version": version}
+        pending = self.store.save(path, state, replace=replace, rank=0, world_size=1, incremental=incremental)
         for tier in tiers:
             pending.wait(tier, timeout_s=SETTLE_TIMEOUT_S)
             self.facts.acknowledged(path, version)
@@ -180,14 +185,14 @@ def tell(world: World, store: Store, facts: Facts) -> None:
     """The whole story. Raises what the store raises: DaemonUnavailable when the daemon dies."""
     teller = Teller(world, store, facts)
     teller.save(BIG, 1, BIG_BYTES, "nvme", *teller.shared)
-    teller.save(PLAIN, 2, SMALL_BYTES, "nvme")
-    teller.save(REMOVED, REMOVED_VERSION, SMALL_BYTES, "nvme", teller.shared[-1])
-    teller.save(PLAIN, 4, SMALL_BYTES, "nvme", "pfs", replace=True)
+    teller.save(PLAIN, 2, SMALL_BYTES, "nvme", incremental=True)
+    teller.save(REMOVED, REMOVED_VERSION, SMALL_BYTES, "nvme", teller.shared[-1], incremental=True)
+    teller.save(PLAIN, 4, SMALL_BYTES, "nvme", "pfs", replace=True, incremental=True)
     teller.remove(REMOVED)
     teller.put(FILLER, FILLER_VERSION, FILLER_BYTES)
     teller.until_evicted(BIG)
     teller.load(BIG, 1, BIG_BYTES)
-    teller.save(LAST, 6, SMALL_BYTES, "nvme", "pfs")
+    teller.save(LAST, 6, SMALL_BYTES, "nvme", "pfs", incremental=True)
     teller.damage(LAST)
     assert any(line.problem for line in store.verify(LAST)), "a flipped byte went unnoticed"
     teller.save(PLAIN, 7, SMALL_BYTES, *teller.shared, replace=True)
@@ -230,7 +235,12 @@ UNFINISHED_WORK = {
     "tombstones": "SELECT publication_id, tier FROM tombstones",
     "ranks": "SELECT attempt_id, state FROM ranks",
     "attempts": "SELECT path, state FROM attempts WHERE state IN ('open', 'complete')",
-    "publications": "SELECT path, state FROM publications WHERE state <> 'live'",
+    "publications": "SELECT path, state FROM publications WHERE state NOT IN ('live', 'remains')",
+    "kept for nobody": (
+        "SELECT path FROM publications WHERE state = 'remains' AND NOT EXISTS (SELECT 1 FROM object_references JOIN objects "
+        "USING (object_id) WHERE objects.attempt_id = publication_id)"
+    ),
+    "references": "SELECT attempt_id FROM object_references WHERE attempt_id NOT IN (SELECT publication_id FROM publications)",
 }
 
 
@@ -252,6 +262,7 @@ def version_at(store: Store, path: str) -> int:
     else:
         state = store.load(path)
         data, version = state["bytes"], state["version"]
+        assert np.array_equal(state["frozen"], frozen()), f"{path} has other frozen bytes than were saved"
         assert np.array_equal(state["weights"], weights(version)), f"{path} has other weights than were saved"
     assert np.array_equal(data, content(version, data.size)), f"{path} has other bytes than were saved"
     assert data.size in (BIG_BYTES, SMALL_BYTES, FILLER_BYTES)
@@ -354,7 +365,7 @@ def finish(world: World, store: Store) -> None:
 def check_tiers_agree(world: World) -> None:
     """Each file is one that the catalog knows, and the other way round. The daemon has stopped."""
     assert unfinished(world) == {}
-    records = {record_key(publication_id) for (publication_id,) in rows(world, "SELECT publication_id FROM publications")}
+    records = {record_key(item) for (item,) in rows(world, "SELECT publication_id FROM publications WHERE state = 'live'")}
     for name, root in world.tiers.items():
         objects = {
             key
