@@ -20,8 +20,8 @@ from ckptstore_bench.shape import StateShape
 from ckptstore_bench.shared_state import SharedState, check_memory
 from ckptstore_bench.workspace import Workspace
 
-#: Segments that a run's daemon may make: two slots of the saving client, and one that is being released.
-SEGMENTS = 3
+#: Segments that a daemon makes for a client that saves: its two slots.
+SLOTS = 2
 #: What a peer may hold beside the shared state: its staged copy, and one more while it writes.
 COPIES = 2
 HEADER_BYTES = 64 << 20
@@ -57,7 +57,7 @@ def contest(
     *,
     disk: str | None = None,
     why_not: Mapping[str, str] | None = None,
-    guard: bool = False,
+    reserve: bool = False,
     incremental: bool = False,
 ) -> Iterator[Contest]:
     """Everything made and every contender started, but those of whom `why_not` knows why they cannot take part.
@@ -66,13 +66,15 @@ def contest(
     """
     # Files of all contenders lie there at once, and the store's last checkpoint until its bytes are removed.
     scratch.check_room((len(contenders) + 2) * shape.size_bytes)
-    check_memory((1 + SEGMENTS + COPIES * len(contenders)) * shape.size_bytes)
-    limit_bytes = SEGMENTS * (shape.size_bytes + HEADER_BYTES)
+    # Each client of the store has its slots; one segment more is what is being released, or what the run itself saves.
+    segments = SLOTS * sum(contender.role == "store" for contender in contenders) + 1
+    check_memory((1 + segments + COPIES * len(contenders)) * shape.size_bytes)
+    limit_bytes = segments * (shape.size_bytes + HEADER_BYTES)
     steps.say(f"making {shape.what}")
     with ExitStack() as stack:
         workspace = stack.enter_context(Workspace(scratch, memory_limit_bytes=limit_bytes))
         state = stack.enter_context(SharedState(shape))
-        told = replace(_setup(scratch, shape, state, disk), guard=guard, incremental=incremental)
+        told = replace(_setup(scratch, shape, state, disk), reserve=reserve, incremental=incremental)
         runners = []
         for contender in contenders:
             steps.say(f"starting {contender.name}")

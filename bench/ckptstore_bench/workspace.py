@@ -81,11 +81,3 @@ class Workspace:
             return api.call("GET", f"objects/{object_id}/replicas", Located).replicas[0].tier, object_id
         finally:
             api.close()
-
-    def expect_nearest(self, path: str, tier: str) -> list[Path]:
-        """The files of the replica that a load of `path` reads. An error if it is not in `tier`: something else would be measured."""
-        found, object_id = self.nearest_replica(path)
-        if found != tier:
-            raise CkptStoreError(f"the nearest replica is in {found}, and {tier} was to be measured", operation="bench", subject=path)
-        place = next((known.path for known in self.scratch.tiers if known.name == tier), None)
-        return [] if place is None else [file for file in place.rglob("*") if file.is_file() and object_id in file.name]

@@ -30,6 +30,7 @@ def _named(*contenders: Contender) -> dict[str, Contender]:
 
 SAVERS = _named(
     Contender("ckptstore", "store.save", f"{_HERE}.store:StoreSaver", role="store"),
+    Contender("ckptstore guard", "store.save(guard=optimizer), computing meanwhile", f"{_HERE}.store:GuardedSaver", role="store"),
     Contender("memory copy", "the same tensors into warm memory, one torch call", f"{_HERE}.limits:MemoryCopy", role="limit"),
     Contender("fio", "the same bytes, O_DIRECT, 4 MiB blocks, four in flight, fsync", f"{_HERE}.limits:FioWrite", role="limit"),
     Contender("dcp", "dcp.save, blocking", f"{_HERE}.dcp:Blocking", "torch"),

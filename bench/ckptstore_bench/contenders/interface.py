@@ -30,7 +30,8 @@ class Setup:
     object_tier: str | None = None
     object_url: str | None = None
     object_options: dict[str, Any] = field(default_factory=dict)
-    guard: bool = False
+    #: How the store saves: memory made before the first save; only what changed written.
+    reserve: bool = False
     incremental: bool = False
 
 
@@ -42,6 +43,8 @@ class Saved:
     reached_s: dict[str, float]
     #: Parts of the stall, or facts beside it, by name.
     parts_s: dict[str, float] = field(default_factory=dict)
+    #: What lies on the disk for it, where that is not the whole state.
+    written_bytes: int | None = None
 
 
 class Saver(Protocol):

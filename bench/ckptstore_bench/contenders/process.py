@@ -68,14 +68,13 @@ class ContenderProcess:
         """Have it do `method(*arguments)` and wait for the end. None if it is out."""
         if self.why is not None:
             return None
-        before_s = costs.cpu_s(self.pids)
         try:
             self._pipe.send((method, arguments))
         except BrokenPipeError:
             self._out(f"its process ended ({self._exit()})")
             return None
-        value = self._answer(TURN_TIMEOUT_S)
-        return None if self.why is not None else Turn(value, max(0.0, costs.cpu_s(self.pids) - before_s))
+        answer = self._answer(TURN_TIMEOUT_S)
+        return None if self.why is not None else Turn(*answer)
 
     def _answer(self, timeout_s: float) -> Any:
         try:

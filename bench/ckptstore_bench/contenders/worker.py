@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from ckptstore_bench import costs
 from ckptstore_bench.contenders.catalogue import Contender
 from ckptstore_bench.contenders.interface import CannotRun, Loader, Setup
 
@@ -25,7 +26,7 @@ LOG = "log.txt"
 
 
 def serve(pipe: Connection, contender: Contender, setup: Setup) -> None:
-    """The body of the process. Answers are ("done", value) or ("failed", why)."""
+    """The body of the process. Answers are ("done", (value, CPU seconds of this process and its children)) or ("failed", why)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     _redirect(setup.folder / LOG)
@@ -33,7 +34,7 @@ def serve(pipe: Connection, contender: Contender, setup: Setup) -> None:
     try:
         module, _, name = contender.factory.partition(":")
         made = getattr(import_module(module), name)(setup)
-        pipe.send(("done", None))
+        pipe.send(("done", (None, 0.0)))
         while (asked := pipe.recv()) is not None:
             method, arguments = asked
             pipe.send(("done", _turn(made, method, arguments)))
@@ -45,12 +46,12 @@ def serve(pipe: Connection, contender: Contender, setup: Setup) -> None:
         pipe.send(("failed", _reason(contender, error)))
 
 
-def _turn(made: Any, method: str, arguments: tuple[Any, ...]) -> Any:
+def _turn(made: Any, method: str, arguments: tuple[Any, ...]) -> tuple[Any, float]:
     # Garbage of the last turn is not this one's cost.
     gc.collect()
-    if method == "timed_load":
-        return _timed_load(made, *arguments)
-    return getattr(made, method)(*arguments)
+    before_s = costs.cpu_s(costs.tree(os.getpid()))
+    value = _timed_load(made, *arguments) if method == "timed_load" else getattr(made, method)(*arguments)
+    return value, max(0.0, costs.cpu_s(costs.tree(os.getpid())) - before_s)
 
 
 def _timed_load(loader: Loader, files: list[Path], cold: bool, compare_with: tuple[Path, Any] | None) -> dict[str, float]:

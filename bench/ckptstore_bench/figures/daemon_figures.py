@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +10,13 @@ from pathlib import Path
 import torch
 
 from ckptstore import Store
+from ckptstore_bench.costs import cpu_s
 from ckptstore_bench.measure import Result, Rounds, figure
 from ckptstore_bench.report import Figure
+from ckptstore_bench.running import Steps
 from ckptstore_bench.scratch import Scratch
-from ckptstore_bench.state import make_state
+from ckptstore_bench.shape import equal_tensors
+from ckptstore_bench.shared_state import empty_like
 from ckptstore_bench.workspace import Workspace
 
 REST_S = 5.0
@@ -28,27 +30,31 @@ FILLING_THREADS = 4
 #: Each operation takes milliseconds: a round has many turns.
 TURNS = 20
 WARM_UP_TURNS = 3
-YOUNG_LIMIT_BYTES = 64 << 20
+LIMIT_BYTES = 64 << 20
 WAIT_S = 300.0
 #: "As fast as at the start", with the noise of a busy disk.
 NO_SLOWER = 1.2
 
 
-def measure_rest(workspace: Workspace, size_bytes: int, count: int, say: Callable[[str], None]) -> Result:
+def measure_rest(folder: Path, size_bytes: int, count: int, steps: Steps) -> Result:
     """CPU and memory of a daemon that has saved something and is asked nothing."""
     rounds = Rounds()
-    with workspace.connect() as store:
-        for number in range(2):
-            store.save(f"/figures/rest-{number}", make_state(size_bytes)).wait("nvme", timeout_s=300.0)
-        pid = store.hello().pid
-    say(f"the daemon at rest: {count} times {REST_S:g} s")
-    time.sleep(SETTLE_S)
     resident_bytes = []
-    for _ in range(count):
-        before_s = _cpu_s(pid)
-        time.sleep(REST_S)
-        rounds.add("cpu at rest", _cpu_s(pid) - before_s)
-        resident_bytes.append(float(_own_memory_bytes(pid)))
+    state = empty_like(equal_tensors(size_bytes, 64))
+    scratch = Scratch(folder=folder)
+    scratch.check_room(3 * size_bytes)
+    with Workspace(scratch, memory_limit_bytes=3 * (size_bytes + (64 << 20))) as workspace:
+        with workspace.connect() as store:
+            for number in range(2):
+                store.save(f"/figures/rest-{number}", state).wait("nvme", timeout_s=WAIT_S)
+            pid = store.hello().pid
+        steps.say(f"the daemon at rest: {count} times {REST_S:g} s")
+        time.sleep(SETTLE_S)
+        for _ in range(count):
+            before_s = cpu_s([pid])
+            time.sleep(REST_S)
+            rounds.add("cpu at rest", cpu_s([pid]) - before_s)
+            resident_bytes.append(float(_own_memory_bytes(pid)))
     percent = [used_s / REST_S * 100 for used_s in rounds.seconds["cpu at rest"]]
     mebibytes = [size / 2**20 for size in resident_bytes]
     return Result(
@@ -60,30 +66,26 @@ def measure_rest(workspace: Workspace, size_bytes: int, count: int, say: Callabl
     )
 
 
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def _own_memory_bytes(pid: int) -> int:
     """Resident anonymous memory and file pages; segments are memfds, which the kernel counts as RssShmem."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text("ascii").splitlines())
     return sum(int(status[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
 
 
-def measure_many(workspace: Workspace, checkpoints: int, count: int, say: Callable[[str], None]) -> Result:
+def measure_many(folder: Path, checkpoints: int, count: int, steps: Steps) -> Result:
     """The same operations, in turns, on a store with so many checkpoints and on one that has just begun."""
     rounds = Rounds()
     with (
-        Workspace(Scratch(folder=workspace.folder / "young"), memory_limit_bytes=YOUNG_LIMIT_BYTES) as young,
-        workspace.connect() as old,
+        Workspace(Scratch(folder=folder / "old"), memory_limit_bytes=LIMIT_BYTES) as grown,
+        Workspace(Scratch(folder=folder / "young"), memory_limit_bytes=LIMIT_BYTES) as young,
+        grown.connect() as old,
         young.connect() as new,
     ):
         stores = {"young": new, "old": old}
         for store in stores.values():
             _fill(store, LISTED_FOLDER, LISTED, lambda text: None)
             store.save(f"{FOLDER}/step-{0:06d}", SMALL).wait("nvme", timeout_s=WAIT_S)
-        _fill(old, FOLDER, checkpoints, say)
+        _fill(old, FOLDER, checkpoints, steps.say)
         for number in range(-WARM_UP_TURNS, count * TURNS):
             for name, store in stores.items():
                 for what, operation in _operations(store, checkpoints + 1 + WARM_UP_TURNS + number).items():

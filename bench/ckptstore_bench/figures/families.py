@@ -13,40 +13,30 @@ from ckptstore_bench.figures import daemon_figures, load_figures, save_figures
 from ckptstore_bench.measure import Result
 from ckptstore_bench.report import Column, Report, Table, samples
 from ckptstore_bench.running import Steps
-from ckptstore_bench.scratch import Scratch
-from ckptstore_bench.workspace import Workspace
 
-#: Two segments for the saves, one for what is loaded meanwhile.
-SEGMENTS = 3
-#: What a family has on the disk at once, in sizes of the state: the store's, fio's and the peers' files.
-FILES = 6
-
-
-def families(size_bytes: int, rounds: int, checkpoints: int, say: Callable[[str], None]) -> dict[str, Callable[[Workspace], Result]]:
-    return {
-        "save": lambda workspace: save_figures.measure(workspace, size_bytes, rounds, say),
-        "load": lambda workspace: load_figures.measure_cold(workspace, size_bytes, rounds, say),
-        "memory": lambda workspace: load_figures.measure_memory(workspace, size_bytes, rounds, say),
-        "rest": lambda workspace: daemon_figures.measure_rest(workspace, size_bytes, rounds, say),
-        "many": lambda workspace: daemon_figures.measure_many(workspace, checkpoints, rounds, say),
-    }
+#: name → (folder, bytes of the state, rounds, steps) to what it gives. `many` is called with a number of checkpoints for the bytes.
+FAMILIES: dict[str, Callable[[Path, int, int, Steps], Result]] = {
+    "save": save_figures.measure_steady,
+    "first": save_figures.measure_first,
+    "small": save_figures.measure_small,
+    "incremental": save_figures.measure_incremental,
+    "load": load_figures.measure_cold,
+    "memory": load_figures.measure_memory,
+    "rest": daemon_figures.measure_rest,
+    "many": daemon_figures.measure_many,
+}
 
 
 def measure(steps: Steps, only: Sequence[str], size_bytes: int, rounds: int, checkpoints: int, folder: Path | None) -> Report:
-    chosen = families(size_bytes, rounds, checkpoints, steps.say)
-    if unknown := sorted(set(only) - set(chosen)):
-        raise InvalidInput(f"there are {', '.join(chosen)}", operation="bench figures", subject=f"--only {', '.join(unknown)}")
+    if unknown := sorted(set(only) - set(FAMILIES)):
+        raise InvalidInput(f"there are {', '.join(FAMILIES)}", operation="bench figures", subject=f"--only {', '.join(unknown)}")
     results: dict[str, Result] = {}
     with tempfile.TemporaryDirectory(prefix="ckptstore-figures-", dir=folder) as place:
-        described = machine.describe(Path(place))
-        names = [name for name in chosen if not only or name in only]
-        steps.plan(len(names))
-        for name in names:
-            scratch = Scratch(folder=Path(place) / name)
-            scratch.check_room(FILES * size_bytes)
-            with Workspace(scratch, memory_limit_bytes=SEGMENTS * (size_bytes + (64 << 20))) as workspace:
-                results[name] = chosen[name](workspace)
-            steps.next()
+        described = machine.describe(Path(place), "fastsafetensors", "runai-model-streamer")
+        for name in FAMILIES:
+            if not only or name in only:
+                amount = checkpoints if name == "many" else size_bytes
+                results[name] = FAMILIES[name](Path(place) / name, amount, rounds, steps)
     settings: dict[str, Any] = {"size_bytes": size_bytes, "checkpoints": checkpoints}
     settings |= {f"{name}: {fact}": value for name, result in results.items() for fact, value in result.facts.items()}
     return Report(

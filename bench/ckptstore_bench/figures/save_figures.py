@@ -1,80 +1,135 @@
-"""How long does a save hold training up, and how soon is it on the disk? Beside a plain memory copy, dcp.async_save and fio, in turns."""
+"""How long does a save hold training up, and how soon is it safe? Beside a memory copy, fio, torch.save and dcp.async_save, in turns."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
-import ckptstore
-from ckptstore_bench.figures.peers import AS_CALLED, SHARED_MEMORY, AsyncSave, close_process_group, open_process_group
-from ckptstore_bench.fio import Fio
+from ckptstore_bench.contenders.catalogue import SAVERS
+from ckptstore_bench.contests import contest
 from ckptstore_bench.measure import Result, Rounds, figure
 from ckptstore_bench.report import Figure
-from ckptstore_bench.state import WarmCopy, make_state
-from ckptstore_bench.workspace import Workspace
+from ckptstore_bench.running import Steps
+from ckptstore_bench.save.measure import Saves, measure
+from ckptstore_bench.scratch import Scratch
+from ckptstore_bench.shape import StateShape, equal_tensors
 
-COPY, COPIED = "memory copy", "save: the copy"
-STALL, FSYNCED, HANDED = "save: stall", "save: call until fsynced", "save: hand-over until fsynced"
-FIO = "fio write"
-#: A size's first saves make segments and map them; the figures are about the steady state.
-WARM_UP_ROUNDS = 2
-WAIT_S = 300.0
+STORE, GUARDED, COPY, FIO, TORCH = "ckptstore", "ckptstore guard", "memory copy", "fio", "torch"
+BEST, AS_CALLED = "dcp-async", "dcp-default"
+DISK = "nvme"
+HAND_OVER = f"hand-over to {DISK}"
+#: First saves are made anew, with a daemon and processes of their own, this many times.
+FIRST_TIMES = 3
+MANY_TENSORS, SMALL_BYTES = 20_000, 8192
+FROZEN = 0.9
 
 
-def measure(workspace: Workspace, size_bytes: int, count: int, say: Callable[[str], None]) -> Result:
-    state = make_state(size_bytes)
+def measure_steady(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> Result:
+    found = _saves(folder, equal_tensors(size_bytes, 64), [STORE, GUARDED, COPY, FIO, BEST, AS_CALLED, TORCH], rounds, steps)
+    stalls = found.seconds
+    best, as_called = f"{BEST}: stall", f"{AS_CALLED}: stall"
+    return Result(
+        [
+            figure("save.copy", "speed of the copy in save / warm memory copy", found.ratio(f"{COPY}: stall", f"{STORE}: copy"), 0.85),
+            _at_most("save.stall.shared", f"stall of save / of {BEST}", found.ratio(f"{STORE}: stall", best), 1.1),
+            _at_most("save.stall.as_called", f"stall of save / of {AS_CALLED}", found.ratio(f"{STORE}: stall", as_called), 0.5),
+            _at_most("save.guard", "stall with guard=", [s * 1e3 for s in stalls[f"{GUARDED}: stall"]], 2.0, unit="ms"),
+            _at_most("save.guard.shared", f"stall with guard= / of {BEST}", found.ratio(f"{GUARDED}: stall", best), 0.05),
+            figure(
+                "save.fsynced.fio", "speed of hand-over until fsynced / fio", found.ratio(f"{FIO}: {DISK}", f"{STORE}: {HAND_OVER}"), 0.8
+            ),
+            _until_fsynced(found, "as_called", AS_CALLED, 3.0),
+            _until_fsynced(found, "shared", BEST, 2.5),
+            _until_fsynced(found, "torch", TORCH, 2.0),
+        ],
+        found,
+    )
+
+
+def measure_first(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> Result:
+    """First saves of a process, with and without `reserve`, and DCP's; each time everything is made anew."""
+    both = Rounds()
+    for number in range(min(rounds, FIRST_TIMES)):
+        for reserve in (False, True):
+            place = folder / f"first-{number}-{reserve}"
+            names = [STORE] if reserve else [STORE, BEST, AS_CALLED]
+            found = _measured(place, equal_tensors(size_bytes, 64), names, 2, steps, reserve=reserve)
+            for one in found:
+                if one.first is not None and one.first.stall_s is not None and one.steady:
+                    name = f"{one.name}{' reserved' if reserve else ''}"
+                    both.add(f"{name}: first stall", one.first.stall_s)
+                    both.add(f"{name}: stall", min(saved.stall_s or 0.0 for saved in one.steady))
+    first, dcp = f"{STORE}: first stall", [f"{BEST}: first stall", f"{AS_CALLED}: first stall"]
+    reserved = both.ratio(f"{STORE} reserved: first stall", f"{STORE} reserved: stall")
+    return Result(
+        [
+            _at_most("first.reserved", "stall of the first save after reserve / of its steady state", reserved, 1.3),
+            _at_most("first.dcp", "stall of the first save / of DCP's", [1 / ratio for ratio in both.best_ratio(first, *dcp)], 0.5),
+        ],
+        both,
+    )
+
+
+def measure_small(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> Result:
+    """20,000 tensors of 8 KiB, whatever the size of the others."""
+    shape = equal_tensors(MANY_TENSORS * SMALL_BYTES, MANY_TENSORS)
+    found = _saves(folder, shape, [STORE, COPY, BEST], rounds, steps)
+    return Result(
+        [
+            _at_most("small.stall", f"20,000 tensors: stall of save / of {BEST}", found.ratio(f"{STORE}: stall", f"{BEST}: stall"), 0.2),
+            # The copy of the same bytes in one piece is the machine's speed; of 20,000 tensors it is the contender's own.
+            figure("small.copy", "20,000 tensors: speed / memory copy", found.ratio(f"{COPY}: stall", f"{STORE}: stall"), 0.2),
+        ],
+        found,
+    )
+
+
+def measure_incremental(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> Result:
+    saves = _measured(folder, equal_tensors(size_bytes, 100), [STORE], rounds, steps, incremental=True, changed=1 - FROZEN)
+    store = saves[0]
+    ratios = [(saved.written_bytes or 0) / changed for saved, changed in zip(store.steady, store.changed_bytes, strict=True)]
+    what = "frozen 90 % of the state: bytes written / bytes changed"
+    return Result([_at_most("incremental.written", what, ratios, 1.02)], _rounds(saves))
+
+
+def _saves(folder: Path, shape: StateShape, names: Sequence[str], rounds: int, steps: Steps) -> Rounds:
+    return _rounds(_measured(folder, shape, names, rounds, steps))
+
+
+def _measured(
+    folder: Path,
+    shape: StateShape,
+    names: Sequence[str],
+    rounds: int,
+    steps: Steps,
+    *,
+    reserve: bool = False,
+    incremental: bool = False,
+    changed: float = 0.0,
+) -> list[Saves]:
+    contenders = [SAVERS[name] for name in names]
+    with contest(contenders, shape, steps, Scratch(folder=folder), reserve=reserve, incremental=incremental) as running:
+        saves = measure(running, rounds, steps, changed=changed, memory=False)
+        for name in names:
+            running.require(name)
+    return saves
+
+
+def _rounds(saves: Sequence[Saves]) -> Rounds:
+    """`contender: what` → seconds, one a round."""
     rounds = Rounds()
-    warm_copy, fio = WarmCopy(state), Fio(workspace.folder / "fio", size_bytes)
-    open_process_group(workspace.folder)
-    peers = {AS_CALLED: AsyncSave(workspace.folder, shared_memory=False), SHARED_MEMORY: AsyncSave(workspace.folder, shared_memory=True)}
-    try:
-        with workspace.connect() as store:
-            for number in range(-WARM_UP_ROUNDS, count):
-                say(f"save: round {number + 1} of {count}" if number >= 0 else "save: warming up")
-                into = rounds if number >= 0 else Rounds()
-                with into.timed(COPY):
-                    warm_copy()
-                _save(store, f"/figures/save-{number}", state, into)
-                for name, peer in peers.items():
-                    os.sync()
-                    stall_s, fsynced_s = peer(state)
-                    into.add(f"{name}: stall", stall_s)
-                    into.add(f"{name}: call until fsynced", fsynced_s)
-                os.sync()
-                into.add(FIO, fio.write_s())
-                os.sync()
-    finally:
-        for peer in peers.values():
-            peer.close()
-        close_process_group()
-    return Result(_figures(rounds), rounds, {"size_bytes": size_bytes, "fio": fio.version})
+    for one in saves:
+        for saved in one.steady:
+            if saved.stall_s is not None:
+                rounds.add(f"{one.name}: stall", saved.stall_s)
+            for name, seconds in (saved.reached_s | saved.parts_s).items():
+                rounds.add(f"{one.name}: {name}", seconds)
+    return rounds
 
 
-def _save(store: ckptstore.Store, path: str, state: dict[str, Any], into: Rounds) -> None:
-    began_s = time.perf_counter()
-    pending = store.save(path, state)
-    into.add(STALL, time.perf_counter() - began_s)
-    pending.wait("nvme", timeout_s=WAIT_S)
-    into.add(FSYNCED, time.perf_counter() - began_s)
-    timings_s = pending.timings
-    into.add(COPIED, timings_s["copy_s"])
-    into.add(HANDED, timings_s["nvme_s"] - timings_s["snapshot_s"])
-    store.rm(path)
+def _at_most(name: str, what: str, values: list[float], bound: float, unit: str = "×") -> Figure:
+    return figure(name, what, values, bound, at_least=False, unit=unit)
 
 
-def _figures(rounds: Rounds) -> list[Figure]:
-    as_called, shared = (f"{name}: stall" for name in (AS_CALLED, SHARED_MEMORY))
-    return [
-        figure("save.copy", "speed of the copy in save / warm memory copy", rounds.ratio(COPY, COPIED), 0.75),
-        figure("save.stall.shared", f"stall of save / of {SHARED_MEMORY}", rounds.ratio(STALL, shared), 1.1, at_least=False),
-        figure("save.stall.as_called", f"stall of save / of {AS_CALLED}", rounds.ratio(STALL, as_called), 0.5, at_least=False),
-        figure("save.fsynced.fio", "speed of hand-over until fsynced / fio O_DIRECT write", rounds.ratio(FIO, HANDED), 0.6),
-        figure(
-            "save.fsynced.as_called",
-            f"call until fsynced: {AS_CALLED} / save",
-            rounds.ratio(f"{AS_CALLED}: call until fsynced", FSYNCED),
-            2.5,
-        ),
-    ]
+def _until_fsynced(found: Rounds, name: str, peer: str, bound: float) -> Figure:
+    return figure(f"save.fsynced.{name}", f"call until fsynced: {peer} / save", found.ratio(f"{peer}: {DISK}", f"{STORE}: {DISK}"), bound)

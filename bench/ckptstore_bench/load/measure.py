@@ -31,14 +31,14 @@ class Loads:
     why_not: str | None = None
 
 
-def measure(contest: Contest, source: Source, rounds: int, steps: Steps) -> list[Loads]:
+def measure(contest: Contest, source: Source, rounds: int, steps: Steps, *, memory: bool = True) -> list[Loads]:
     contest.require("ckptstore")
     contest.require("ckptstore into")
     runners = [runner for runner in contest.runners if runner.why is None]
     found = {
         runner.contender.name: Loads(runner.contender.name, runner.contender.what, runner.contender.role) for runner in contest.runners
     }
-    steps.plan((rounds + 3) * len(runners))
+    steps.plan((rounds + 2 + int(memory)) * len(runners))
     put_there(contest, source)
     files: dict[str, list[Path]] = {}
     for runner in runners:
@@ -52,7 +52,7 @@ def measure(contest: Contest, source: Source, rounds: int, steps: Steps) -> list
             steps.say(f"{'warming up' if number < 0 else f'round {number + 1} of {rounds}'}: {runner.contender.name}")
             _load(contest, source, runner, found[runner.contender.name], files[runner.contender.name], keep=number >= 0)
             steps.next()
-    for runner in runners:
+    for runner in runners if memory else ():
         steps.say(f"memory: {runner.contender.name}")
         if runner.contender.role != "limit":
             with costs.PeakMemory([runner.pid]) as peak:

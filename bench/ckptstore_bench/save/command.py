@@ -12,6 +12,9 @@ from ckptstore_bench.running import FolderOption, JsonFile, PageFile, RoundsOpti
 from ckptstore_bench.shape_options import AgainstOption, LikeOption, ScaleOption, SizeOption, TensorsOption, chosen_shape
 from ckptstore_client.cli.invocation import Invocation
 
+GUARDED = "ckptstore guard"
+CHANGED = 0.1
+
 
 def save(
     invocation: Invocation,
@@ -21,11 +24,13 @@ def save(
     scale: ScaleOption = "1",
     against: AgainstOption = "",
     rounds: RoundsOption = 5,
+    guard: Annotated[bool, typer.Option("--guard", help="Also save(guard=optimizer), in a loop that computes.")] = False,
+    reserve: Annotated[bool, typer.Option("--reserve", help="Call reserve(state) before the first save.")] = False,
+    incremental: Annotated[bool, typer.Option("--incremental", help="save(incremental=True): write only what changed.")] = False,
     changed: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Fraction of the state that changes between two saves, with --incremental.")
-    ] = 1.0,
-    guard: Annotated[bool, typer.Option("--guard", help="Copy while forward and backward run: save(guard=optimizer).")] = False,
-    incremental: Annotated[bool, typer.Option("--incremental", help="Write only what changed: save(incremental=True).")] = False,
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="With --incremental: the fraction that changes between two saves, 0.1 unless said."),
+    ] = None,
     folder: FolderOption = None,
     as_json: JsonFile = None,
     report: PageFile = None,
@@ -35,8 +40,9 @@ def save(
     Example: ckptstore bench save --size 1GiB --against dcp-async,torch --report save.html
     """
     shape = chosen_shape(size, tensors, like, scale)
-    if changed < 1.0 and not incremental:
-        raise InvalidInput("--changed means something only with --incremental", operation="bench save", subject="--changed")
+    if changed is not None and not incremental:
+        raise InvalidInput("it goes with --incremental", operation="bench save", subject="--changed")
+    fraction = 0.0 if not incremental else CHANGED if changed is None else changed
 
     def measure(steps: Steps) -> Report:
         from ckptstore_bench import machine
@@ -46,22 +52,23 @@ def save(
         from ckptstore_bench.save.report import SNAPSHOT, build
         from ckptstore_bench.scratch import Scratch
 
-        contenders = chosen(SAVERS, against)
+        contenders = [one for one in chosen(SAVERS, against) if guard or one.name != GUARDED]
         scratch = Scratch(home=invocation.home, folder=folder)
-        with contest(contenders, shape, steps, scratch, guard=guard, incremental=incremental) as running:
+        with contest(contenders, shape, steps, scratch, reserve=reserve, incremental=incremental) as running:
             settings = {
                 "state": shape.what,
                 "size_bytes": shape.size_bytes,
                 "tensors": len(shape.tensors),
                 "against": against,
                 "guard": guard,
+                "reserve": reserve,
                 "incremental": incremental,
-                "changed": changed,
+                "changed": fraction,
                 "tiers": [tier.model_dump(mode="json", exclude_none=True) for tier in scratch.tiers],
                 "contenders": {contender.name: contender.what for contender in contenders},
             }
             described = machine.describe(running.workspace.folder, *packages_of(contenders))
-            saves = measure_saves(running, rounds, steps, changed=changed)
+            saves = measure_saves(running, rounds, steps, changed=fraction)
         places = (SNAPSHOT, *running.tiers)
         return build(saves, size_bytes=shape.size_bytes, rounds=rounds, places=places, settings=settings, machine=described)
 

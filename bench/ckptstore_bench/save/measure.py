@@ -32,30 +32,32 @@ class Saves:
     cpu_s: list[float] = field(default_factory=list)
     daemon_cpu_s: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
+    changed_bytes: list[int] = field(default_factory=list)
     why_not: str | None = None
 
 
-def measure(contest: Contest, rounds: int, steps: Steps, *, changed: float = 1.0) -> list[Saves]:
-    """`changed` is the fraction of the state that changes between two rounds, by the creator, for all contenders alike."""
+def measure(contest: Contest, rounds: int, steps: Steps, *, changed: float = 0.0, memory: bool = True) -> list[Saves]:
+    """`changed` is the fraction of the state that changes before each round, for all contenders alike."""
     found = {
         runner.contender.name: Saves(runner.contender.name, runner.contender.what, runner.contender.role) for runner in contest.runners
     }
     store = contest.require("ckptstore")
     turn = store.turn("daemon_pid")
     daemon_pid = None if turn is None else int(turn.value)
-    steps.plan((WARM_UP_ROUNDS + rounds + 1) * len(contest.runners))
+    steps.plan((WARM_UP_ROUNDS + rounds + int(memory)) * len(contest.runners))
     for number in range(-WARM_UP_ROUNDS, rounds):
-        if number > -WARM_UP_ROUNDS and changed < 1.0:
-            contest.state.change(changed, seed=1000 + number)
+        changed_bytes = contest.state.change(changed, seed=1000 + number) if changed else 0
         for runner in _rotated(contest.runners, number):
             word = "first save" if number == -WARM_UP_ROUNDS else "warming up" if number < 0 else f"round {number + 1} of {rounds}"
             steps.say(f"{word}: {runner.contender.name}")
-            _save(runner, number, found[runner.contender.name], daemon_pid if runner is store else None)
+            _save(runner, number, found[runner.contender.name], daemon_pid if runner.contender.role == "store" else None)
+            if number >= 0:
+                found[runner.contender.name].changed_bytes.append(changed_bytes)
             steps.next()
-    for runner in contest.runners:
+    for runner in contest.runners if memory else ():
         steps.say(f"memory: {runner.contender.name}")
         if runner.contender.role != "limit":
-            found[runner.contender.name].peak_bytes = _peak_bytes(runner, rounds, daemon_pid if runner is store else None)
+            found[runner.contender.name].peak_bytes = _peak_bytes(runner, rounds, daemon_pid if runner.contender.role == "store" else None)
         steps.next()
     contest.require("ckptstore")
     for runner in contest.runners:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ckptstore_bench.numbers import written
 from ckptstore_bench.report import Bars, Cell, Column, Plot, Report, Table, samples
 from ckptstore_bench.save.measure import Saves
 
@@ -17,7 +18,7 @@ def build(
 ) -> Report:
     """`places` are where a save arrives: snapshot, then the tiers in order."""
     ran = [one for one in saves if one.steady]
-    tables = [_steady(ran, size_bytes, places), _cost(ran, size_bytes), _first(ran, places), _ratios(ran, places)]
+    tables = [_steady(ran, size_bytes, places), _cost(ran, size_bytes), _first(ran, places), _ratios(ran, places), _written(ran)]
     out = [one for one in saves if one.why_not is not None]
     if out:
         tables.append(_could_not_run(out))
@@ -117,6 +118,27 @@ def _ratios(ran: list[Saves], places: Sequence[str]) -> Table:
     return Table(title=title, columns=tuple(columns), rows=tuple(rows))
 
 
+def _written(ran: list[Saves]) -> Table:
+    """Incremental saves: bytes on the disk beside the bytes that had changed."""
+    columns = (
+        Column(key="contender", heading="contender"),
+        Column(key="written_bytes", heading="written", kind="bytes"),
+        Column(key="changed_bytes", heading="changed", kind="bytes"),
+        Column(key="ratio", heading="written / changed", kind="ratio"),
+    )
+    rows: list[dict[str, Cell]] = []
+    for one in ran:
+        pairs = [
+            (saved.written_bytes, changed) for saved, changed in zip(one.steady, one.changed_bytes, strict=False) if saved.written_bytes
+        ]
+        if pairs:
+            row: dict[str, Cell] = {"contender": one.name, "written_bytes": samples(size for size, _ in pairs)}
+            row["changed_bytes"] = samples(changed for _, changed in pairs)
+            row["ratio"] = samples(size / changed for size, changed in pairs if changed)
+            rows.append(row)
+    return Table(title="What an incremental save writes", columns=columns, rows=tuple(rows))
+
+
 def _could_not_run(out: list[Saves]) -> Table:
     columns = (Column(key="contender", heading="could not run"), Column(key="why", heading="why"))
     return Table(title="Who could not run", columns=columns, rows=tuple({"contender": one.name, "why": one.why_not} for one in out))
@@ -154,18 +176,19 @@ def _limit(ran: list[Saves], size_bytes: int, places: Sequence[str]) -> str:
         told.append(f"a stall that copies: this machine's warm memory copy, {size_bytes / stall.median / 1e9:.2f} GB/s")
     fio = next((one for one in ran if one.name == FIO), None)
     for place in places:
-        if fio is not None and (written := _to(fio, place)) is not None:
-            told.append(f"{place}: fio with O_DIRECT and fsync on the same device, {size_bytes / written.median / 1e9:.2f} GB/s")
+        if fio is not None and (reached := _to(fio, place)) is not None:
+            told.append(f"{place}: fio with O_DIRECT and fsync on the same device, {size_bytes / reached.median / 1e9:.2f} GB/s")
     return "; ".join(told) or "nothing: neither the memory copy nor fio could run"
 
 
 def _notes(ran: list[Saves]) -> tuple[str, ...]:
-    store = next(one for one in ran if one.name == STORE)
-    parts: dict[str, list[float]] = {}
-    for saved in store.steady:
-        for name, seconds in saved.parts_s.items():
-            parts.setdefault(name, []).append(seconds)
-    told = [f"{STORE}, {name}: {found.median * 1e3:.1f} ms" for name, values in parts.items() if (found := samples(values)) is not None]
+    """The parts of the store's own saves."""
+    told = []
+    for one in ran:
+        names = dict.fromkeys(name for saved in one.steady for name in saved.parts_s)
+        parts = {name: samples(saved.parts_s[name] for saved in one.steady if name in saved.parts_s) for name in names}
+        if parts:
+            told.append(f"{one.name}: " + ", ".join(f"{name} {written(found, 'seconds')}" for name, found in parts.items()))
     return tuple(told)
 
 

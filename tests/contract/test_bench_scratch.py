@@ -1,0 +1,184 @@
+"""Where the bench works: refused before anything is written, gone afterwards, and nothing of the operator's touched."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ckptstore.errors import AlreadyExists, CkptStoreError, InvalidInput, TierFull
+from ckptstore_bench.contenders.catalogue import LOADERS, SAVERS, Contender, chosen
+from ckptstore_bench.contenders.interface import Saved, Setup
+from ckptstore_bench.contenders.process import ContenderProcess
+from ckptstore_bench.contests import Contest
+from ckptstore_bench.scratch import Scratch
+from ckptstore_bench.shape import equal_tensors
+
+CONFIGURATION = """
+[memory]
+limit = "1GiB"
+[[tiers]]
+name = "nvme"
+kind = "posix"
+path = "{folder}/nvme"
+capacity = "1MiB"
+[[tiers]]
+name = "pfs"
+kind = "posix"
+path = "{folder}/deep/pfs"
+shared = true
+"""
+
+
+def everything(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A configured home with two tiers, one of which is in use."""
+    place = tmp_path / "home"
+    place.mkdir()
+    (place / "config.toml").write_text(CONFIGURATION.format(folder=tmp_path), "utf-8")
+    (tmp_path / "nvme").mkdir()
+    (tmp_path / "nvme" / "store.json").write_text("the operator's", "utf-8")
+    return place
+
+
+def test_every_tier_has_a_place_of_its_own_and_all_go_again(home: Path, tmp_path: Path) -> None:
+    before = everything(tmp_path)
+    scratch = Scratch(home=home)
+    assert everything(tmp_path) == before, "it wrote before it was entered"
+    with scratch:
+        paths = [tier.path for tier in scratch.tiers]
+        assert [tier.name for tier in scratch.tiers] == ["nvme", "pfs"]
+        assert all(path is not None and path.is_dir() and not any(path.iterdir()) for path in paths)
+        assert (tmp_path / "nvme") in scratch.tiers[0].path.parents  # type: ignore[union-attr]
+    assert everything(tmp_path) == before
+
+
+def test_it_all_goes_when_the_run_fails_too(home: Path, tmp_path: Path) -> None:
+    before = everything(tmp_path)
+    with pytest.raises(KeyboardInterrupt), Scratch(home=home):
+        raise KeyboardInterrupt
+    assert everything(tmp_path) == before
+
+
+def test_a_tier_too_small_is_refused_by_name(home: Path, tmp_path: Path) -> None:
+    before = everything(tmp_path)
+    with pytest.raises(TierFull, match="tier nvme") as refusal:
+        Scratch(home=home).check_room(2 << 20)
+    assert refusal.value.tier == "nvme"
+    with pytest.raises(TierFull, match="room"):
+        Scratch(folder=tmp_path / "new").check_room(1 << 60)
+    assert everything(tmp_path) == before
+
+
+def test_a_folder_in_use_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "theirs").write_text("x", "utf-8")
+    before = everything(tmp_path)
+    with pytest.raises(AlreadyExists, match="in use"):
+        Scratch(folder=tmp_path / "used")
+    with pytest.raises(AlreadyExists, match="in use"):
+        Scratch(folder=tmp_path / "used" / "theirs")
+    assert everything(tmp_path) == before
+
+
+def test_the_environment_of_the_operators_store_does_not_reach_the_scratch_one(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CKPTSTORE_CONFIG", str(home / "config.toml"))
+    with Scratch(folder=tmp_path / "new"):
+        assert "CKPTSTORE_CONFIG" not in os.environ
+    assert os.environ["CKPTSTORE_CONFIG"] == str(home / "config.toml")
+
+
+def test_unknown_peers_are_answered_with_the_known_ones() -> None:
+    with pytest.raises(InvalidInput, match="safetensors") as refusal:
+        chosen(SAVERS, "dcp,nonsense")
+    assert "nonsense" in str(refusal.value)
+
+
+@pytest.mark.parametrize("known", [SAVERS, LOADERS])
+def test_all_means_every_peer_and_nothing_means_none(known: dict[str, Contender]) -> None:
+    peers = [contender for contender in known.values() if contender.role == "peer"]
+    assert [one for one in chosen(known, "all") if one.role == "peer"] == peers
+    assert not [one for one in chosen(known, "") if one.role == "peer"]
+
+
+#: Peers as bad as they come; each is imported in a process of its own.
+PEERS = """
+import os
+from ckptstore_bench.contenders.interface import CannotRun, Saved
+
+class Crashes:
+    def __init__(self, setup): ...
+    def save(self, number):
+        if number == 1:
+            os.abort()
+        print("noise that must not reach the terminal")
+        return Saved(0.5, {"nvme": 1.0})
+    def close(self): ...
+
+class Refuses:
+    def __init__(self, setup):
+        raise CannotRun("no GPU here")
+
+class Raises(Crashes):
+    def save(self, number):
+        raise OSError(28, "No space left on device", "/x")
+"""
+
+
+def peer(name: str, setup: Setup, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ContenderProcess:
+    (folder / "bad_peers.py").write_text(PEERS, "utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+    return ContenderProcess(Contender("peer", "a peer", name), setup)
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    shape = equal_tensors(64, 2)
+    return Setup(shape=shape, state=tmp_path, home=tmp_path, folder=tmp_path / "peer", disk="nvme", tiers=("nvme",))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("an_absent_module:Nothing", "an_absent_module is not installed: pip install"),
+        ("bad_peers:Refuses", "no GPU here"),
+        ("bad_peers:Raises", "OSError: [Errno 28] No space left"),
+    ],
+)
+def test_a_peer_that_cannot_run_says_why_and_leaves_no_process(
+    setup: Setup, name: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with peer(name, setup, tmp_path, monkeypatch) as runner:
+        runner.start()
+        assert runner.turn("save", 0) is None
+        assert why in (runner.why or "")
+        assert runner.turn("save", 1) is None
+    assert runner.pids == []
+
+
+def test_a_peer_that_crashes_is_out_and_the_turns_before_count(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with peer("bad_peers:Crashes", setup, tmp_path, monkeypatch) as runner:
+        runner.start()
+        first = runner.turn("save", 0)
+        assert first is not None
+        assert first.value == Saved(0.5, {"nvme": 1.0})
+        assert runner.turn("save", 1) is None
+        assert runner.why == "its process ended (SIGABRT)"
+    assert runner.pids == []
+    assert "noise" not in "".join(capfd.readouterr())
+
+
+def test_a_contender_of_the_run_itself_that_fails_ends_the_run_with_its_reason(setup: Setup) -> None:
+    runner = ContenderProcess(Contender("ckptstore", "the store", "x:y", role="store"), setup, why="no daemon")
+    contest = Contest(None, None, [runner])  # type: ignore[arg-type]
+    with pytest.raises(CkptStoreError, match="ckptstore failed: no daemon"):
+        contest.require("ckptstore")
