@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ckptstore_bench.checkpoint.command import checkpoint
 from ckptstore_bench.load.command import load
 from ckptstore_bench.plan.command import plan
 from ckptstore_bench.report import Report
@@ -49,3 +50,4 @@ def figures(
 
 group.command("plan")(plan)
 group.command("tiers")(tiers)
+group.command("checkpoint")(checkpoint)
