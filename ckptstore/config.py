@@ -82,7 +82,7 @@ class TierSettings(BaseModel):
     high_water: float = Field(0.90, gt=0, le=1, description="fraction of the capacity above which evictable replicas go")
     low_water: float = Field(0.80, gt=0, le=1, description="fraction that eviction goes down to")
     direct_io: Literal["auto", "always", "never"] = Field("auto", description="posix: O_DIRECT, with a buffered fallback when auto")
-    write_threads: int = Field(4, ge=1, le=64, description="posix: blocks that are written at once, in the whole tier")
+    write_threads: int = Field(6, ge=1, le=64, description="posix: blocks that are written at once, in the whole tier")
     write_size: Size = Field(4 << 20, ge=64 << 10, le=4 << 20, description="posix: bytes of one write, a multiple of 64 KiB")
 
     @property

@@ -10,21 +10,17 @@ the first tensor beyond ARENA_BYTES: a state of which only the optimizer's half 
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from ckptstore.safetensors_format import DTYPE_BITS, TensorEntry
-from ckptstore_tiers.shared_mapping import HUGE_PAGE_BYTES
+from ckptstore_tiers.private_memory import private_memory
 from ckptstore_tiers.sources import ALIGNMENT_BYTES
 
 #: What one kept tensor may keep alive beyond itself.
 ARENA_BYTES = 64 * 1024 * 1024
 #: Less than this is not worth a mapping: the framework's own allocator does.
 _LEAST_BYTES = 1024 * 1024
-#: From this size on, the rest of the last huge page is a small part of the whole.
-_HUGE_FROM_BYTES = 4 * HUGE_PAGE_BYTES
 
 
 @dataclass(frozen=True)
@@ -52,15 +48,4 @@ def _arena(run: Sequence[TensorEntry], data_start: int) -> Iterator[Arena]:
     if not run or run[-1].end - run[0].start < _LEAST_BYTES:
         return
     base = run[0].start - (data_start + run[0].start) % ALIGNMENT_BYTES
-    yield Arena(run, anonymous_memory(run[-1].end - base), base)
-
-
-def anonymous_memory(size_bytes: int) -> memoryview:
-    """Fresh, page-aligned memory of this process that nobody has touched; of huge pages, where there are any."""
-    if size_bytes < _HUGE_FROM_BYTES:
-        return memoryview(mmap.mmap(-1, max(size_bytes, 1), mmap.MAP_PRIVATE))[:size_bytes]
-    # The kernel puts a mapping at a huge page's boundary if its length is a multiple of one.
-    memory = mmap.mmap(-1, -(-size_bytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES, mmap.MAP_PRIVATE)
-    with suppress(OSError):  # a kernel without them says EINVAL
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)[:size_bytes]
+    yield Arena(run, private_memory(run[-1].end - base), base)

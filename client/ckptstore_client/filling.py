@@ -15,10 +15,11 @@ from typing import Any
 
 from ckptstore.part import TensorRef
 from ckptstore.safetensors_format import TensorEntry
-from ckptstore_client.arenas import anonymous_memory, arenas
+from ckptstore_client.arenas import arenas
 from ckptstore_client.frameworks import TensorFramework, framework
 from ckptstore_client.rank_file import RankFile
 from ckptstore_client.reading import Piece, VerifiedObject
+from ckptstore_tiers.private_memory import private_memory
 from ckptstore_tiers.sources import address_of
 
 #: Below this a tensor goes through the buffer: a system call's piece costs more than the second copy.
@@ -119,7 +120,7 @@ def _direct_address(entry: TensorEntry, targets: Sequence[tuple[TensorFramework,
 
 
 def _read_batch(reader: VerifiedObject, data_start: int, batch: _Batch, targets: Targets) -> None:
-    buffer = anonymous_memory(batch.buffer_bytes)
+    buffer = private_memory(batch.buffer_bytes)
     moved: list[TensorEntry] = []  # the buffered tensors, at their places in it
     buffered: list[Piece] = []
     position, base = 0, address_of(buffer)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from ckptstore.errors import InvalidInput
 from ckptstore.layout import read_layout, with_all_tensors
 from ckptstore.safetensors_format import PREFIX_BYTES, Header, TensorEntry, header_size_bytes, parse_header
-from ckptstore_client.arenas import anonymous_memory
 from ckptstore_client.reading import Piece, VerifiedObject
+from ckptstore_tiers.private_memory import private_memory
 from ckptstore_tiers.sources import address_of
 
 #: An object of an earlier checkpoint, by id, to be opened as a context manager.
@@ -61,6 +61,6 @@ def read_header(reader: VerifiedObject) -> Header:
     prefix = reader.first_block()
     wanted_bytes = header_size_bytes(prefix[:PREFIX_BYTES], size_bytes)
     if wanted_bytes > len(prefix):
-        prefix = anonymous_memory(wanted_bytes)
+        prefix = private_memory(wanted_bytes)
         reader.fill([Piece(0, wanted_bytes, address_of(prefix))])
     return parse_header(prefix, size_bytes)

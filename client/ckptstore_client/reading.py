@@ -26,9 +26,9 @@ import xxhash
 
 from ckptstore.errors import ChecksumMismatch, CkptStoreError, NotFound, TierUnavailable
 from ckptstore.wire import FileInfo
-from ckptstore_client.arenas import anonymous_memory
 from ckptstore_client.replicas import MEMORY, ContentStream, Replica, ReplicaSource
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, block_length
+from ckptstore_tiers.private_memory import private_memory
 from ckptstore_tiers.scratch import ScratchPool
 from ckptstore_tiers.sources import ALIGNMENT_BYTES, address_of
 
@@ -89,7 +89,7 @@ class VerifiedObject:
     def first_block(self) -> memoryview:
         """The file's first block, verified, in memory of our own. It is kept: what is wanted of it later is copied from here."""
         if self._first_block is None:
-            memory = anonymous_memory(block_length(0, self.file.size_bytes))
+            memory = private_memory(block_length(0, self.file.size_bytes))
             if len(memory):
                 self.fill([Piece(0, len(memory), address_of(memory))])
             self._first_block = memory

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from ckptstore.errors import CkptStoreError, InvalidInput
 from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, Hello, SessionOpened
 from ckptstore_client.api import Api
-from ckptstore_client.arenas import anonymous_memory
 from ckptstore_client.replicas import ContentStream, Replica
 from ckptstore_client.transport import Target
+from ckptstore_tiers.private_memory import private_memory
 
 _CHUNK_BYTES = 1024 * 1024
 _BUFFERS = 2
@@ -58,7 +58,7 @@ class RemoteTransport:
                     return Target(self._buffers.pop(position))
             self._buffers.clear()  # they have become too small
         try:
-            return Target(anonymous_memory(size_bytes))
+            return Target(private_memory(size_bytes))
         except BaseException:
             self._free.release()
             raise

@@ -130,7 +130,7 @@ def test_without_a_file_the_default_tier_is_written_out_and_stays_where_it_was(t
     before = read_settings(home=tmp_path).effective_tiers
     apply_changes({"nvme": {"write_threads": 2}}, tmp_path)
     after = read_settings(home=tmp_path).effective_tiers
-    assert [tier.model_copy(update={"write_threads": 4}) for tier in after] == list(before)
+    assert [tier.model_copy(update={"write_threads": 6}) for tier in after] == list(before)
     assert after[0].write_threads == 2
 
 

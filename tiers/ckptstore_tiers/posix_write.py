@@ -40,8 +40,9 @@ CUT_TAIL = declare("posix.put.ftruncate")
 SYNC = declare("posix.put.fsync")
 DISCARD = declare("posix.put.discard")
 
-#: The default: more threads gained nothing on the NVMe disk it was measured on (4 MiB blocks, 2–4 threads). `bench tiers` finds another's.
-WRITE_THREADS = 4
+#: The default. Four writes in flight fill the NVMe disk it was measured on; meanwhile two more threads copy and hash the next blocks, which
+#: takes 140 ms of a processor a GiB (200 ms with scratch of small pages; hashing alone 60 ms). `bench tiers` finds another disk's best.
+WRITE_THREADS = 6
 
 
 @dataclass(frozen=True)
