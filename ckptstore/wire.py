@@ -270,15 +270,17 @@ class Removed(Message):
 
 
 class VerifyLine(Message):
-    """One replica, or an open question about one (`problem`); the last line has `done`."""
+    """One replica or commit record, or an open question about one (`problem`); the last line has `done`."""
 
     path: str = ""
     tier: str = ""
     size_bytes: int = 0
     problem: str | None = None  # None: the replica is whole
     repaired: bool = False
+    record: bool = False  # it is about the commit record of what is published at `path`
     done: bool = False
     replicas: int = 0  # on the last line: how many were read
+    records: int = 0  # on the last line: how many were read
     problems: int = 0  # on the last line: how many were found
 
 

@@ -119,6 +119,12 @@ class Drains(References):
 
         return self._db.read("list owed records", work, tier)
 
+    def recorded_tiers(self, publication_id: str) -> list[str]:
+        """The tiers that this node sees whose commit record of the publication is written and in force, in order."""
+        query = select(tier_commits.c.tier, tier_commits.c.place).where(tier_commits.c.publication_id == publication_id)
+        found = {(row.tier, row.place) for row in self._db.read("list records", lambda tx: tx.execute(query).all(), publication_id)}
+        return [row.name for row in self._tiers.values() if row.durable and (row.name, self._place(row)) in found]
+
     def record(self, publication_id: str, *, tier: str) -> bytes:
         """The commit record to be written into the tier; in a node-local one, of this node's files.
 

@@ -59,6 +59,6 @@ class Services:
             deletion=Deletion(node, publisher, replicas),
             namespace=Namespace(node),
             content=Content(node, replicas, recall),
-            verifier=Verifier(node, replicas),
+            verifier=Verifier(node, replicas, publisher),
             request_stop=request_stop,
         )

@@ -1,4 +1,7 @@
-"""Is everything that is said to be stored really there? Every replica read again against its checksums, and mended where one is bad."""
+"""Is everything that is said to be stored really there? Every replica read again against its checksums, and mended where one is bad.
+
+So are the commit records (see `verify_records`), after the replicas that they speak of.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,26 @@ from ckptstore.errors import CkptStoreError, NotFound
 from ckptstore.paths import check_folder, join
 from ckptstore.wire import Damage, VerifyLine
 from ckptstore_server.node import Node
+from ckptstore_server.publish import Publisher
 from ckptstore_server.replicas import MEMORY, Replicas
+from ckptstore_server.verify_records import RecordVerifier
 
 FILES_PER_PAGE = 256
 
 
 class Verifier:
-    def __init__(self, node: Node, replicas: Replicas) -> None:
+    def __init__(self, node: Node, replicas: Replicas, publisher: Publisher) -> None:
         self._node = node
         self._replicas = replicas
+        self._records = RecordVerifier(node, publisher)
         self._repairs: set[asyncio.Task[None]] = set()
 
     async def verify(self, path: str) -> AsyncIterator[VerifyLine]:
-        """A line per replica of every file at or below `path`, and of every object that it refers to; a last one with the sums."""
-        replicas = problems = 0
+        """A line per replica of every file at or below `path` and of every object that it refers to, then one per commit record.
+
+        A last one has the sums.
+        """
+        replicas = records = problems = 0
         walk = self._walk(check_folder(path, operation="verify"), set())
         while (found := await self._node.query(next, walk, None)) is not None:
             file_path, file = found
@@ -31,7 +40,11 @@ class Verifier:
                 replicas += 1
                 problems += line.problem is not None
                 yield line
-        yield VerifyLine(done=True, replicas=replicas, problems=problems)
+        async for line in self._records.verify(path):
+            records += 1
+            problems += line.problem is not None
+            yield line
+        yield VerifyLine(done=True, replicas=replicas, records=records, problems=problems)
 
     def _walk(self, path: str, referred: set[str]) -> Iterator[tuple[str, StoredFile]]:
         """Every file below a path, a page at a time; what several of them refer to comes once (`referred` are ids)."""

@@ -108,7 +108,7 @@ def wait(
 
 
 def verify(invocation: Invocation, path: Annotated[str, typer.Argument(metavar="PATH")] = "/") -> None:
-    """Read every replica again and compare it with its checksums.
+    """Read every replica again and compare it with its checksums, and every commit record with the catalog.
 
     What is bad is repaired from what is good. Exit 0: all is whole, or was repaired. Exit 8: something is not. With --json it prints one
     JSON document a line; the last one has `done`.
@@ -120,10 +120,11 @@ def verify(invocation: Invocation, path: Annotated[str, typer.Argument(metavar="
         last, unrepaired = _follow(terminal, store, path)
     if not terminal.as_json:
         mended = last.problems - unrepaired
-        told = f"{last.replicas:,} replicas read, {last.problems:,} problems" + (f", {mended:,} of them repaired" if mended else "")
-        terminal.show(told)
+        told = f"{last.replicas:,} replicas and {last.records:,} commit records read, {last.problems:,} problems"
+        terminal.show(told + (f", {mended:,} of them repaired" if mended else ""))
     if unrepaired:
-        why = f"{unrepaired} of {last.replicas} replicas are damaged or unreadable, and could not be repaired"
+        read = f"{last.replicas} replicas and {last.records} commit records"
+        why = f"{unrepaired} of {read} are damaged or unreadable, and could not be repaired"
         raise ChecksumMismatch(why, operation="verify", subject=path, hint="`ckptstore status` shows whether a tier is down")
 
 
