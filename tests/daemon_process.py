@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
+from contextlib import suppress
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from ckptstore.config import read_settings
+from tests import forking
+from tests.until import until
 
 #: How long a start may take on a busy machine before a test gives up, in seconds.
 START_TIMEOUT_S = 60.0
@@ -37,76 +38,109 @@ def write_config(home: Path, *, tiers: list[dict[str, Any]], **settings: Any) ->
     return file
 
 
-class DaemonProcess:
-    """`python -m ckptstore_server --home HOME`. Ended by `kill`, `stop` or leaving the `with` block."""
+def api_of(home: Path) -> httpx.Client:
+    """A plain client of the API socket of a home's daemon."""
+    file = home / "config.toml"
+    socket = read_settings(file if file.exists() else None, home=home).api_socket
+    return httpx.Client(transport=httpx.HTTPTransport(uds=str(socket), verify=False), base_url="http://daemon", timeout=60.0)
 
-    def __init__(self, home: Path, *, failpoints: str = "", environment: dict[str, str] | None = None) -> None:
+
+class DaemonProcess:
+    """A daemon, forked as `tests.forking` tells. Ended by `kill`, `stop` or leaving the `with` block; it may be started again."""
+
+    def __init__(
+        self, home: Path, *, failpoints: str = "", environment: dict[str, str] | None = None, rigging: forking.Rigging | None = None
+    ) -> None:
         self.home = home
         self.failpoints = failpoints
         self._environment = environment or {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._rigging = rigging
+        self._process: ForkServerProcess | None = None
 
     @property
     def pid(self) -> int:
         assert self._process is not None
+        assert self._process.pid is not None
         return self._process.pid
 
     def log(self) -> str:
         return (self.home / "test-daemon.log").read_text("utf-8", "replace")
 
     def start(self, *, wait: bool = True) -> DaemonProcess:
+        """Returns when the daemon answers, and fails if it dies before that; at once unless `wait`."""
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        environment = {**os.environ, **self._environment, "CKPTSTORE_FAILPOINTS": self.failpoints, "PYTHONFAULTHANDLER": "1"}
-        with open(self.home / "test-daemon.log", "ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "ckptstore_server", "--home", str(self.home)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-            )
+        arguments = (self.home, self.failpoints, self._environment, self._rigging)
+        self._process = forking.CONTEXT.Process(target=forking.serve, args=arguments, name=f"daemon of {self.home}", daemon=True)
+        self._process.start()
         if wait:
             self.wait_ready()
         return self
 
-    def wait_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline:
-            if self.exit_code() is not None:
-                raise AssertionError(f"the daemon ended with {self.exit_code()}:\n{self.log()[-3000:]}")
-            try:
-                with self.http() as http:
-                    if http.get("/v1/hello").status_code == 200:
-                        return
-            except httpx.TransportError:
-                time.sleep(0.02)  # the loop's condition is the daemon's answer, not the time that passed
-        raise AssertionError(f"the daemon did not answer in {START_TIMEOUT_S} s:\n{self.log()[-3000:]}")
+    def wait_ready(self) -> bool:
+        assert self.answers_or_dies(), f"the daemon ended with {self.exit_code()}:\n{self.log()[-3000:]}"
+        return True
+
+    def answers_or_dies(self) -> bool:
+        """True once it answers, False if it is dead."""
+        with self.http() as http:
+            until("the daemon answers", lambda: not self.alive or _answers(http), timeout_s=START_TIMEOUT_S, pause_s=0.01)
+        return self.alive
 
     def http(self) -> httpx.Client:
         """A plain client of its API socket."""
-        socket = read_settings(self.home / "config.toml" if (self.home / "config.toml").exists() else None, home=self.home).api_socket
-        return httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://daemon", timeout=60.0)
+        return api_of(self.home)
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.exitcode is None
+
+    @property
+    def was_killed(self) -> bool:
+        return self.exit_code() == -signal.SIGKILL
 
     def exit_code(self) -> int | None:
-        return None if self._process is None else self._process.poll()
+        return None if self._process is None else self._process.exitcode
 
-    def wait_exit(self, timeout_s: float = 60.0) -> int:
+    def wait_exit(self, timeout_s: float = 60.0) -> int | None:
+        """The exit code, negative for a signal; None if it still runs."""
         assert self._process is not None
-        return self._process.wait(timeout_s)
+        self._process.join(timeout_s)
+        return self._process.exitcode
 
     def kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGKILL)
         if self._process is not None:
-            self._process.wait()
+            if self.alive:
+                self._process.kill()
+            self._process.join()
 
-    def stop(self, timeout_s: float = 60.0) -> int:
+    def send_kill(self) -> None:
+        """From any thread; nothing if it is dead already."""
+        if self._process is not None and self._process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+
+    def stop(self, timeout_s: float = 60.0) -> int | None:
         assert self._process is not None
         self._process.terminate()
-        return self._process.wait(timeout_s)
+        return self.wait_exit(timeout_s)
 
     def __enter__(self) -> DaemonProcess:
-        return self.start()
+        return self if self._process is not None else self.start()
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+def _answers(http: httpx.Client) -> bool:
+    try:
+        return http.get("/v1/hello").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def run_rebuild(home: Path, *, failpoints: str = "") -> int | None:
+    """`ckptstore catalog rebuild` in a process of its own; its exit code, negative for a signal."""
+    process = forking.CONTEXT.Process(target=forking.rebuild, args=(home, failpoints), name=f"rebuild of {home}", daemon=True)
+    process.start()
+    process.join(START_TIMEOUT_S)
+    return process.exitcode

@@ -24,7 +24,7 @@ from ckptstore.errors import BY_CODE, AlreadyExists, CkptStoreError, InvalidInpu
 from ckptstore.wire import SESSION_HEADER
 from ckptstore_client import Store
 from tests.daemon_process import DaemonProcess, write_config
-from tests.faults.fault_store import until
+from tests.until import until
 
 TOKEN = "a-token-of-tests-0123456789"
 MAX_REQUEST_BYTES = 1 << 20

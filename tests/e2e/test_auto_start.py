@@ -22,6 +22,7 @@ import pytest
 import ckptstore
 from ckptstore.errors import DaemonUnavailable
 from tests.daemon_process import write_config
+from tests.until import until
 
 PATIENCE_S = 60.0
 CONNECTING = 8
@@ -73,14 +74,6 @@ def stop_daemon(home: Path) -> None:
         pid = daemon_pid(home)
         if str(home) in Path(f"/proc/{pid}/cmdline").read_text():
             os.kill(pid, signal.SIGKILL)
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Return when the condition holds: it is about another process, which announces nothing to us."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never came: {what}"
-        time.sleep(0.05)
 
 
 def log_of(home: Path) -> str:
@@ -151,7 +144,7 @@ def test_an_idle_daemon_finishes_its_drains_gives_memory_back_and_goes_and_a_new
         first = store.hello().pid
         store.save("/run/1", state_of(1, size_bytes)).wait("nvme", timeout_s=PATIENCE_S)
         assert "pfs" not in store.stat("/run/1").durability
-    until(lambda: not is_running(first), "the end of an idle daemon")
+    until("the end of an idle daemon", lambda: not is_running(first))
     objects = [file for file in (tmp_path / "pfs" / "objects").rglob("*") if file.is_file()]
     assert sorted(file.stat().st_size >= size_bytes for file in objects) == [False, True]
     assert len(list((tmp_path / "pfs" / "records").iterdir())) == 1
@@ -169,10 +162,10 @@ def test_a_daemon_that_is_in_use_stays_and_gives_back_memory_that_is_not(home: P
         pid = store.hello().pid
         store.save("/run/1", state_of(1)).wait("pfs", timeout_s=PATIENCE_S)
         assert store.status().memory.segments > 0
-        until(lambda: store.status().memory.segments == 0, "the segments given back")
+        until("the segments given back", lambda: store.status().memory.segments == 0)
         assert_state(store.load("/run/1"), 1)
         assert store.hello().pid == pid
-    until(lambda: not is_running(pid), "the end of an idle daemon")
+    until("the end of an idle daemon", lambda: not is_running(pid))
 
 
 def test_a_daemon_that_is_about_to_leave_is_waited_for_by_who_wants_a_new_one(home: Path) -> None:
@@ -183,7 +176,7 @@ def test_a_daemon_that_is_about_to_leave_is_waited_for_by_who_wants_a_new_one(ho
         lock.write("1\n")
         lock.flush()
         connecting = thread.submit(ckptstore.connect, home=home)
-        until(lambda: "another daemon (pid 1)" in log_of(home), "a daemon that finds the lock taken")
+        until("a daemon that finds the lock taken", lambda: "another daemon (pid 1)" in log_of(home))
         fcntl.flock(lock, fcntl.LOCK_UN)
         with connecting.result(PATIENCE_S) as store:
             assert store.hello().pid == daemon_pid(home)
@@ -194,7 +187,7 @@ def test_a_store_that_is_open_connects_again_to_a_daemon_that_it_starts_itself(h
         store.save("/run/1", state_of(1)).wait("nvme", timeout_s=PATIENCE_S)
         first = store.hello().pid
         os.kill(first, signal.SIGKILL)
-        until(lambda: not is_running(first), "the daemon's death")
+        until("the daemon's death", lambda: not is_running(first))
         assert_state(store.load("/run/1"), 1)
         store.save("/run/2", state_of(2)).wait("nvme", timeout_s=PATIENCE_S)
         assert store.hello().pid != first
@@ -237,7 +230,7 @@ def test_a_forked_child_has_a_session_of_its_own_and_its_parents_goes_on(home: P
             store.close()
 
         in_forked_child(work)
-        until(lambda: store.status().sessions == before, "the end of the child's session")
+        until("the end of the child's session", lambda: store.status().sessions == before)
         pending.wait("nvme", timeout_s=PATIENCE_S)
         store.save("/run/parent-2", state_of(4)).wait("nvme", timeout_s=PATIENCE_S)
         for path, value in (("/run/parent", 2), ("/run/child", 3), ("/run/parent-2", 4)):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from ckptstore.catalog.schema import metadata
 from ckptstore_client.store import Store
 from ckptstore_tiers.checksums import BlockDigests
 from tests.daemon_process import DaemonProcess, write_config
+from tests.until import until
 
 PATIENCE_S = 120.0
 SAVES = int(os.environ.get("CKPTSTORE_TEST_SAVES", "250"))
@@ -29,13 +29,6 @@ WARM_UP = 60
 #: The NVMe holds some forty checkpoints, a fraction of the run, beside the commit records of all of them, of a kilobyte each.
 NVME_CAPACITY_BYTES = 1_500_000
 STEADY = ("counters", "store", "nodes", "tiers", "schema_version", "alembic_version")
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never came: {what}"
-        time.sleep(0.05)
 
 
 # --- the catalog: statements, and what they touch --------------------------------------------------------------------------------------
@@ -197,8 +190,8 @@ def test_a_long_run_leaves_the_daemon_as_it_was_and_removing_it_gives_everything
         save(range(WARM_UP))
         before = holdings(daemon, store)
         save(range(WARM_UP, SAVES))
-        until(lambda: not any(tier.waiting_objects for tier in store.status().tiers), "the end of the drains")
-        until(lambda: all(now <= before[name] + 4 for name, now in holdings(daemon, store).items()), f"as few as before: {before}")
+        until("the end of the drains", lambda: not any(tier.waiting_objects for tier in store.status().tiers))
+        until(f"as few as before: {before}", lambda: all(now <= before[name] + 4 for name, now in holdings(daemon, store).items()))
         nvme, _ = store.status().tiers
         assert nvme.used_bytes <= NVME_CAPACITY_BYTES
         stored = sum(file.stat().st_size for file in (tmp_path / "pfs" / "objects").rglob("*") if file.is_file())
@@ -207,7 +200,7 @@ def test_a_long_run_leaves_the_daemon_as_it_was_and_removing_it_gives_everything
         assert len(list(store.ls("/run"))) == SAVES
 
         assert len(store.rm("/run", recursive=True)) == SAVES
-        until(lambda: not files_below(tmp_path / "nvme") and not files_below(tmp_path / "pfs"), "the end of every file")
-        until(lambda: not any(sizes_of_tables(daemon.home).values()), "the end of every row")
+        until("the end of every file", lambda: not files_below(tmp_path / "nvme") and not files_below(tmp_path / "pfs"))
+        until("the end of every row", lambda: not any(sizes_of_tables(daemon.home).values()))
         assert list(store.ls("/")) == []
         assert next(iter(store.status().tiers)).used_bytes < 4096

@@ -22,9 +22,9 @@ from tests.e2e.two_nodes import (
     assert_part,
     part,
     published,
-    until,
 )
 from tests.services.postgres import Postgres
+from tests.until import until
 
 GROUPS = (f"incarnation {number}" for number in itertools.count())
 
@@ -126,7 +126,7 @@ def test_parts_of_the_other_node_are_recalled_into_ones_own_nvme_where_the_share
             assert len(packed.b.objects("/two/recalled")) >= WORLD_SIZE
             assert [line for line in on_b.verify("/two") if line.problem] == []
             on_b.rm("/two/recalled")
-        until(lambda: not packed.b.objects("/two") and not packed.a.objects("/two"), "the deletion of recalled replicas")
+        until("the deletion of recalled replicas", lambda: not packed.b.objects("/two") and not packed.a.objects("/two"))
 
 
 def test_wait_for_nvme_speaks_of_all_ranks_on_both_nodes(fresh: Cluster) -> None:
@@ -136,7 +136,7 @@ def test_wait_for_nvme_speaks_of_all_ranks_on_both_nodes(fresh: Cluster) -> None
         pendings = [store.save("/two/whole", part(rank, 5), rank=rank, world_size=WORLD_SIZE) for rank, store in enumerate(ranks)]
         pendings[3].wait_published(timeout_s=PATIENCE_S)
         assert fresh.a.daemon.wait_exit() == -9
-        until(lambda: any((fresh.b.nvme / "records").iterdir()), "the record in B's NVMe")
+        until("the record in B's NVMe", lambda: any((fresh.b.nvme / "records").iterdir()))
         with pytest.raises(WaitTimeout):
             pendings[2].wait("nvme", timeout_s=0.5)
         assert "nvme" not in ranks[3].stat("/two/whole").durability
@@ -191,7 +191,7 @@ def assert_aborted_and_the_next_works(cluster: Cluster, waiters: list[InBackgrou
         for rank in range(WORLD_SIZE):
             assert_part(on_b.load(path, rank=rank), rank, 7)
         assert on_b.status().counts["attempts"] == 0
-    until(lambda: len(cluster.a.objects(path) + cluster.b.objects(path)) == WORLD_SIZE + 1, "only the second attempt's objects")
+    until("only the second attempt's objects", lambda: len(cluster.a.objects(path) + cluster.b.objects(path)) == WORLD_SIZE + 1)
 
 
 def test_a_node_that_dies_before_it_stored_its_ranks_aborts_the_attempt_for_all_when_it_is_back(fresh: Cluster) -> None:
@@ -213,10 +213,10 @@ def test_a_node_that_dies_and_stays_away_aborts_the_attempt_for_all_by_expiry(fr
         for waiter in waiters:
             assert isinstance(waiter.result(), AttemptAborted), waiter.outcome
             assert "no progress" in str(waiter.outcome)
-        until(lambda: not fresh.b.objects("/two/away"), "the space of the aborted attempt on B")
+        until("the space of the aborted attempt on B", lambda: not fresh.b.objects("/two/away"))
         fresh.a.daemon.failpoints = ""
         fresh.a.daemon.start()
-        until(lambda: not fresh.a.objects("/two/away"), "the space of the aborted attempt on A")
+        until("the space of the aborted attempt on A", lambda: not fresh.a.objects("/two/away"))
         assert not published(ranks[3], "/two/away")
 
 
@@ -233,12 +233,12 @@ def test_what_was_removed_while_a_node_was_away_goes_from_its_nvme_when_it_is_ba
         assert fresh.b.daemon.stop() == 0
         with fresh.a.connect() as on_a:
             on_a.rm("/two/removed")
-            until(lambda: is_gone(fresh.a, "/two/removed") and not fresh.pfs_files("objects"), "the deletion on A and in the shared tier")
+            until("the deletion on A and in the shared tier", lambda: is_gone(fresh.a, "/two/removed") and not fresh.pfs_files("objects"))
             assert fresh.b.objects("/two/removed")
             assert fresh.pfs_files("tombstones"), "a tombstone goes only when every node has acknowledged it"
         fresh.b.daemon.start()
-        until(lambda: is_gone(fresh.b, "/two/removed"), "the deletion on B")
-        until(lambda: not fresh.pfs_files("tombstones") and not any((fresh.b.nvme / "tombstones").iterdir()), "the end of the tombstones")
+        until("the deletion on B", lambda: is_gone(fresh.b, "/two/removed"))
+        until("the end of the tombstones", lambda: not fresh.pfs_files("tombstones") and not any((fresh.b.nvme / "tombstones").iterdir()))
         with fresh.b.connect() as on_b:
             assert not published(on_b, "/two/removed")
 
@@ -253,7 +253,7 @@ def test_a_rebuild_while_a_node_is_away_does_not_bring_back_what_was_removed(fre
         with fresh.a.connect() as on_a:
             on_a.rm("/two/removed")
             on_a.rm("/two/of-b")
-            until(lambda: len(fresh.pfs_files("tombstones")) == 2 and len(fresh.pfs_files("records")) == 1, "the tombstones")
+            until("the tombstones", lambda: len(fresh.pfs_files("tombstones")) == 2 and len(fresh.pfs_files("records")) == 1)
         fresh.a.daemon.stop()
         url = postgres.database()
         for name in ("a", "b"):

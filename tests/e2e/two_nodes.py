@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -127,14 +126,6 @@ def published(store: Store, path: str) -> bool:
     except NotFound:
         return False
     return True
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Return when the condition holds: what it looks at is on a disk or in another daemon, and announces nothing to us."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never came: {what}"
-        time.sleep(0.05)
 
 
 def files_below(root: Path, path: str = "") -> list[Path]:

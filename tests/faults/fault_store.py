@@ -6,12 +6,11 @@ and at the bucket themselves.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -19,19 +18,6 @@ import ckptstore
 from ckptstore.wire import Status, TierStatus, VerifyLine
 from ckptstore_client import Store
 from tests.daemon_process import DaemonProcess, write_config
-
-#: How long something that must happen may take on a busy machine, in seconds.
-PATIENCE_S = 90.0
-T = TypeVar("T")
-
-
-def until(what: str, look: Callable[[], T], *, timeout_s: float = PATIENCE_S) -> T:
-    """The first truthy answer of `look`, asked again and again; the condition is the answer, not the time that passed."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}; the last answer was {found!r}"
-        time.sleep(0.05)
-    return found
 
 
 def state_of(value: int, *, size_bytes: int = 1 << 20) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ckptstore.wire import SESSION_HEADER
 from ckptstore_client.descriptors import DescriptorConnection, MappedSegment
 from ckptstore_client.staging import Staging
 from tests.daemon_process import DaemonProcess
-from tests.faults.fault_store import until
+from tests.until import until
 
 
 def part_file(data_bytes: int, *, fill: int = 7) -> bytes:

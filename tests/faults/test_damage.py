@@ -21,8 +21,9 @@ import ckptstore
 from ckptstore.errors import ChecksumMismatch
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_client import Store
-from tests.faults.fault_store import FaultStore, assert_state, objects_below, posix_tier, state_of, tier_status, until, verified
+from tests.faults.fault_store import FaultStore, assert_state, objects_below, posix_tier, state_of, tier_status, verified
 from tests.faults.raw_client import RawClient, part_file
+from tests.until import until
 
 BUCKET, PREFIX = "checkpoints", "damage"
 TOKEN = "a token of tests"

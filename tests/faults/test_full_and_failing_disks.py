@@ -21,17 +21,8 @@ import pytest
 
 from ckptstore.errors import Busy, CatalogUnavailable, InvalidInput, TierFull
 from ckptstore_client import Store
-from tests.faults.fault_store import (
-    FaultStore,
-    assert_state,
-    objects_below,
-    posix_tier,
-    process_ends,
-    state_of,
-    tier_status,
-    until,
-    verified,
-)
+from tests.faults.fault_store import FaultStore, assert_state, objects_below, posix_tier, process_ends, state_of, tier_status, verified
+from tests.until import until
 
 MIB = 1 << 20
 #: How long another process holds the catalog's lock, in seconds: a slow backup.

@@ -27,8 +27,9 @@ import pytest
 from ckptstore.errors import NotFound
 from ckptstore.part import PART_FORMAT
 from ckptstore_client import Store
-from tests.faults.fault_store import FaultStore, posix_tier, state_of, until, verified
+from tests.faults.fault_store import FaultStore, posix_tier, state_of, verified
 from tests.faults.raw_client import RawClient, part_file
+from tests.until import until
 
 MIB = 1 << 20
 #: The daemon's memory may grow by this much over a test (caches, arenas of its threads), in bytes.

@@ -20,8 +20,9 @@ from ckptstore.errors import ChecksumMismatch, TierUnavailable, WaitTimeout
 from ckptstore.wire import TierStatus
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_client import Store
-from tests.faults.fault_store import FaultStore, assert_state, objects_below, posix_tier, state_of, tier_status, until, verified
+from tests.faults.fault_store import FaultStore, assert_state, objects_below, posix_tier, state_of, tier_status, verified
 from tests.services.s3_fault_proxy import Fault, S3FaultProxy
+from tests.until import until
 
 BUCKET = "checkpoints"
 #: Saves made while the store is broken.

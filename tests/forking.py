@@ -1,0 +1,81 @@
+"""How does a test start some hundred daemons without importing the server some hundred times?
+
+A daemon here is forked from a process that has imported the server already (multiprocessing's fork server). Everything after the import
+is the real thing: its own process, session, lock, sockets, threads, catalog; it dies of SIGKILL, and what it leaves is on disk. Only the
+pauses between the turns of its upkeep are shorter, so that a story in which something is deleted and evicted takes a second. What comes
+before (`python -m ckptstore_server`, the command line, an auto-start) is tested in tests/e2e.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import multiprocessing
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+from ckptstore import failpoints
+from ckptstore.config import read_settings
+from ckptstore.errors import CkptStoreError
+
+#: The turns of `Upkeep`, and the drain's look at its queue.
+TURN_S = 0.1
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "ckptstore_server.daemon",
+        "ckptstore_server.rebuild_command",
+        "ckptstore_tiers.s3_tier",
+        "ckptstore_tiers.fsspec_tier",
+        "fsspec.implementations.local",
+        "sqlalchemy.dialects.sqlite.pysqlite",
+        "sqlalchemy.dialects.postgresql.psycopg",
+    ]
+)
+
+
+class Rigging(Protocol):
+    """What else is set up in the daemon's process before it runs. It crosses by pickle; leaving the stack undoes it."""
+
+    def __call__(self, stack: ExitStack) -> None: ...
+
+
+def serve(home: Path, armed: str, environment: dict[str, str], rigging: Rigging | None) -> None:
+    """In the forked process: what `python -m ckptstore_server --home HOME` does, but for the import."""
+    from ckptstore_server import drain, upkeep
+    from ckptstore_server.daemon import Daemon
+
+    os.setsid()  # Ctrl-C at the terminal is the test's, which ends its daemons itself
+    log_into(home)
+    faulthandler.enable()
+    os.environ.update(environment)
+    for turn in [name for name in vars(upkeep) if name.endswith("_TURN_S")]:
+        setattr(upkeep, turn, TURN_S)
+    drain.IDLE_LOOK_S = drain.FIRST_PAUSE_S = TURN_S
+    with ExitStack() as stack:
+        stack.enter_context(failpoints.armed(armed))
+        if rigging is not None:
+            rigging(stack)
+        try:
+            asyncio.run(Daemon(read_settings(home / "config.toml" if (home / "config.toml").exists() else None, home=home)).run())
+        except CkptStoreError as error:
+            print(f"ckptstore: {error}", flush=True)
+            raise SystemExit(error.exit_code) from error
+
+
+def rebuild(home: Path, armed: str) -> None:
+    """In the forked process: `ckptstore catalog rebuild`."""
+    from ckptstore_server import rebuild_command
+
+    log_into(home)
+    with failpoints.armed(armed):
+        rebuild_command.main(home=home, allow_missing=None, delete_unknown=False, as_json=False)
+
+
+def log_into(home: Path) -> None:
+    log = os.open(home / "test-daemon.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
