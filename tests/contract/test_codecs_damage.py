@@ -144,13 +144,13 @@ def test_a_file_that_was_cut_off_is_refused(
 
 def test_frames_of_mere_noise_are_refused() -> None:
     """The parser of frames itself, on anything at all: the table's checksum keeps most damage from ever reaching it."""
-    block = memoryview(bytearray(4096))
+    block, scratch = memoryview(bytearray(4096)), memoryview(bytearray(4096))
 
     @settings(max_examples=500, deadline=None)
     @given(head=st.binary(max_size=40), rest=st.binary(max_size=200))
     def check(head: bytes, rest: bytes) -> None:
         try:
-            decode_block(memoryview(head + rest), block)
+            decode_block(memoryview(head + rest), block, scratch)
         except MalformedFile:
             return
         assert head[:1] != b"\x00"  # a frame without segments is no frame of a block
@@ -161,14 +161,15 @@ def test_frames_of_mere_noise_are_refused() -> None:
 def test_mutated_frames_fill_the_block_or_are_refused() -> None:
     data = numbers("BF16", 5_000) + b"text " * 400 + numbers("F32", 2_500)
     segments = [Segment(2, 10_000), Segment(PLAIN, 2_000), Segment(4, 10_000)]
-    frame = encode_block(memoryview(data), segments, memoryview(bytearray(len(data))))
+    scratch = memoryview(bytearray(len(data)))
+    frame = encode_block(memoryview(data), segments, scratch)
 
     @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
     @given(acts=mutations(len(frame)))
     def check(acts: list[tuple[str, int, int]]) -> None:
         guarded = bytearray(b"\xaa" * (len(data) + 64))
         with suppress(MalformedFile):
-            decode_block(memoryview(mutated(frame, acts)), memoryview(guarded)[: len(data)])
+            decode_block(memoryview(mutated(frame, acts)), memoryview(guarded)[: len(data)], scratch)
         assert guarded[len(data) :] == b"\xaa" * 64  # nothing is written behind the block
 
     check()

@@ -28,15 +28,15 @@ from typing import Literal
 from ckptstore.errors import AlreadyExists, ChecksumMismatch, NotFound
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, DigestedBlocks, block_length
 from ckptstore_tiers.codecs_format import FileFormat, FrameEncoder
-from ckptstore_tiers.codecs_reader import LARGEST_FRAME_BYTES, open_content
+from ckptstore_tiers.codecs_reader import FLOAT, LARGEST_FRAME_BYTES, ZSTD, open_content
 from ckptstore_tiers.codecs_spool import Spool
-from ckptstore_tiers.float_file import VERSION, FloatEncoder, FloatFormat
+from ckptstore_tiers.float_file import VERSION, FloatEncoder
 from ckptstore_tiers.float_regions import read_regions
 from ckptstore_tiers.interface import BlockSource, ObjectReader, ObjectStat, Tier, TierFacts, TierUsage
 from ckptstore_tiers.scratch import ScratchPool
 from ckptstore_tiers.sources import ReaderSource
 from ckptstore_tiers.transfer_figures import ReportsTransfers, TransferFigures
-from ckptstore_tiers.zstd_seekable import LEVEL, ZstdEncoder, ZstdFormat
+from ckptstore_tiers.zstd_seekable import LEVEL, ZstdEncoder
 
 Compression = Literal["none", "zstd", "float"]
 
@@ -102,8 +102,8 @@ class CodecTier:
             with self._blocks.borrow() as scratch:
                 regions = read_regions(blocks.source.block(0, scratch), blocks.source.size_bytes)
             if regions is not None:
-                return FloatFormat(), FloatEncoder(regions, self._blocks)
-        return ZstdFormat(), ZstdEncoder()
+                return FLOAT, FloatEncoder(regions, self._blocks)
+        return ZSTD, ZstdEncoder()
 
     def _accept_equal_content(self, key: str, digests: BlockDigests, refused: Exception) -> None:
         """A repeated put may meet the same content in another form: by another release of zstd, or with another setting. It is stored.

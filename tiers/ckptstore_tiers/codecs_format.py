@@ -4,7 +4,7 @@ A format only says how bytes are laid out. Whatever a file claims is checked aga
 anything is allocated, so that a damaged or crafted file costs memory in proportion to its own size at most, and ends in
 MalformedFile. That the content is the right one is for the block checksums to say, which every reader compares.
 
-Formats and encoders are values without state: any thread.
+Formats and encoders hold nothing but buffers between calls: any thread.
 """
 
 from __future__ import annotations

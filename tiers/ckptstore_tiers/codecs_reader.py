@@ -19,7 +19,8 @@ from ckptstore_tiers.private_copy import copy_bytes
 from ckptstore_tiers.scratch import ScratchPool
 from ckptstore_tiers.zstd_seekable import ZstdFormat
 
-FORMATS: Sequence[FileFormat] = (ZstdFormat(), FloatFormat())
+ZSTD, FLOAT = ZstdFormat(), FloatFormat()
+FORMATS: Sequence[FileFormat] = (ZSTD, FLOAT)
 LARGEST_FRAME_BYTES = max(known.largest_frame_bytes for known in FORMATS)
 #: Read at once from a file's end: the table of an object of 32 GiB and more, so that opening one costs one request.
 TAIL_BYTES = 64 * 1024

@@ -56,6 +56,9 @@ class FloatFormat:
     name = "float"
     largest_frame_bytes = MAX_FRAME_BYTES
 
+    def __init__(self) -> None:
+        self._scratch = ScratchPool(keep=4)
+
     def recognises(self, tail: bytes) -> bool:
         return tail[-len(MAGIC) : -1] == NAME
 
@@ -79,7 +82,8 @@ class FloatFormat:
         return frame_table(size_bytes, sizes, first=len(MAGIC), end=start - padding, largest=MAX_FRAME_BYTES)
 
     def decode(self, frame: memoryview, block: memoryview) -> None:
-        decode_block(frame, block)
+        with self._scratch.borrow() as scratch:
+            decode_block(frame, block, scratch)
 
 
 def _check(data: bytes) -> bytes:

@@ -150,20 +150,26 @@ def _stored_plane(plane: memoryview, compressor: zstandard.ZstdCompressor) -> by
 # --- decoding ------------------------------------------------------------------------------------------------------------------
 
 
-def decode_block(frame: memoryview, block: memoryview) -> None:
-    """Fill `block` from its frame. Raises MalformedFile; the block then holds anything."""
+def decode_block(frame: memoryview, block: memoryview, scratch: memoryview) -> None:
+    """Fill `block` from its frame. Raises MalformedFile; the block then holds anything. `scratch` as for `encode_block`."""
     segments, lengths, position = _read_head(frame, len(block))
     start = 0
     for width, length in segments:
-        planes = []
+        planes, room = [], start
         for size in _PLANES[width]:
-            stored = lengths.pop(0)
+            stored, plane_bytes = lengths.pop(0), length // width * size
             count = stored & ~_COMPRESSED
             data = frame[position : position + count]
             if len(data) != count:
                 raise MalformedFile("a plane ends behind the frame")
-            planes.append(_plane(data, length // width * size, _UNSIGNED[size], compressed=stored >= _COMPRESSED))
+            if stored >= _COMPRESSED:
+                decompress(data, scratch[room : room + plane_bytes])
+                data = scratch[room : room + plane_bytes]
+            elif count != plane_bytes:
+                raise MalformedFile(f"a plane of {plane_bytes} bytes is stored as {count}")
+            planes.append(np.frombuffer(data, _UNSIGNED[size]))
             position += count + -count % _ALIGNMENT_BYTES
+            room += plane_bytes
         _join(planes, block[start : start + length])
         start += length
     if position != len(frame):
@@ -186,14 +192,6 @@ def _read_head(frame: memoryview, block_bytes: int) -> tuple[list[Segment], list
         raise MalformedFile(f"the frame's segments do not make a block of {block_bytes} bytes")
     position += planes * _PLANE.size
     return segments, lengths, position + -position % _ALIGNMENT_BYTES
-
-
-def _plane(data: memoryview, size_bytes: int, dtype: np.dtype[np.unsignedinteger[Any]], *, compressed: bool) -> _Array:
-    if compressed:
-        return np.frombuffer(decompress(data, size_bytes), dtype)
-    if len(data) != size_bytes:
-        raise MalformedFile(f"a plane of {size_bytes} bytes is stored as {len(data)}")
-    return np.frombuffer(data, dtype)
 
 
 def _join(planes: list[_Array], piece: memoryview) -> None:

@@ -26,7 +26,6 @@ import zstandard
 
 from ckptstore_tiers.checksums import BLOCK_BYTES
 from ckptstore_tiers.codecs_format import FrameTable, MalformedFile, ReadBytes, frame_table
-from ckptstore_tiers.private_copy import copy_bytes
 
 #: Higher levels take longer and gain nothing on weights.
 LEVEL = 1
@@ -71,7 +70,7 @@ class ZstdFormat:
         return read_table(file_bytes, read)
 
     def decode(self, frame: memoryview, block: memoryview) -> None:
-        copy_bytes(memoryview(decompress(frame, len(block))), block)
+        decompress(frame, block)
 
 
 def table_bytes(frame_sizes: Sequence[int], size_bytes: int, *, padded: bool = False) -> bytes:
@@ -110,15 +109,21 @@ def read_table(file_bytes: int, read: ReadBytes) -> FrameTable:
     return frame_table(sum(length for _, length in entries), sizes, first=0, end=start, largest=MAX_FRAME_BYTES)
 
 
-def decompress(frame: memoryview | bytes, length: int) -> bytes:
-    """The `length` bytes in one zstd frame. Raises MalformedFile, having allocated no more than that and a window of a block or two."""
+def decompress(frame: memoryview, block: memoryview) -> None:
+    """Fill `block` with what a zstd frame holds. MalformedFile if that is not as long; a window of two blocks is the most it allocates.
+
+    Straight into its place: a result of its own for each block costs the page faults of fresh memory, and as much time as decoding.
+    """
     try:
         claimed = zstandard.get_frame_parameters(frame).content_size
-        if claimed != length:
-            raise MalformedFile(f"the frame says it holds {claimed} bytes, not {length}")
-        data = zstandard.ZstdDecompressor(max_window_size=2 * BLOCK_BYTES).decompress(frame, allow_extra_data=False)
+        if claimed != len(block):
+            raise MalformedFile(f"the frame says it holds {claimed} bytes, not {len(block)}")
+        with zstandard.ZstdDecompressor(max_window_size=2 * BLOCK_BYTES).stream_reader(frame) as reader:
+            filled = 0
+            while filled < len(block) and (count := reader.readinto(block[filled:])):
+                filled += count
+            more = reader.read(1)
     except zstandard.ZstdError as error:
         raise MalformedFile(str(error)) from error
-    if len(data) != length:
-        raise MalformedFile(f"the frame holds {len(data)} bytes, not {length}")
-    return data
+    if filled != len(block) or more:
+        raise MalformedFile(f"the frame does not hold the {len(block)} bytes that it says")
