@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from ckptstore_bench.checkpoint.command import checkpoint
+from ckptstore_bench.codecs.command import codecs
+from ckptstore_bench.interference.command import interference
 from ckptstore_bench.load.command import load
 from ckptstore_bench.plan.command import plan
 from ckptstore_bench.report import Report
@@ -51,3 +53,5 @@ def figures(
 group.command("plan")(plan)
 group.command("tiers")(tiers)
 group.command("checkpoint")(checkpoint)
+group.command("codecs")(codecs)
+group.command("interference")(interference)
