@@ -1,8 +1,10 @@
 """How do CUDA tensors reach a segment without stalling the device longer than the copy?
 
 The destination pages are registered with CUDA once (pinned, in chunks, since registering tens of GiB at once holds a driver lock
-for seconds), so that the copies run by DMA; they are queued on a side stream that waits for the present stream, and one event at
-the end is waited for. Memory that cannot be registered is still copied, more slowly, by CUDA's own staging.
+for seconds), so that the copies run by DMA; they are queued on a side stream, one batch per device, and one event at the end is waited
+for. The side stream waits for an event that was recorded on the caller's stream at the time of the save (`Moment`): a guarded copy runs
+in another thread, which has another present stream, while the caller already queues forward and backward behind it. Memory that cannot
+be registered is still copied, more slowly, by CUDA's own staging.
 
 This module was written without a CUDA device at hand and has not been run on one: it is kept apart, and the rest of the client
 does not depend on how it does this. The side streams belong to the process and are guarded by a lock.
@@ -11,7 +13,7 @@ does not depend on how it does this. The side streams belong to the process and 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,23 +55,40 @@ class PinnedPages:
         self._segment = None
 
 
-def copy_from_cuda(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Copy each (host destination, CUDA source); at return all bytes are in the destinations."""
+class Moment:
+    """This point of the caller's streams, on every device that holds some of the tensors."""
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        import torch
+
+        self._events: dict[int, Any] = {}
+        for index in {tensor.device.index for tensor in tensors if tensor.is_cuda}:
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(index))
+            self._events[index] = event
+
+    def await_on(self, stream: Any, index: int) -> None:
+        """Have the stream wait for it; the host does not."""
+        stream.wait_event(self._events[index])
+
+
+def copy_from_cuda(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], moment: Moment | None = None) -> None:
+    """Copy each (host destination, CUDA source) as it was at the moment (None: now); at return all bytes are in the destinations."""
     import torch
 
+    moment = Moment(source for _, source in pairs) if moment is None else moment
     events = []
-    for device in {source.device for _, source in pairs}:
-        with torch.cuda.device(device):
-            stream = _side_stream(device.index)
-            stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
-                for destination, source in pairs:
-                    if source.device == device:
-                        destination.copy_(source, non_blocking=True)
-                        source.record_stream(stream)
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                event.record(stream)
-                events.append(event)
+    for index in {source.device.index for _, source in pairs}:
+        here = [(destination, source) for destination, source in pairs if source.device.index == index]
+        stream = _side_stream(index)
+        moment.await_on(stream, index)
+        with torch.cuda.stream(stream):
+            torch._foreach_copy_([destination for destination, _ in here], [source for _, source in here], non_blocking=True)
+            for _, source in here:
+                source.record_stream(stream)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(stream)
+            events.append(event)
     for event in events:
         event.synchronize()
 

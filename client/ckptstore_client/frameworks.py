@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from ckptstore.errors import InvalidInput
 from ckptstore.part import ARRAY, TORCH, LeafDecoder, LeafEncoder
 from ckptstore.safetensors_format import TensorEntry
+from ckptstore_client.cuda import Moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ class TensorFramework(Protocol):
         storage with no other. InvalidInput as `empty`."""
         ...
 
-    def copy(self, destinations: Sequence[Any], sources: Sequence[Any]) -> None:
-        """Copy each source into its destination; same dtypes and shapes, any strides, any device."""
+    def copy(self, destinations: Sequence[Any], sources: Sequence[Any], moment: Moment | None = None) -> None:
+        """Copy each source into its destination; same dtypes and shapes, any strides, any device. CUDA tensors as of the moment."""
         ...
 
     def empty(self, entry: TensorEntry) -> Any:

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ckptstore.errors import CkptStoreError
-from ckptstore.part import PART_KEY, Flattened, Walked, flatten, write_part
+from ckptstore.part import PART_KEY, TORCH, Flattened, Walked, flatten, write_part
 from ckptstore.safetensors_format import TensorEntry, assemble_header, build_tensor_table
-from ckptstore_client.cuda import PinnedPages
+from ckptstore_client.cuda import Moment, PinnedPages
 from ckptstore_client.frameworks import TensorSpec, framework, leaf_encoders, tensor_tags
 
 T = TypeVar("T")
@@ -71,6 +71,7 @@ class BoundState:
     staged: StagedState
     segment: memoryview
     views: dict[str, list[Any]]  # by tag, one for each tensor that is stored
+    moment: Moment | None  # of the save, where there are CUDA tensors
 
     def copy(self, leaves: Container[int] | None = None) -> None:
         """Copy the tensors of these leaves (None: all)."""
@@ -78,10 +79,10 @@ class BoundState:
         for tag, destinations in self.views.items():
             stored = self.staged.plan.stored[tag]
             if leaves is None:
-                framework(tag).copy(destinations, [values[leaf] for leaf in stored])
+                framework(tag).copy(destinations, [values[leaf] for leaf in stored], self.moment)
             else:
                 pairs = [(view, values[leaf]) for view, leaf in zip(destinations, stored, strict=True) if leaf in leaves]
-                framework(tag).copy([view for view, _ in pairs], [value for _, value in pairs])
+                framework(tag).copy([view for view, _ in pairs], [value for _, value in pairs], self.moment)
 
     def seal(self) -> None:
         """Write the header: without it the segment is no file."""
@@ -123,7 +124,8 @@ class Staging:
         views = self._views_of(plan, data_start, segment, segment_key)
         if plan.on_cuda and segment_key is not None:
             self._pin(segment_key, segment)
-        return BoundState(staged, segment, views)
+        moment = Moment(staged.values[leaf] for leaf in plan.stored[TORCH]) if plan.on_cuda else None
+        return BoundState(staged, segment, views, moment)
 
     def copy(self, staged: StagedState, segment: memoryview, segment_key: Hashable | None = None) -> None:
         """Write the whole file into `segment`."""

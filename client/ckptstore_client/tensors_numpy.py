@@ -92,7 +92,7 @@ class NumpyArrays:
             made.append(np.frombuffer(memory, _dtype(entry), count, entry.start - base).reshape(entry.shape))
         return made
 
-    def copy(self, destinations: Sequence[np.ndarray[Any, Any]], sources: Sequence[np.ndarray[Any, Any]]) -> None:
+    def copy(self, destinations: Sequence[np.ndarray[Any, Any]], sources: Sequence[np.ndarray[Any, Any]], moment: object = None) -> None:
         for destination, source in zip(destinations, sources, strict=True):
             np.copyto(destination, source, casting="no")
 

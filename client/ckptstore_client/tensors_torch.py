@@ -20,7 +20,7 @@ import torch
 from ckptstore.errors import InvalidInput, NotStorable
 from ckptstore.part import TORCH, LeafDecoder, LeafEncoder
 from ckptstore.safetensors_format import TensorEntry
-from ckptstore_client.cuda import copy_from_cuda
+from ckptstore_client.cuda import Moment, copy_from_cuda
 from ckptstore_client.frameworks import TensorSpec
 
 TENSOR_TYPES: tuple[type, ...] = (torch.Tensor, torch.nn.Parameter)
@@ -154,7 +154,7 @@ class TorchTensors:
         return made
 
     @torch.no_grad()
-    def copy(self, destinations: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    def copy(self, destinations: Sequence[torch.Tensor], sources: Sequence[torch.Tensor], moment: Moment | None = None) -> None:
         if not sources:
             return
         if _F4 is not None and any(source.dtype is _F4 for source in sources):
@@ -162,7 +162,7 @@ class TorchTensors:
             sources = [s.view(torch.uint8) if s.dtype is _F4 else s for s in sources]
         if not all(map(_is_cpu, sources)) and any(source.is_cuda for source in sources):
             pairs = list(zip(destinations, sources, strict=True))
-            copy_from_cuda([pair for pair in pairs if pair[1].is_cuda])
+            copy_from_cuda([pair for pair in pairs if pair[1].is_cuda], moment)
             pairs = [pair for pair in pairs if not pair[1].is_cuda]
             destinations, sources = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         if sources:

@@ -1,6 +1,6 @@
 """One rank of a small distributed job, as a test runs it: joins a gloo group, saves what it is told to, says what happened.
 
-    rank_program.py HOME PATH VALUE [--die before-save|in-copy|after-snapshot] [--on-busy MODE] [--wait TIER] [--go FILE]
+    rank_program.py HOME PATH VALUE [--die before-save|before-hand-over|after-snapshot] [--on-busy MODE] [--wait TIER] [--go FILE]
 
 Prints one JSON line at each step. `VALUE` fills the tensors, so that a test can tell incarnations apart.
 """
@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 import ckptstore
 from ckptstore.errors import CkptStoreError
-from ckptstore_client.staging import Staging
+from ckptstore_client.local import LocalTransport
 
 
 def say(event: str, **more: object) -> None:
@@ -67,8 +67,8 @@ def main() -> None:
         try:
             if given.die == "before-save":
                 die()
-            if given.die == "in-copy":
-                Staging.copy = lambda *_, **__: die()  # type: ignore[method-assign]
+            if given.die == "before-hand-over":
+                LocalTransport.hand_over = lambda *_, **__: die()  # type: ignore[method-assign]
             path = given.path if given.repeat == 1 else f"{given.path}-{turn}"
             pending = store.save(path, state_of(rank, given.value + turn), on_busy=given.on_busy)
             say("saved", skipped=pending.skipped)

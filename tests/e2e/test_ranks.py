@@ -78,7 +78,7 @@ def test_a_checkpoint_is_invisible_until_its_last_rank_arrives(daemon: DaemonPro
         assert store.stat("/four/a").world_size == 4
 
 
-@pytest.mark.parametrize("moment", ["in-copy", "before-save"])
+@pytest.mark.parametrize("moment", ["before-hand-over", "before-save"])
 def test_a_rank_killed_before_it_hands_over_leaves_the_checkpoint_invisible_for_ever(
     daemon: DaemonProcess, store: Store, moment: str
 ) -> None:

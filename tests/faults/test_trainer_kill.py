@@ -1,7 +1,8 @@
 """SIGKILL of the trainer at random moments: a checkpoint is published whole or absent, and published if `snapshot` was acknowledged.
 
 The trainer is a process of its own, forked from a server that has the imports done, so that two hundred deaths cost seconds. It says
-over a pipe what it has begun and what was acknowledged; the kill comes after a random time, seeded.
+over a pipe what it has begun and what was acknowledged; the kill comes after a random time, seeded. Every third trainer guards its saves:
+its optimizer changes what is being copied as soon as it may.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import ckptstore
 from ckptstore.errors import NotFound
@@ -38,15 +40,29 @@ class Life:
     snapshots: list[int] = field(default_factory=list)
 
 
+class Counting(torch.optim.Optimizer):
+    """Each step adds one to every value."""
+
+    def __init__(self, first: int) -> None:
+        self.values = torch.full((VALUES,), first, dtype=torch.int64)
+        super().__init__([self.values], {})
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        self.values.add_(1)
+
+
 def train(home: str, life: int, pipe: Connection) -> None:
     """Saves until it is killed; a small save and a large one in turn, two of them overlapping."""
     store = ckptstore.connect(home=home, start=False)
+    optimizer = Counting(life * 10_000) if life % 3 == 2 else None
     last = None
     for step in range(10_000):
         pipe.send(("begun", step))
         size = VALUES if step % 3 == 0 else 1000
-        state = {"life": life, "step": step, "x": np.full(size, life * 10_000 + step, dtype=np.int64)}
-        pending = store.save(f"/killed/{life}/{step}", state, step=step)
+        values = np.full(size, life * 10_000 + step, dtype=np.int64) if optimizer is None else optimizer.values
+        pending = store.save(f"/killed/{life}/{step}", {"life": life, "step": step, "x": values}, step=step, guard=optimizer)
+        if optimizer is not None:
+            optimizer.step()
         if last is not None:
             last[1].wait("snapshot", timeout_s=30)
             pipe.send(("snapshot", last[0]))
@@ -64,7 +80,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 def live_and_die(home: Path, life: int, life_s: float) -> Life:
     """One trainer's life. Every other life's time begins with its first save, the rest's with its first acknowledged one."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["numpy", "ckptstore_client.store", "ckptstore_client.connecting", "ckptstore_client.local"])
+    modules = ["torch", "tests.faults.test_trainer_kill", "ckptstore_client.store", "ckptstore_client.connecting", "ckptstore_client.local"]
+    context.set_forkserver_preload(modules)
     mine, its = context.Pipe(duplex=False)
     process = context.Process(target=train, args=(str(home), life, its))
     process.start()
@@ -134,7 +151,8 @@ def check_life(store: Store, life: int, seen: Life) -> int:
             assert step not in seen.snapshots, f"{where}: wait('snapshot') had returned"
             continue
         published += 1
-        values = loaded["x"]
-        assert isinstance(values, np.ndarray) and (loaded["life"], loaded["step"]) == (life, step), where
-        assert len(values) == (VALUES if step % 3 == 0 else 1000) and np.all(values == life * 10_000 + step), f"{where}: torn"
+        values = np.asarray(loaded["x"])
+        assert (loaded["life"], loaded["step"]) == (life, step), where
+        guarded = life % 3 == 2
+        assert len(values) == (VALUES if guarded or step % 3 == 0 else 1000) and np.all(values == life * 10_000 + step), f"{where}: torn"
     return published
