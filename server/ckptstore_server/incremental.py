@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ckptstore.catalog.model import NewObject, StoredFile
-from ckptstore.errors import CkptStoreError, InvalidInput
+from ckptstore.errors import ChecksumMismatch, CkptStoreError, InvalidInput, NotFound
 from ckptstore.failpoints import declare, failpoint
 from ckptstore.layout import LAYOUT_KEY, Elsewhere, Layout, read_layout, write_layout
 from ckptstore.safetensors_format import MAX_HEADER_BYTES, PREFIX_BYTES, Header, TensorEntry, build_header, header_size_bytes, parse_header
@@ -166,6 +166,9 @@ class Increments:
                 header = parse_header(head, file.size_bytes)
                 layout = read_layout(header)
                 return None if layout is None else _Base.of(file.object_id, header, layout)
+            except (ChecksumMismatch, NotFound) as error:
+                last = error
+                self._replicas.damaged(file, tier, error.why)  # and so it is not referred to, and repaired
             except CkptStoreError as error:
                 last = error
         raise last or CkptStoreError("it has no replica", operation="read base", subject=file.key)

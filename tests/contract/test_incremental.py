@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 
 import ckptstore
+from ckptstore.errors import InvalidInput
+from ckptstore.layout import LAYOUT_KEY
+from ckptstore.safetensors_format import TensorEntry, build_header
 from ckptstore_client import Store
+from ckptstore_server.part_check import check_file
+from ckptstore_server.tensor_digests import digest_file
+from ckptstore_tiers.checksums import BlockDigests
+from ckptstore_tiers.gathered_source import GatheredSource
 from tests.daemon_process import write_config
+from tests.faults.crash_story import until
 from tests.faults.forked_daemon import ForkedDaemon
 
+TOKEN = "a token of tests"
 WAIT_S = 60.0
 BLOCK = 4 << 20
 
@@ -23,9 +35,10 @@ BLOCK = 4 << 20
 class Place:
     base: Path
     daemon: ForkedDaemon
+    url: str
 
-    def connect(self) -> Store:
-        return ckptstore.connect(home=self.base / "home", start=False)
+    def connect(self, **options: Any) -> Store:
+        return ckptstore.connect(home=self.base / "home", start=False, **options)
 
     def restart(self) -> None:
         """Without its memory, and whatever it had cached."""
@@ -44,8 +57,12 @@ def place(tmp_path: Path) -> Iterator[Place]:
         {"name": "nvme", "kind": "posix", "path": tmp_path / "nvme"},
         {"name": "pfs", "kind": "posix", "path": tmp_path / "pfs", "shared": True},
     ]
-    write_config(tmp_path / "home", tiers=tiers, grace_s=0, memory={"limit": "512MiB", "huge_pages": False, "idle_release_s": 600})
-    place = Place(tmp_path, ForkedDaemon(tmp_path / "home").start())
+    memory = {"limit": "512MiB", "huge_pages": False, "idle_release_s": 600}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{probe.getsockname()[1]}"
+    write_config(tmp_path / "home", tiers=tiers, grace_s=0, memory=memory, listen=listen, token=TOKEN)
+    place = Place(tmp_path, ForkedDaemon(tmp_path / "home").start(), f"http://{listen}")
     yield place
     place.daemon.kill()
 
@@ -98,3 +115,142 @@ def test_only_what_changed_is_written_and_all_of_it_is_loaded(place: Place, stor
     with place.connect() as cold:
         for step in range(3):
             assert_same(cold.load(f"/run/{step}"), state_of(step))
+
+
+def test_a_part_of_it_and_into_and_the_network_are_served_like_any_other_checkpoint(place: Place, store: Store) -> None:
+    for step in range(2):
+        save(store, "/run/latest", state_of(step), replace=True)
+    place.restart()
+    with place.connect() as cold:
+        assert_same(cold.load("/run/latest", only="base/layer1"), {"base": {"layer1": noise(1, BLOCK + 12_346)}})
+        into = state_of(0)
+        layer = into["base"]["layer2"]
+        layer[:] = 0
+        assert cold.load("/run/latest", into=into)["base"]["layer2"] is layer
+        assert_same(into, state_of(1))
+    with ckptstore.connect(place.url, token=TOKEN) as remote:
+        assert_same(remote.load("/run/latest"), state_of(1))
+        remote.save("/run/remote", state_of(2), incremental=True, rank=0, world_size=1).wait("nvme", timeout_s=WAIT_S)
+        assert_same(remote.load("/run/remote"), state_of(2))
+    assert min(place.objects("nvme").values()) < BLOCK
+
+
+def test_what_was_just_saved_is_loaded_from_memory(place: Place, store: Store) -> None:
+    for step in range(2):
+        save(store, f"/run/{step}", state_of(step))
+    for file in [*(place.base / "nvme").rglob("rank-*"), *(place.base / "pfs").rglob("rank-*")]:
+        file.rename(file.with_suffix(".hidden"))
+    for step in range(2):
+        assert_same(store.load(f"/run/{step}"), state_of(step))
+
+
+def test_a_segment_that_was_reused_is_passed_over(place: Place, store: Store) -> None:
+    """With two slots, the third save takes the first one's memory: that one is then loaded from where it lies."""
+    for step in range(5):
+        save(store, f"/run/{step}", state_of(step))
+    for step in range(5):
+        assert_same(store.load(f"/run/{step}"), state_of(step))
+
+
+def test_a_tensor_is_found_by_its_bytes_whatever_it_is_called_and_one_of_another_shape_is_written(place: Place, store: Store) -> None:
+    weight = noise(1, BLOCK)
+    save(store, "/run/0", {"weight": weight})
+    save(store, "/run/1", {"model": {"renamed": weight}})
+    save(store, "/run/2", {"model": {"renamed": weight[: BLOCK // 2]}})
+    sizes = {name.split("/")[2]: size for name, size in place.objects("nvme").items()}
+    assert sizes["1"] < 10_000
+    assert sizes["2"] > BLOCK // 2
+    place.restart()
+    with place.connect() as cold:
+        assert_same(cold.load("/run/1"), {"model": {"renamed": weight}})
+        assert_same(cold.load("/run/2"), {"model": {"renamed": weight[: BLOCK // 2]}})
+
+
+def test_references_name_the_object_that_holds_the_bytes_however_long_the_chain(place: Place, store: Store) -> None:
+    for step in range(4):
+        save(store, f"/run/{step}", state_of(step))
+    (index,) = (place.base / "nvme" / "objects" / "run" / "3").glob("checkpoint.json*")
+    (part,) = json.loads(index.read_text())["parts"]
+    (first,) = (key for key in place.objects("nvme") if key.startswith("objects/run/0/"))
+    assert part["refers_to"] == [first]
+
+
+def test_removed_in_any_order_every_other_one_stays_and_the_last_takes_everything(place: Place, store: Store) -> None:
+    for step in range(4):
+        save(store, f"/run/{step}", state_of(step), "pfs")
+    usage, base = store.du("/run"), 3 * BLOCK
+    assert usage.referred_bytes > 3 * base
+    left = {0, 1, 2, 3}
+    for gone in (0, 2, 3, 1):
+        store.rm(f"/run/{gone}")
+        left.discard(gone)
+        place.restart()
+        with place.connect() as cold:
+            for step in left:
+                assert_same(cold.load(f"/run/{step}"), state_of(step))
+            if left:
+                assert cold.du("/run").kept_bytes > base
+                assert cold.stat(f"/run/{min(left)}").referred_bytes > base
+    with place.connect() as cold:
+        until(lambda: not place.objects("nvme") and not place.objects("pfs"), "the base is left", cold)
+
+
+def test_a_base_that_is_damaged_or_missing_only_makes_the_save_a_full_one(place: Place, store: Store) -> None:
+    save(store, "/run/0", state_of(0), "pfs")
+    place.restart()
+    for tier in ("nvme", "pfs"):
+        (base,) = (place.base / tier).rglob("rank-*")
+        data = bytearray(base.read_bytes())
+        data[100] ^= 1  # in its header: it cannot be compared with
+        base.write_bytes(data)
+    with place.connect() as cold:
+        save(cold, "/run/1", state_of(1))
+        assert_same(cold.load("/run/1"), state_of(1))
+        assert cold.stat("/run/1").referred_bytes == 0
+        save(cold, "/run/2", state_of(2))
+        assert cold.stat("/run/2").referred_bytes > 3 * BLOCK
+
+
+def test_each_rank_refers_to_its_own_earlier_files(place: Place) -> None:
+    with place.connect(group="job") as one, place.connect(group="job") as two:
+        for step in range(2):
+            pending = [
+                store.save(f"/run/{step}", state_of(step, frozen=rank + 1), incremental=True, rank=rank, world_size=2)
+                for rank, store in enumerate((one, two))
+            ]
+            for item in pending:
+                item.wait("nvme", timeout_s=WAIT_S)
+    place.restart()
+    with place.connect() as cold:
+        assert cold.stat("/run/1").referred_bytes == sum(BLOCK + 12_345 + number for number in (0, 0, 1))
+        for rank in range(2):
+            assert_same(cold.load("/run/1", rank=rank), state_of(1, frozen=rank + 1))
+
+
+def test_with_nine_tenths_frozen_hardly_more_is_written_than_changed(place: Place, store: Store) -> None:
+    """In every tier: `ckptstore bench` measures the same at 256 MiB and more."""
+    state = {f"frozen{number}": noise(number, 2 << 20) for number in range(9)} | {"trained": noise(9, 2 << 20)}
+    save(store, "/run/0", state, "pfs")
+    state["trained"] = noise(10, 2 << 20)
+    save(store, "/run/1", state, "pfs")
+    for tier in ("nvme", "pfs"):
+        written = sum(size for name, size in place.objects(tier).items() if name.startswith("objects/run/1/"))
+        assert written <= 1.02 * (2 << 20)
+
+
+def test_a_client_that_names_objects_itself_is_refused(place: Place) -> None:
+    with pytest.raises(InvalidInput, match="does not say which objects"):
+        check_file(memoryview(build_header([], {LAYOUT_KEY: "{}", "ckptstore": "{}"})))
+
+
+def test_a_write_that_comes_late_ends_the_save_and_never_makes_two_truths(tmp_path: Path) -> None:
+    """What was compared and what would be stored differ: the client wrote into what it had handed over."""
+    data = noise(1, BLOCK + 5)
+    entry = TensorEntry("w", "U8", (len(data),), 0, len(data))
+    source = GatheredSource([b"head", data])
+    scratch = memoryview(bytearray(BLOCK))
+    before = digest_file(source, 4, [entry], scratch)
+    data[BLOCK] ^= 1
+    assert digest_file(source, 4, [entry], scratch).tensors != before.tensors
+    assert before.tensors["w"] == xxhash.xxh3_128_hexdigest(noise(1, BLOCK + 5))
+    assert before.blocks == BlockDigests.of(b"head" + noise(1, BLOCK + 5).tobytes())
