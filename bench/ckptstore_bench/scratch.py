@@ -1,8 +1,8 @@
 """Where may a measurement write, so that it meets the operator's own devices and nothing of the operator's?
 
 Every configured tier gets a place of its own below its root (`bench-<id>` in a posix tier's folder, `…/bench-<id>` behind an object tier's
-URL), and so does the home. With `folder` there is one posix tier in that folder, which must be new or empty. All settings but the places,
-the catalog, the network port and the grace time are the configuration's.
+URL), and so does the home. With `folder` there is one posix tier in that folder, which must be new or empty; with `two_tiers` a second one
+that is shared, for what drains. All settings but the places, the catalog, the network port and the grace time are the configuration's.
 
 Nothing is written before every check has passed. What was made is removed when the `with` block ends, by an error or a signal too (signals
 that come during the removal wait for its end); parents that had to be made go as well. One thread owns an instance.
@@ -31,7 +31,9 @@ TIER, BESIDE = "tier", "beside"
 
 
 class Scratch:
-    def __init__(self, *, home: Path | None = None, folder: Path | None = None, name: str | None = None) -> None:
+    def __init__(
+        self, *, home: Path | None = None, folder: Path | None = None, name: str | None = None, two_tiers: bool = False
+    ) -> None:
         """Reads the configuration; writes nothing. `name` replaces the random `bench-<id>`: AlreadyExists if it is in use."""
         self.name = name or f"bench-{secrets.token_hex(4)}"
         if folder is not None:
@@ -41,6 +43,8 @@ class Scratch:
             self._configured = Settings(home=folder)
             self.home = folder / "home"
             self.tiers: tuple[TierSettings, ...] = (TierSettings(name="nvme", kind="posix", path=folder / "nvme" / TIER),)
+            if two_tiers:
+                self.tiers += (TierSettings(name="pfs", kind="posix", path=folder / "pfs" / TIER, shared=True),)
             self._places = [folder]
         else:
             self._configured = read_settings(home=home)
