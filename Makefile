@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 # Debian puts the servers of a file system where the PATH of an ordinary user does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-# pytest's selection; `make test MARK='not soak and not pfs'` leaves out what needs the distributed file system.
+# pytest's selection; `make test MARK='not soak and not pfs and not browser'` leaves out what needs programs that only root can install.
 MARK ?= not soak
 # A file runs in one process, so that its servers are started once.
 WORKERS ?= 2
@@ -62,6 +62,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 debian:
 	@:
+ifeq (,$(findstring not browser,$(MARK)))
+	$(call require,chromium=chromium,the tests that open a report in a browser)
+endif
 ifeq (,$(findstring not pfs,$(MARK)))
 	$(call require,$(PFS_PROGRAMS),the tests on a distributed file system)
 endif

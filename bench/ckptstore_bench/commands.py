@@ -22,7 +22,9 @@ from ckptstore_client.cli.invocation import CommandGroup, Invocation
 group = CommandGroup("Measure this machine, the store and its peers.")
 group.command("save")(save)
 group.command("load")(load)
-Names = Annotated[list[str] | None, typer.Option(metavar="NAME", help="save, load, memory, rest or many. May be repeated.")]
+Names = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="save, first, small, incremental, load, memory, rest or many; may be repeated.")
+]
 
 
 @group.command("figures")

@@ -77,11 +77,13 @@ def contest(
         told = replace(_setup(scratch, shape, state, disk), reserve=reserve, incremental=incremental)
         runners = []
         for contender in contenders:
-            steps.say(f"starting {contender.name}")
             setup = replace(told, folder=told.folder / contender.name.replace(" ", "-"))
             runner = stack.enter_context(ContenderProcess(contender, setup, why=(why_not or {}).get(contender.name)))
-            runner.start()
+            runner.launch()
             runners.append(runner)
+        for runner in runners:
+            steps.say(f"starting {runner.contender.name}")
+            runner.wait_ready()
         yield Contest(state, workspace, runners)
 
 

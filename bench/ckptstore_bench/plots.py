@@ -42,12 +42,8 @@ def _bars(plot: Bars) -> Any:
     factor, _ = _AXES.get(plot.kind, (1.0, ""))
     for name, cells in plot.series.items():
         spreads = [_spread(cell, factor) for cell in cells]
-        whiskers = {
-            "type": "data",
-            "symmetric": False,
-            "array": [high for _, high, _ in spreads],
-            "arrayminus": [low for _, _, low in spreads],
-        }
+        up, down = [high for _, high, _ in spreads], [low for _, _, low in spreads]
+        whiskers = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "visible": any(up) or any(down)}
         texts = [written(cell, plot.kind) for cell in cells]
         figure.add_bar(
             name=name, x=list(plot.categories), y=[y for y, _, _ in spreads], error_y=whiskers, hovertext=texts, hoverinfo="text+name+x"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -109,6 +112,24 @@ def test_the_page_needs_nothing_else_and_obeys_no_text_of_others() -> None:
     assert not re.search(r"""(src|href)\s*=\s*["']?https?:""", scripts), "the page asks the network for something"
     assert html.count('class="plotly-graph-div"') == 3
     assert all(text in scripts for text in ("A title", "17 GB/s", "60.0 ms (50.0–70.0)", "a CPU", "2026-01-31", "a note", "save.copy"))
+
+
+@pytest.mark.browser
+def test_a_browser_without_a_network_draws_every_plot(tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    assert chromium is not None, "`make setup` installs the Debian package chromium"
+    place = tmp_path / "report.html"
+    place.write_text(page(report()), "utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=30000", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    command = [chromium, *options, f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom", place.as_uri()]
+    seen = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert seen.returncode == 0, seen.stderr[-2000:]
+    body = seen.stdout.partition("<body>")[2]
+    assert body.count("plotly-graph-div js-plotly-plot") == 3
+    assert body.count('<g class="trace bars"') == 1, "the bars"
+    assert body.count('class="trace scatter') == 1, "the line"
+    assert 'class="hm"' in body, "the heat map"
+    assert not [line for line in seen.stderr.splitlines() if "CONSOLE" in line]
 
 
 @pytest.mark.parametrize("text", ["0", "0GiB", "many", "-1"])

@@ -156,7 +156,8 @@ def test_a_peer_that_cannot_run_says_why_and_leaves_no_process(
     setup: Setup, name: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with peer(name, setup, tmp_path, monkeypatch) as runner:
-        runner.start()
+        runner.launch()
+        runner.wait_ready()
         assert runner.turn("save", 0) is None
         assert why in (runner.why or "")
         assert runner.turn("save", 1) is None
@@ -167,7 +168,8 @@ def test_a_peer_that_crashes_is_out_and_the_turns_before_count(
     setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with peer("bad_peers:Crashes", setup, tmp_path, monkeypatch) as runner:
-        runner.start()
+        runner.launch()
+        runner.wait_ready()
         first = runner.turn("save", 0)
         assert first is not None
         assert first.value == Saved(0.5, {"nvme": 1.0})

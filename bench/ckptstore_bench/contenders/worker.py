@@ -1,7 +1,7 @@
 """A contender's process: makes it, then does what the pipe says, one turn at a time, until the pipe says stop or is closed.
 
 A peer may print, log and warn: both streams go to a file beside its folder, and nothing reaches the operator's terminal. Ctrl-C in that
-terminal is for the parent, which tells us. If the parent dies, so do we (PR_SET_PDEATHSIG).
+terminal is for the parent, which tells us. If the parent dies, so do its fork server and, by PR_SET_PDEATHSIG, we.
 """
 
 from __future__ import annotations

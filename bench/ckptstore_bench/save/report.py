@@ -151,7 +151,8 @@ def _plots(ran: list[Saves], size_bytes: int, places: Sequence[str]) -> tuple[Pl
         "steady state": tuple(samples(saved.stall_s for saved in one.steady if saved.stall_s is not None) for one in stalling),
         "first save": tuple(one.first.stall_s if one.first is not None and one.name != COPY else None for one in stalling),
     }
-    arrivals = {place: tuple(_to(one, place) for one in ran) for place in places}
+    arriving = [one for one in ran if any(saved.reached_s for saved in one.steady)]
+    arrivals = {place: tuple(_to(one, place) for one in arriving) for place in places}
     costly = [one for one in ran if one.role != "limit"]
     size_gb = size_bytes / 1e9
     cpu = {
@@ -162,7 +163,9 @@ def _plots(ran: list[Saves], size_bytes: int, places: Sequence[str]) -> tuple[Pl
     costly_names = tuple(one.name for one in costly)
     return (
         Bars(title="Stall of training", kind="seconds", categories=names, series=stalls),
-        Bars(title="From the call until all of it is there", kind="seconds", categories=tuple(one.name for one in ran), series=arrivals),
+        Bars(
+            title="From the call until all of it is there", kind="seconds", categories=tuple(one.name for one in arriving), series=arrivals
+        ),
         Bars(title="CPU time per GB saved", kind="seconds_per_gb", categories=costly_names, series=cpu),
         Bars(title="Peak memory beyond the state", kind="bytes", categories=costly_names, series=memory),
     )
