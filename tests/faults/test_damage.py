@@ -177,7 +177,7 @@ def test_with_no_good_replica_left_the_error_names_object_tier_and_file(
             reader(damaged, store, path, tmp_path / "got")
         assert key.rpartition("~")[2] in str(caught.value)
         assert PART in str(caught.value)
-        assert any(tier in (caught.value.tier or "") for tier in TIERS)
+        assert any(tier in (caught.value.tier or "") for tier in TIERS), str(caught.value)
     assert not (tmp_path / "got" / "got").exists()
     store.rm(path)
 

@@ -18,8 +18,10 @@ from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests
 from ckptstore_tiers.interface import Tier
 from ckptstore_tiers.object_tier import open_object_tier
+from ckptstore_tiers.read_ahead import blocks_of
 from ckptstore_tiers.s3_probe import PROBE_FOLDER
 from ckptstore_tiers.sources import MemorySource
+from ckptstore_tiers.transfer_figures import ReportsTransfers
 from tests.contract.tier_contract import assert_nothing_visible, content, keys, new_key, stored
 from tests.services.s3_fault_proxy import Fault, S3FaultProxy
 
@@ -396,6 +398,89 @@ def test_no_secret_reaches_a_log_an_error_or_a_repr(
     for secret in (SECRET, token, ACCESS):
         assert secret not in said
     tier.close()
+
+
+SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate</Message></Error>"
+
+
+def test_a_storm_of_503_halves_what_is_in_flight_and_the_put_gets_through(proxy: S3FaultProxy, tier: Tier) -> None:
+    assert isinstance(tier, ReportsTransfers)
+    before = tier.transfers
+    proxy.add(Fault(method="PUT", contains="partNumber=", status=503, body=SLOW_DOWN, times=8))
+    key = new_key()
+    assert tier.put(key, MemorySource(LARGE)) == BlockDigests.of(LARGE)
+    after = tier.transfers
+    assert before is not None
+    assert after is not None
+    assert (after.refusals, after.parallel) == (8, before.parallel // 2)
+    assert tier.facts.details["parallel"].startswith(f"{after.parallel} of ")
+    assert stored(tier, key) == LARGE
+
+
+def test_an_answer_that_is_reset_in_the_middle_is_read_on_from_there(proxy: S3FaultProxy, tier: Tier) -> None:
+    key = new_key()
+    tier.put(key, MemorySource(LARGE))
+    proxy.clear()
+    proxy.add(Fault(method="GET", reset_answer_after_bytes=2_000_000, times=3))
+    with tier.open(key).blocks() as source:  # type: ignore[attr-defined]
+        scratch = memoryview(bytearray(BLOCK_BYTES))
+        found = b"".join(bytes(source.block(index, scratch)) for index in range(-(-len(LARGE) // BLOCK_BYTES)))
+    assert found == LARGE
+
+
+def test_a_source_that_lies_in_another_bucket_is_put_without_passing_through_whole(
+    seaweed: SeaweedS3, tier: Tier
+) -> None:
+    """Blocks are lent by the one tier while the other gathers them into parts."""
+    key, data = new_key(), content(20 * BLOCK_BYTES + 5)
+    tier.put(key, MemorySource(data))
+    other = open_tier(seaweed.endpoint_url, part_size="32MiB")
+    with blocks_of(tier.open(key)) as source:
+        assert other.put(key, source) == BlockDigests.of(data)
+    assert stored(other, key) == data
+    other.close()
+
+
+class TestCredentialsThatRotate:
+    """moto knows no wrong credentials: the proxy refuses those that have expired, as Amazon does."""
+
+    @pytest.fixture
+    def proxy(self, moto: str) -> Iterator[S3FaultProxy]:
+        with S3FaultProxy(moto) as proxy:
+            httpx.put(f"{moto}/{BUCKET}", trust_env=False).raise_for_status()
+            yield proxy
+
+    @pytest.mark.parametrize("data", [LARGE], ids=["in_parts"])
+    def test_new_ones_in_the_middle_of_a_put_and_of_a_read_are_taken_up(
+        self, proxy: S3FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: bytes
+    ) -> None:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        profile = tmp_path / "credentials"
+
+        def rotate(old: str, new: str) -> None:
+            text = f"[training]\naws_access_key_id = {new}\naws_secret_access_key = {SECRET}\n"
+            profile.write_text(text, "utf-8")
+            if old:
+                body = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+                proxy.add(Fault(header=f"Credential={old}/", status=403, body=body))
+
+        rotate("", "AKFIRST")
+        tier, key = open_tier(proxy.endpoint_url, profile="training"), new_key()
+
+        class Rotating(MemorySource):
+            def block(self, index: int, scratch: memoryview) -> memoryview:
+                if index == 5:
+                    rotate("AKFIRST", "AKSECOND")
+                return super().block(index, scratch)
+
+        assert tier.put(key, Rotating(data)) == BlockDigests.of(data)
+        reader = tier.open(key)
+        rotate("AKSECOND", "AKTHIRD")
+        found = bytearray(len(data))
+        reader.read_into(0, memoryview(found))
+        assert found == data
+        tier.close()
 
 
 class TestAServerThatChecksNothing:

@@ -47,6 +47,8 @@ class Fault:
     flip_answer_byte: int | None = None
     #: End the connection after so many bytes of the answer's body.
     truncate_answer_bytes: int | None = None
+    #: Reset the connection after so many bytes of the answer's body.
+    reset_answer_after_bytes: int | None = None
 
     def again(self) -> Fault:
         """The same rule, with all its times before it."""
@@ -223,6 +225,8 @@ class S3FaultProxy:
                     raise _Cut
                 position += len(data)
                 await client.send(h11.Data(data=data))
+                if fault.reset_answer_after_bytes is not None and position >= fault.reset_answer_after_bytes:
+                    raise _Cut
         await client.send(h11.EndOfMessage())
 
 

@@ -93,6 +93,9 @@ class DirectTransport:
         try:
             with _as_botocore_says(parts):
                 response = _exchange(connection, request, parts)
+                if response.length is None and not response.chunked:
+                    # Of such an answer nobody can tell whether it is whole; http.client also takes a head that was cut off for one.
+                    raise http.client.IncompleteRead(b"")
         except BaseException:
             connection.close()
             raise
