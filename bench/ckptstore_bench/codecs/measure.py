@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ckptstore_bench.codecs.weights import Weights
 from ckptstore_bench.running import Steps
@@ -16,7 +16,7 @@ from ckptstore_tiers.checksums import BLOCK_BYTES
 from ckptstore_tiers.codecs_format import FileFormat, FrameEncoder
 from ckptstore_tiers.codecs_reader import FLOAT, ZSTD
 from ckptstore_tiers.float_file import FloatEncoder
-from ckptstore_tiers.float_regions import Regions, read_regions
+from ckptstore_tiers.float_regions import read_regions
 from ckptstore_tiers.private_copy import copy_bytes
 from ckptstore_tiers.scratch import ScratchPool
 from ckptstore_tiers.zstd_seekable import ZstdEncoder
@@ -56,7 +56,9 @@ def measure(weights: Sequence[Weights], rounds: int, steps: Steps) -> list[Codec
 
 def _codecs_for(weights: Weights, scratch: ScratchPool) -> dict[str, tuple[FileFormat, FrameEncoder] | None]:
     """The codecs by their settings' names. For a file without numbers `float` is `zstd`, as in a tier."""
-    regions: Regions | None = read_regions(weights.data[:BLOCK_BYTES], weights.file_bytes)
+    regions = read_regions(weights.data[:BLOCK_BYTES], weights.file_bytes)
+    if regions is not None:
+        regions = replace(regions, size_bytes=len(weights.data))
     floats = (FLOAT, FloatEncoder(regions, scratch)) if regions is not None else (ZSTD, ZstdEncoder())
     return {COPY: None, "zstd": (ZSTD, ZstdEncoder()), "float": floats}
 
