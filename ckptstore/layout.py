@@ -82,7 +82,9 @@ def read_layout(header: Header) -> Layout | None:
         raise _broken("it does not give the digest of each tensor in the file")
     if not isinstance(elsewhere, dict) or elsewhere.keys() & header.tensors.keys():
         raise _broken("a tensor stands both in the file and elsewhere")
-    return Layout(digests, {key: _elsewhere(key, value, objects) for key, value in elsewhere.items()})
+    layout = Layout(digests, {key: _elsewhere(key, value, objects) for key, value in elsewhere.items()})
+    _refuse_overlaps(layout)
+    return layout
 
 
 def with_all_tensors(header: Header, layout: Layout) -> Header:
@@ -102,6 +104,15 @@ def _elsewhere(key: str, value: Any, objects: list[str]) -> Elsewhere:
     if entry.end >= 1 << 63:
         raise _broken("it is larger than any file", key)
     return Elsewhere(entry, digest, objects[position])
+
+
+def _refuse_overlaps(layout: Layout) -> None:
+    """No byte is two tensors': whoever reads an object's pieces in order may rely on it."""
+    last_object, last_end = "", 0
+    for found in sorted(layout.elsewhere.values(), key=lambda found: (found.object_id, found.entry.start, found.entry.end)):
+        if found.object_id == last_object and found.entry.start < last_end:
+            raise _broken("two tensors lie in one place", found.entry.key)
+        last_object, last_end = found.object_id, found.entry.end
 
 
 def _is_count(value: Any) -> bool:

@@ -209,23 +209,30 @@ def write_file(reader: VerifiedObject, target: Path, tally: Tally) -> None:
     """The object's verified bytes into a new file, fsynced."""
 
     def write(offset: int, view: memoryview) -> None:
-        _write(fd, offset, view)
+        write_at(fd, offset, view)
         tally.add(len(view))
 
+    with new_file(target, reader.file.size_bytes) as fd:
+        reader.each_block(write)
+        os.fsync(fd)
+
+
+@contextmanager
+def new_file(target: Path, size_bytes: int) -> Iterator[int]:
+    """A new file of that size, open for writing. What the system says against it, here or inside, is an error of `get`."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
-            os.truncate(fd, reader.file.size_bytes)
-            reader.each_block(write)
-            os.fsync(fd)
+            os.truncate(fd, size_bytes)
+            yield fd
         finally:
             os.close(fd)
     except OSError as error:
         raise _unwritable(target, error) from error
 
 
-def _write(fd: int, offset: int, view: memoryview) -> None:
+def write_at(fd: int, offset: int, view: memoryview) -> None:
     written = 0
     while written < len(view):
         written += os.pwrite(fd, view[written:], offset + written)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from ckptstore.durability import is_as_safe_as
 from ckptstore.errors import InvalidInput, NotFound, WaitTimeout
 from ckptstore.manifest import part_file_name
-from ckptstore.paths import LATEST, check_folder, check_path, parent_and_name
+from ckptstore.paths import INDEX_NAME, LATEST, check_folder, check_path, parent_and_name
 from ckptstore.wire import (
     LONG_POLL_S,
     AttemptOpened,
@@ -50,6 +50,7 @@ from ckptstore_client.reading import VerifiedObject
 from ckptstore_client.saving import OnBusy, Save, Saver, SaveRequest, abort_quietly, checked_metadata, checked_step, checked_timeout
 from ckptstore_client.staging import Staging
 from ckptstore_client.transport import Transport
+from ckptstore_client.whole_copy import write_whole
 from ckptstore_client.whole_file import NOT_IN_MEMORY, whole_file
 
 Result = TypeVar("Result")
@@ -238,14 +239,20 @@ class Store:
                 local_files.arriving(target, folder=False, replace=replace) as temporary,
                 self._open(file, publication.path, "get") as reader,
             ):
-                local_files.write_file(reader, temporary, local_files.Tally(file.size_bytes, progress))
+                self._write(publication, reader, temporary, local_files.Tally(file.size_bytes, progress))
             return target
-        tally = local_files.Tally(publication.size_bytes, progress)
+        tally = local_files.Tally(publication.size_bytes + publication.referred_bytes, progress)
         with local_files.arriving(target, folder=True, replace=replace) as temporary:
             for file in self._files(publication):
                 with self._open(file, publication.path, "get") as reader:
-                    local_files.write_file(reader, temporary / local_files.local_name(file), tally)
+                    self._write(publication, reader, temporary / local_files.local_name(file), tally)
         return target
+
+    def _write(self, publication: PublicationInfo, reader: VerifiedObject, target: Path, tally: local_files.Tally) -> None:
+        """A file of a publication; one that refers to others is written whole."""
+        if not publication.referred_bytes or reader.file.name == INDEX_NAME:
+            return local_files.write_file(reader, target, tally)
+        return write_whole(reader, lambda object_id: self._open(self._object(object_id), publication.path, "get"), target, tally)
 
     def _open(self, file: FileInfo, path: str, operation: str) -> VerifiedObject:
         return VerifiedObject(file, self._connection.transport(), operation=operation, path=path)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ckptstore.catalog.model import NewObject, StoredFile
@@ -65,16 +65,29 @@ class Increment:
 
 @dataclass(frozen=True)
 class _Base:
-    """A stored file with digests: where the bytes of each of its rank's tensors are, by size and digest."""
+    """A stored file with digests: where the bytes of its rank's tensors are, by size and digest."""
 
-    found: dict[tuple[int, str], tuple[str, int]]  # object id, first byte there
+    found: dict[tuple[int, str], list[tuple[str, int]]]  # object id, first byte there
 
     @classmethod
     def of(cls, object_id: str, header: Header, layout: Layout) -> _Base:
-        found = {(item.entry.size_bytes, item.digest): (item.object_id, item.entry.start) for item in layout.elsewhere.values()}
+        found: dict[tuple[int, str], list[tuple[str, int]]] = {}
+        for item in layout.elsewhere.values():
+            found.setdefault((item.entry.size_bytes, item.digest), []).append((item.object_id, item.entry.start))
         for key, entry in header.tensors.items():
-            found[entry.size_bytes, layout.own[key]] = object_id, header.data_start + entry.start
+            found.setdefault((entry.size_bytes, layout.own[key]), []).append((object_id, header.data_start + entry.start))
         return cls(found)
+
+    def match(self, header: Header, digests: Mapping[str, str]) -> dict[str, tuple[str, int]]:
+        """Where the bytes of a new file's tensors are. Each place is given once: of tensors that are equal by chance (zeros of one shape)
+        as many are found as were there before, and a reader never finds two in one place."""
+        free = {content: iter(places) for content, places in self.found.items()}
+        matched: dict[str, tuple[str, int]] = {}
+        for key, entry in header.tensors.items():
+            places = free.get((entry.size_bytes, digests[key]), iter(()))
+            if entry.size_bytes >= SMALLEST_REFERENCE_BYTES and (place := next(places, None)) is not None:
+                matched[key] = place
+        return matched
 
 
 class Increments:
@@ -117,11 +130,7 @@ class Increments:
         tier = next((handle.name for handle in self._node.durable if handle.state != "down"), None)
         if base is None or tier is None:
             return {}
-        matched: dict[str, tuple[str, int]] = {}
-        for key, entry in header.tensors.items():
-            place = base.found.get((entry.size_bytes, whole.tensors[key]))
-            if place is not None and entry.size_bytes >= SMALLEST_REFERENCE_BYTES:
-                matched[key] = place
+        matched = base.match(header, whole.tensors)
         used: Counter[str] = Counter()
         for key, (object_id, _) in matched.items():
             used[object_id] += header.tensors[key].size_bytes

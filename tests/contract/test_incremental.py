@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
+from safetensors.numpy import load_file
 
 import ckptstore
 from ckptstore.errors import InvalidInput
 from ckptstore.layout import LAYOUT_KEY
 from ckptstore.safetensors_format import TensorEntry, build_header
-from ckptstore_client import Store
+from ckptstore_client import Store, whole_copy
 from ckptstore_server.part_check import check_file
 from ckptstore_server.tensor_digests import digest_file
 from ckptstore_tiers.checksums import BlockDigests
@@ -164,6 +165,27 @@ def test_a_tensor_is_found_by_its_bytes_whatever_it_is_called_and_one_of_another
     with place.connect() as cold:
         assert_same(cold.load("/run/1"), {"model": {"renamed": weight}})
         assert_same(cold.load("/run/2"), {"model": {"renamed": weight[: BLOCK // 2]}})
+
+
+def test_a_copy_is_one_whole_file_that_any_reader_opens(
+    place: Place, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole_copy, "CHUNK_BYTES", 1_000_003)
+    zeros = {f"zeros{number}": np.zeros(5000, np.float32) for number in range(3)}
+    for step in range(3):
+        save(store, f"/run/{step}", state_of(step) | {"moments": zeros, "scale": np.float32([step])})
+    copy = store.get("/run/2", tmp_path / "copy")
+    (file,) = copy.glob("rank-*")
+    found = load_file(file)
+    assert_same(found["base/layer2"], noise(2, BLOCK + 12_347))
+    assert_same(found["lora"], noise(1002, (BLOCK + 12_345) // 10))
+    assert all(np.array_equal(found[f"moments/{name}"], value) for name, value in zeros.items())
+    assert len(found) == 3 + 1 + 3 + 1
+    single = store.get("/run/2/rank-00000-of-00001.safetensors", tmp_path / "single")
+    assert single.read_bytes() == file.read_bytes()
+    place.restart()
+    with place.connect() as cold:
+        assert_same(cold.load("/run/2")["moments"], zeros)
 
 
 def test_references_name_the_object_that_holds_the_bytes_however_long_the_chain(place: Place, store: Store) -> None:
