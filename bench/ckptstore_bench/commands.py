@@ -15,6 +15,7 @@ from ckptstore_bench.load.command import load
 from ckptstore_bench.plan.command import plan
 from ckptstore_bench.report import Report
 from ckptstore_bench.running import FolderOption, JsonFile, PageFile, RoundsOption, Steps, positive_size, run
+from ckptstore_bench.s3.command import s3
 from ckptstore_bench.save.command import save
 from ckptstore_bench.tiers.command import tiers
 from ckptstore_client.cli.invocation import CommandGroup, Invocation
@@ -57,3 +58,4 @@ group.command("tiers")(tiers)
 group.command("checkpoint")(checkpoint)
 group.command("codecs")(codecs)
 group.command("interference")(interference)
+group.command("s3")(s3)
