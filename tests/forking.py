@@ -72,7 +72,7 @@ def rebuild(home: Path, armed: str) -> None:
 
     log_into(home)
     with failpoints.armed(armed):
-        rebuild_command.main(home=home, allow_missing=None, delete_unknown=False, as_json=False)
+        rebuild_command.main(home=home, allow_missing=None, allow_stale=None, delete_unknown=False, as_json=False)
 
 
 def log_into(home: Path) -> None:

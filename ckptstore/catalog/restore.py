@@ -123,6 +123,20 @@ class Restore(Core):
         state = self._db.read("look up publication", lambda tx: tx.execute(query).scalar_one_or_none(), publication_id)
         return Outcome(state) if state not in (None, _REMAINS) else None
 
+    def is_live(self, publication_id: str) -> bool | None:
+        """Whether a publication is live or an older version that is still kept; False if it was deleted, None if it is unknown."""
+        query = select(publications.c.state).where(publications.c.publication_id == publication_id)
+        state = self._db.read("look up publication", lambda tx: tx.execute(query).scalar_one_or_none(), publication_id)
+        return None if state is None else state in ("live", "superseded")
+
+    def rebuilt(self) -> tuple[int, str]:
+        """The number of the rebuild that made this catalog, and the node that did it; (0, "") if it was never rebuilt."""
+
+        def work(tx: Connection) -> tuple[int, str]:
+            return int(fact(tx, "generation") or 0), fact(tx, "rebuilt_by") or ""
+
+        return self._db.read("look up rebuild", work)
+
     def note_seen(self, header: RecordHeader) -> None:
         """Let the counters go on above a publication that is not restored."""
 
@@ -167,8 +181,8 @@ class Restore(Core):
 
         return self._db.write("restore publication", work, header.path)
 
-    def end_restore(self) -> None:
-        """Queue the steps that deletions still owe, and open the catalog for use."""
+    def end_restore(self, generation: int = 1) -> None:
+        """Queue the steps that deletions still owe, and open the catalog for use. `generation`: which rebuild of the store this was."""
 
         def work(tx: Connection) -> None:
             if fact(tx, "rebuilding") is None:
@@ -176,6 +190,8 @@ class Restore(Core):
             lock_namespace(tx)
             queue_tombstones_everywhere(tx, self.node)
             set_fact(tx, "rebuilding", None)
+            set_fact(tx, "generation", str(generation))
+            set_fact(tx, "rebuilt_by", self.node)
 
         self._db.write("end rebuild", work)
 

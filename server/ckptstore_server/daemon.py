@@ -27,6 +27,7 @@ from ckptstore.errors import AlreadyRunning, ConfigInvalid, TierUnavailable
 from ckptstore.paths import is_id, new_id
 from ckptstore_server.api.app import create_app
 from ckptstore_server.fd_server import DescriptorServer
+from ckptstore_server.generations import catch_up
 from ckptstore_server.lane import Lane
 from ckptstore_server.lending import Lending
 from ckptstore_server.node import Node
@@ -131,6 +132,7 @@ class Daemon:
 
     async def _serve(self, node: Node) -> None:
         await self._open_tiers(node)
+        await node.run(node.upkeep_executor, catch_up, node)
         services = Services.build(node, self._stop.set)
         lost = await node.query(node.catalog.abandon, node.node_id, "the daemon that held its snapshot was restarted")
         services.attempts.ended(lost)

@@ -26,6 +26,7 @@ from ckptstore.errors import ChecksumMismatch, InvalidInput, NotFound, TierUnava
 from ckptstore.failpoints import declare, failpoint
 from ckptstore.paths import is_id
 from ckptstore.records import RecordHeader, read_record, read_tombstone
+from ckptstore_server.generations import stale_tiers
 from ckptstore_server.identity import check_root, is_empty_root, root_store
 from ckptstore_tiers.checksums import BlockDigests
 from ckptstore_tiers.codecs import CodecTier
@@ -61,6 +62,8 @@ class RebuildReport:
     #: Records and tombstones that could not be read, as "tier: key: why".
     unreadable: list[str] = field(default_factory=list)
     missing_tiers: list[str] = field(default_factory=list)
+    #: This node's tiers that were away at the last rebuild: what they alone tell may have been removed since.
+    stale_tiers: set[str] = field(default_factory=set)
     unknown_objects: int = 0
     unknown_bytes: int = 0
     #: The first of the unknown objects, as "tier: key".
@@ -80,18 +83,25 @@ class _Found:
 
 
 def rebuild(
-    settings: Settings, tiers: Mapping[str, CodecTier], catalog: Catalog, *, allow_missing: Collection[str] = frozenset()
+    settings: Settings,
+    tiers: Mapping[str, CodecTier],
+    catalog: Catalog,
+    *,
+    allow_missing: Collection[str] = frozenset(),
+    allow_stale: Collection[str] = frozenset(),
 ) -> RebuildReport:
     """Restore `catalog`, which is empty, from the open `tiers` of this node.
 
     Raises WrongStore if the roots belong to different stores, or one to none though it is not empty, or the catalog is not empty;
-    TierUnavailable for a configured tier that is not open or does not answer, unless it is in `allow_missing`.
+    TierUnavailable for a configured tier that is not open or does not answer, unless it is in `allow_missing`. What only a tier tells
+    that was away at the last rebuild is left where it is, and reported, unless the tier is in `allow_stale`.
     """
     usable, store_id = _usable_tiers(settings, tiers, allow_missing)
     rows = [TierRow(tier.name, position, tier.is_shared, tier.durable) for position, tier in enumerate(settings.effective_tiers)]
     catalog.begin_restore(store_id, rows)
     failpoint(BEGUN)
-    report = RebuildReport(store_id, missing_tiers=[row.name for row in rows if row.name not in usable])
+    stale, generation = stale_tiers(usable, {row.name: row.shared for row in rows})
+    report = RebuildReport(store_id, missing_tiers=[row.name for row in rows if row.name not in usable], stale_tiers=stale - {*allow_stale})
     for name, tier in usable.items():
         _restore_tombstones(name, tier, catalog, report)
     with ThreadPoolExecutor(STAT_THREADS, "rebuild") as pool:
@@ -100,7 +110,7 @@ def rebuild(
                 _restore_one(key, name, usable, catalog, report, pool)
                 failpoint(BETWEEN_PUBLICATIONS)
     failpoint(BEFORE_END)
-    catalog.end_restore()
+    catalog.end_restore(generation)
     failpoint(ENDED)
     for name, stat in unknown_objects(usable, catalog, report):
         report.unknown_objects += 1
@@ -212,8 +222,10 @@ def _restore_one(
     lost = [item.file.name or found.header.path for item in files if not item.tiers]
     lost += [item.reference.file.key for item in referred if not item.tiers]
     unlisted = found.header.file_count - len(files)
-    if lost or unlisted:
-        why = f"{len(lost)} of its files are in no tier ({lost[0]!r})" if lost else f"no record lists {unlisted} of its files"
+    if lost or unlisted or report.stale_tiers.issuperset(found.recorded):
+        why = f"only {found.recorded[0]} knows it, which was away at the last rebuild: it may have been removed since"
+        if lost or unlisted:
+            why = f"{len(lost)} of its files are in no tier ({lost[0]!r})" if lost else f"no record lists {unlisted} of its files"
         report.incomplete.append(Incomplete(publication_id, found.header.path, found.header.sequence, why))
         report.held_back.update(found.files, found.references)
         catalog.note_seen(found.header)

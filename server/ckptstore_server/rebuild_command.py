@@ -33,23 +33,27 @@ app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions
 def main(
     home: Annotated[Path | None, typer.Option(help="the home folder")] = None,
     allow_missing: Annotated[list[str] | None, typer.Option(help="go on without this tier")] = None,
+    allow_stale: Annotated[list[str] | None, typer.Option(help="believe this tier, though it was away at the last rebuild")] = None,
     delete_unknown: Annotated[bool, typer.Option("--delete-unknown", help="delete objects that no record names")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Restore the catalog of this home from the commit records in its tiers."""
     try:
         settings = read_settings(home=home)
-        report, swept = _rebuild(settings, frozenset(allow_missing or ()), delete_unknown=delete_unknown)
+        report, swept = _rebuild(settings, frozenset(allow_missing or ()), frozenset(allow_stale or ()), delete_unknown=delete_unknown)
     except CkptStoreError as error:
         print(f"ckptstore: {error}", file=sys.stderr)
         if as_json:
             print(json.dumps(error.to_wire()), file=sys.stderr)
         raise SystemExit(error.exit_code) from error
-    document = {name: value for name, value in dataclasses.asdict(report).items() if name != "held_back"} | {"deleted_unknown": swept}
+    document = {name: value for name, value in dataclasses.asdict(report).items() if name != "held_back"}
+    document |= {"stale_tiers": sorted(report.stale_tiers), "deleted_unknown": swept}
     print(json.dumps(document) if as_json else "\n".join(_lines(report, swept)))
 
 
-def _rebuild(settings: Settings, allow_missing: frozenset[str], *, delete_unknown: bool) -> tuple[RebuildReport, int]:
+def _rebuild(
+    settings: Settings, allow_missing: frozenset[str], allow_stale: frozenset[str], *, delete_unknown: bool
+) -> tuple[RebuildReport, int]:
     # What a save of another daemon may have written by now is too young to be called unknown.
     before_s = time.time() - settings.attempt_timeout_s
     with ExitStack() as stack:
@@ -58,7 +62,7 @@ def _rebuild(settings: Settings, allow_missing: frozenset[str], *, delete_unknow
         tiers = stack.enter_context(_opened(settings, allow_missing))
         catalog = Catalog.open(settings.effective_catalog_url, node=node_id, node_name=socket.gethostname())
         stack.callback(catalog.close)
-        report = rebuild(settings, tiers, catalog, allow_missing=allow_missing)
+        report = rebuild(settings, tiers, catalog, allow_missing=allow_missing, allow_stale=allow_stale)
         swept = sweep_unknown(tiers, catalog, report, before_s=before_s) if delete_unknown else 0
     return report, swept
 
@@ -86,7 +90,8 @@ def _lines(report: RebuildReport, swept: int) -> list[str]:
     return [
         f"store {report.store_id}: {report.restored} restored, {report.superseded} older versions, {report.deleted} deleted before",
         *(f"without tier {name}" for name in report.missing_tiers),
-        *(f"incomplete: {item.path!r}: {item.why}" for item in report.incomplete),
+        *(f"tier {name} was away at the last rebuild" for name in sorted(report.stale_tiers)),
+        *(f"not restored: {item.path!r}: {item.why}" for item in report.incomplete),
         *(f"unreadable: {said!r}" for said in report.unreadable),
         *([f"{report.unknown_objects} objects that no record names ({report.unknown_bytes} bytes)"] if report.unknown_objects else []),
         *([f"{swept} of them deleted"] if swept else []),

@@ -243,6 +243,13 @@ def test_what_was_removed_while_a_node_was_away_goes_from_its_nvme_when_it_is_ba
             assert not published(on_b, "/two/removed")
 
 
+def new_catalog(cluster: Cluster, postgres: Postgres) -> None:
+    """The old one is lost."""
+    url = postgres.database()
+    for name in ("a", "b"):
+        cluster.configure(name, url)
+
+
 def test_a_rebuild_while_a_node_is_away_does_not_bring_back_what_was_removed(fresh: Cluster, postgres: Postgres) -> None:
     with fresh:
         save_all(fresh, "/two/removed", 9, "pfs")
@@ -255,9 +262,7 @@ def test_a_rebuild_while_a_node_is_away_does_not_bring_back_what_was_removed(fre
             on_a.rm("/two/of-b")
             until("the tombstones", lambda: len(fresh.pfs_files("tombstones")) == 2 and len(fresh.pfs_files("records")) == 1)
         fresh.a.daemon.stop()
-        url = postgres.database()
-        for name in ("a", "b"):
-            fresh.configure(name, url)
+        new_catalog(fresh, postgres)
         report = fresh.a.rebuild()
         assert (report["restored"], report["deleted"]) == (1, 2)
         fresh.start()
@@ -266,6 +271,63 @@ def test_a_rebuild_while_a_node_is_away_does_not_bring_back_what_was_removed(fre
                 assert [entry.name for entry in store.ls("/two")] == ["kept"]
                 for rank in range(WORLD_SIZE):
                     assert_part(store.load("/two/kept", rank=rank), rank, 10)
+
+
+def test_what_was_removed_while_a_node_was_away_is_not_brought_back_by_its_own_rebuild(fresh: Cluster, postgres: Postgres) -> None:
+    """B's NVMe holds records whose tombstones went with the catalog that knew of them: they are neither believed nor deleted unasked."""
+    with fresh:
+        with fresh.b.connect() as on_b:
+            on_b.save("/two/removed", part(0, 9)).wait("pfs", timeout_s=PATIENCE_S)
+            on_b.save("/two/kept", part(0, 10)).wait("pfs", timeout_s=PATIENCE_S)
+        fresh.b.daemon.stop()
+        with fresh.a.connect() as on_a:
+            on_a.rm("/two/removed")
+            until("the tombstone", lambda: len(fresh.pfs_files("tombstones")) == 1 and len(fresh.pfs_files("records")) == 1)
+        fresh.a.daemon.stop()
+        new_catalog(fresh, postgres)
+        assert fresh.a.rebuild()["restored"] == 1
+        fresh.a.daemon.start()
+        until("the end of the tombstone", lambda: not fresh.pfs_files("tombstones"))
+
+        fresh.b.daemon.start()
+        with fresh.b.connect() as on_b:
+            (told,) = (error.what for error in on_b.status().errors if error.where == "catch up nvme")
+            assert "1 checkpoints lie here that the catalog does not know ('/two/removed')" in told
+            assert [entry.name for entry in on_b.ls("/two")] == ["kept"]
+        assert fresh.b.objects("/two/removed"), "who knows whether anybody else has it?"
+        for node in (fresh.a, fresh.b):
+            node.daemon.stop()
+
+        new_catalog(fresh, postgres)
+        report = fresh.b.rebuild()
+        assert (report["restored"], report["stale_tiers"]) == (1, ["nvme"])
+        ((path, why),) = ((item["path"], item["why"]) for item in report["incomplete"])
+        assert path == "/two/removed"
+        assert "away at the last rebuild" in why
+        fresh.b.daemon.start()
+        with fresh.b.connect() as on_b:
+            assert [entry.name for entry in on_b.ls("/two")] == ["kept"]
+        fresh.b.daemon.stop()
+
+        new_catalog(fresh, postgres)  # and when the operator says so, it does
+        assert fresh.b.rebuild("--allow-stale", "nvme")["restored"] == 2
+
+
+def test_a_node_that_comes_back_deletes_what_the_rebuilt_catalog_knows_as_deleted(fresh: Cluster, postgres: Postgres) -> None:
+    with fresh:
+        with fresh.b.connect() as on_b:
+            on_b.save("/two/removed", part(0, 9)).wait("pfs", timeout_s=PATIENCE_S)
+        fresh.b.daemon.stop()
+        with fresh.a.connect() as on_a:
+            on_a.rm("/two/removed")
+            until("the tombstone", lambda: len(fresh.pfs_files("tombstones")) == 1 and not fresh.pfs_files("records"))
+        fresh.a.daemon.stop()
+        new_catalog(fresh, postgres)
+        assert fresh.a.rebuild()["deleted"] == 1
+        fresh.b.daemon.start()  # before A has worked off the tombstone
+        until("the deletion on B", lambda: not fresh.b.objects("/two/removed") and not any((fresh.b.nvme / "records").iterdir()))
+        with fresh.b.connect() as on_b:
+            assert not [error for error in on_b.status().errors if error.where == "catch up nvme"]
 
 
 # --- over the network --------------------------------------------------------------------------------------------------------------

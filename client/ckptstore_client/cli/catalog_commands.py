@@ -23,6 +23,10 @@ def rebuild(
     allow_missing: Annotated[
         list[str] | None, typer.Option(metavar="TIER", help="Go on without this tier, though it does not answer. May be repeated.")
     ] = None,
+    allow_stale: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TIER", help="Believe this tier, though its node was away at the last rebuild. May be repeated."),
+    ] = None,
     delete_unknown: Annotated[
         bool, typer.Option("--delete-unknown", help="Also delete objects that no record names: what half a save left behind.")
     ] = False,
@@ -38,6 +42,7 @@ def rebuild(
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Rebuild the catalog of {settings.home} from its tiers?", abort=True, err=True)
     arguments = ["--home", str(settings.home), *(part for tier in allow_missing or [] for part in ("--allow-missing", tier))]
+    arguments += [part for tier in allow_stale or [] for part in ("--allow-stale", tier)]
     if delete_unknown:
         arguments.append("--delete-unknown")
     if invocation.terminal.as_json:
