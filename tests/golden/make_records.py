@@ -1,8 +1,8 @@
-"""The values that the golden records of format version 1 hold. The files beside it are never rewritten."""
+"""The values that the golden records of format versions 1 and 2 hold. The files beside it are never rewritten."""
 
 from __future__ import annotations
 
-from ckptstore.catalog.model import StoredFile
+from ckptstore.catalog.model import Reference, StoredFile
 from ckptstore.records import RecordHeader, write_record, write_tombstone
 from ckptstore_tiers.checksums import BlockDigests
 
@@ -27,6 +27,23 @@ def files_v1() -> list[StoredFile]:
         key = f"objects/runs/größe 日本/step-000100/{name}~{object_id}"
         files.append(StoredFile(object_id, name, 0, key, "node-a", digests.size_bytes, digests.root, digests.blocks))
     return files
+
+
+def header_v2() -> RecordHeader:
+    return header_v1().model_copy(update={"version": 2})
+
+
+def references_v2() -> list[Reference]:
+    digests = BlockDigests.of(b"frozen" * 1000)
+    object_id = "0199a1b2c3d3" + "0" * 20
+    name = "rank-00000.safetensors"
+    key = f"objects/runs/größe 日本/step-000050/{name}~{object_id}"
+    file = StoredFile(object_id, name, 0, key, "node-a", digests.size_bytes, digests.root, digests.blocks)
+    return [Reference(file, "0199a1b2c3d2" + "0123456789abcdef0123", "/runs/größe 日本/step-000050", 0, 5000)]
+
+
+def record_v2() -> bytes:
+    return b"".join(write_record(header_v2(), files_v1(), references_v2()))
 
 
 def record_v1() -> bytes:

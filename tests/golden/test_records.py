@@ -1,4 +1,4 @@
-"""Commit records and tombstones: version 1 stays byte for byte as it is, and what is not as it was written is refused."""
+"""Commit records and tombstones: versions 1 and 2 stay byte for byte as they are, and what is not as it was written is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import xxhash
 
 from ckptstore.errors import ChecksumMismatch, CkptStoreError, InvalidInput
 from ckptstore.records import read_record, read_tombstone, write_record
-from tests.golden.make_records import PUBLICATION, files_v1, header_v1, record_v1, tombstone_v1
+from tests.golden.make_records import (
+    PUBLICATION,
+    files_v1,
+    header_v1,
+    header_v2,
+    record_v1,
+    record_v2,
+    references_v2,
+    tombstone_v1,
+)
 
 HERE = Path(__file__).parent
 
@@ -37,6 +46,31 @@ def test_version_1_is_read_as_it_was_meant() -> None:
     assert list(record.files()) == files_v1()
     tombstone = read_tombstone((HERE / "tombstone-v1.json").read_bytes(), subject="golden")
     assert (tombstone.publication_id, tombstone.sequence) == (PUBLICATION, 42)
+
+
+def test_version_2_is_written_and_read_as_it_always_was() -> None:
+    assert record_v2() == (HERE / "record-v2.jsonl").read_bytes()
+    record = read_record((HERE / "record-v2.jsonl").read_bytes(), subject="golden")
+    assert record.header == header_v2()
+    assert (list(record.files()), list(record.references())) == (files_v1(), references_v2())
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "new", "why"),
+    [
+        (0, b'"version":2', b'"version":1', "3 of 3|3 files"),
+        (3, b'"publication_id":"0199', b'"publication_id":"xx99', "publication_id"),
+        (3, b'"path":"/runs/', b'"path":"/../', r"'\.\.'"),
+        (3, b'"path":"/runs/', b'"path":"/walks/', "not that of its file"),
+        (3, b'"size":5000', b'"size":-1', "size"),
+    ],
+)
+def test_a_reference_that_breaks_a_rule_is_refused_by_name(line: int, old: bytes, new: bytes, why: str) -> None:
+    lines = record_v2().split(b"\n")[:-2]
+    assert old in lines[line]
+    lines[line] = lines[line].replace(old, new, 1)
+    with pytest.raises(InvalidInput, match=why):
+        list(read_record(_sealed(lines), subject="crafted").references())
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 500, -1, -2, -40])
