@@ -138,7 +138,8 @@ class Lane:
                 movement.called_off = True
             self._changed.notify_all()
 
-    def pass_block(self, movement: Movement, size_bytes: int) -> None:
+    def pass_read(self, movement: Movement, size_bytes: int) -> None:
+        """When the machine can spare it, or the deadline needs it."""
         if movement.quietly:
             self._yield_once()
             self._book()
@@ -148,15 +149,19 @@ class Lane:
                 if rest_s < SHORTEST_REST_S:
                     break
                 self._rest(self._changed, min(rest_s, LONGEST_REST_S))
+            _refuse_called_off(movement)
+            movement.moved_bytes += size_bytes
+            self._due.took(size_bytes)
+        self.passed.add(size_bytes)
+
+    def pass_write(self, movement: Movement, size_bytes: int) -> None:
+        """When the tier's limit has room for it."""
+        with self._changed:
             if self._pace is not None and not movement.called_off:
                 turn_s = self._clock() + self._pace.reserve(size_bytes)
                 while not movement.called_off and (rest_s := turn_s - self._clock()) > SHORTEST_REST_S:
                     self._rest(self._changed, rest_s)
-            if movement.called_off:
-                raise CalledOff("it is not wanted any more", operation="drain")
-            movement.moved_bytes += size_bytes
-            self._due.took(size_bytes)
-        self.passed.add(size_bytes)
+            _refuse_called_off(movement)
 
     def _yield_once(self) -> None:
         if not getattr(self._mine, "yielded", False):
@@ -183,4 +188,16 @@ class Movement:
         self.moved_bytes = 0
 
     def take(self, size_bytes: int) -> None:
-        self._lane.pass_block(self, size_bytes)
+        self._lane.pass_read(self, size_bytes)
+        self._lane.pass_write(self, size_bytes)
+
+    def read(self, size_bytes: int) -> None:
+        self._lane.pass_read(self, size_bytes)
+
+    def write(self, size_bytes: int) -> None:
+        self._lane.pass_write(self, size_bytes)
+
+
+def _refuse_called_off(movement: Movement) -> None:
+    if movement.called_off:
+        raise CalledOff("it is not wanted any more", operation="drain")

@@ -19,6 +19,7 @@ from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests
 from ckptstore_tiers.codecs import CodecTier, Compression
 from ckptstore_tiers.codecs_reader import DecodingReader
 from ckptstore_tiers.float_regions import PLAIN, Regions
+from ckptstore_tiers.paced import PacedSource
 from ckptstore_tiers.posix import PosixTier
 from ckptstore_tiers.sources import MemorySource
 from tests.contract.float_files import mixed_file, one_tensor
@@ -243,6 +244,41 @@ def test_content_compressed_by_another_release_is_accepted_again(open_tier: Open
     monkeypatch.undo()
     assert tier.put(key, MemorySource(COMPRESSIBLE)) == BlockDigests.of(COMPRESSIBLE)
     assert stored(tier, key) == COMPRESSIBLE
+
+
+# -- at a pace --------------------
+
+
+class Noted:
+    """A gate that lets everything pass."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, int] = {}
+
+    def _note(self, act: str, size_bytes: int) -> None:
+        self.taken[act] = self.taken.get(act, 0) + size_bytes
+
+    def take(self, size_bytes: int) -> None:
+        self._note("taken", size_bytes)
+
+    def read(self, size_bytes: int) -> None:
+        self._note("read", size_bytes)
+
+    def write(self, size_bytes: int) -> None:
+        self._note("written", size_bytes)
+
+
+@pytest.mark.parametrize("compression", get_args(Compression))
+def test_against_a_limit_counts_what_is_written(open_tier: OpenTier, compression: Compression) -> None:
+    tier, key, gate = open_tier(compression), new_key(), Noted()
+    tier.put(key, PacedSource(MemorySource(MIXED), gate))
+    written = tier.stat(key, size_bytes=len(MIXED)).stored_bytes
+    if compression == "none":
+        assert gate.taken == {"taken": len(MIXED)}
+    else:
+        assert gate.taken["written"] == written
+        assert len(MIXED) <= gate.taken["read"] <= len(MIXED) + BLOCK_BYTES  # the first block also tells which codec
+        assert "taken" not in gate.taken
 
 
 # -- before it counts --------------------

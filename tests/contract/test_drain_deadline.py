@@ -17,7 +17,7 @@ from ckptstore_server.lane import CalledOff, Lane
 from ckptstore_server.pressure import Reading
 from ckptstore_server.quiet import QuietBudget
 from ckptstore_tiers.checksums import BLOCK_BYTES
-from ckptstore_tiers.paced import PacedSource
+from ckptstore_tiers.paced import PacedSource, in_two_steps
 from ckptstore_tiers.scratch import ScratchPool
 from ckptstore_tiers.sources import MemorySource
 
@@ -134,6 +134,26 @@ def test_on_a_busy_machine_blocks_rest_and_on_an_idle_one_they_do_not() -> None:
     idle = BusyMachine()
     idle.others_cpus = 0.0
     assert seconds_for(idle, idle.lane(), 60) < 3.0
+
+
+def test_of_a_put_in_two_steps_reading_rests_and_writing_keeps_the_limit() -> None:
+    """A tier that compresses: what is read counts as moved, what is written counts against the limit."""
+    machine = BusyMachine()
+    lane, source = machine.lane(limit_bytes_s=BLOCK_BYTES), MemorySource(bytes(BLOCK_BYTES) * 60)
+    with lane.moving("object", quietly=True) as movement, ScratchPool().borrow() as scratch:
+        read, paced = in_two_steps(PacedSource(source, movement))
+        for index in range(60):
+            read.block(index, scratch)
+        assert machine.now_s - 1000.0 == pytest.approx((60 * 0.01 - 0.2) / 0.04, rel=0.2)
+        assert lane.moved_bytes() == 60 * BLOCK_BYTES
+        begin_s, written = machine.now_s, paced(source)
+        for index in range(10):
+            written.block(index, scratch)
+        assert machine.now_s - begin_s == pytest.approx(9, abs=1)
+        assert lane.moved_bytes() == 60 * BLOCK_BYTES
+        lane.call_off("object")
+        with pytest.raises(CalledOff):
+            written.block(10, scratch)
 
 
 def test_what_somebody_waits_for_does_not_rest() -> None:

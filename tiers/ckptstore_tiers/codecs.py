@@ -33,6 +33,7 @@ from ckptstore_tiers.codecs_spool import Spool
 from ckptstore_tiers.float_file import VERSION, FloatEncoder
 from ckptstore_tiers.float_regions import read_regions
 from ckptstore_tiers.interface import BlockSource, ObjectReader, ObjectStat, Tier, TierFacts, TierUsage
+from ckptstore_tiers.paced import in_two_steps
 from ckptstore_tiers.scratch import ScratchPool
 from ckptstore_tiers.sources import ReaderSource
 from ckptstore_tiers.transfer_figures import ReportsTransfers, TransferFigures
@@ -78,11 +79,12 @@ class CodecTier:
             return self._inner.put(key, source, expected=expected)
         if self._compression == "none":
             return self._put_plain(key, source, expected)
-        blocks = DigestedBlocks(source, expected, subject=key, tier=self.facts.name)
+        read, paced = in_two_steps(source)
+        blocks = DigestedBlocks(read, expected, subject=key, tier=self.facts.name)
         with self._spool.compressed(key, blocks, *self._codec_for(blocks)) as compressed:
             digests = blocks.digests()
             try:
-                self._inner.put(key, compressed)
+                self._inner.put(key, paced(compressed))
             except (ChecksumMismatch, AlreadyExists) as refused:
                 self._accept_equal_content(key, digests, refused)
         return digests

@@ -24,6 +24,12 @@ class Gate(Protocol):
     def take(self, size_bytes: int) -> None:
         """Return when so many bytes more may pass; raise if they never will."""
 
+    def read(self, size_bytes: int) -> None:
+        """`take` for bytes that the tier does not write as they are: its limit is not touched."""
+
+    def write(self, size_bytes: int) -> None:
+        """`take` for what is written in their stead: it counts against the limit, and against nothing else."""
+
 
 class Pace:
     """Bytes per second, shared by whoever holds this object. `clock` and `sleep` are the test's to replace, in seconds."""
@@ -58,13 +64,21 @@ class Pace:
         if (wait_s := self.reserve(size_bytes)) > 0:
             self._sleep(wait_s)
 
+    def read(self, size_bytes: int) -> None:
+        """A limit is for what is written."""
+
+    def write(self, size_bytes: int) -> None:
+        self.take(size_bytes)
+
 
 class PacedSource:
     """Another source, at a pace. A block that is read again (it changed, or its file is written anew) is paid for again."""
 
-    def __init__(self, source: BlockSource, pace: Gate) -> None:
+    def __init__(self, source: BlockSource, pace: Gate, *, take: Callable[[int], None] | None = None) -> None:
+        """`take` is what a block passes, `pace.take` unless told otherwise."""
         self._source = source
         self._pace = pace
+        self._take = take or pace.take
 
     @property
     def size_bytes(self) -> int:
@@ -75,5 +89,15 @@ class PacedSource:
         return self._source.stable
 
     def block(self, index: int, scratch: memoryview) -> memoryview:
-        self._pace.take(max(0, block_length(index, self.size_bytes)))
+        self._take(max(0, block_length(index, self.size_bytes)))
         return self._source.block(index, scratch)
+
+    def in_two_steps(self) -> tuple[BlockSource, Callable[[BlockSource], BlockSource]]:
+        """The source to read, and the way to write what was made of all of it."""
+        read = PacedSource(self._source, self._pace, take=self._pace.read)
+        return read, lambda made: PacedSource(made, self._pace, take=self._pace.write)
+
+
+def in_two_steps(source: BlockSource) -> tuple[BlockSource, Callable[[BlockSource], BlockSource]]:
+    """For a tier that reads the whole source before it writes something else: each step at its own pace, if the source has one."""
+    return source.in_two_steps() if isinstance(source, PacedSource) else (source, lambda made: made)
