@@ -7,7 +7,9 @@ from typing import Any
 
 from ckptstore_bench import machine
 from ckptstore_bench.plan.answer import Plan
+from ckptstore_bench.plan.demand import BUSY_LIMIT
 from ckptstore_bench.plan.intervals import goodput
+from ckptstore_bench.plan.speeds import MEMORY
 from ckptstore_bench.report import Bars, Cell, Column, Lines, Report, Table
 
 LIMIT = (
@@ -28,7 +30,7 @@ def plan_report(plan: Plan, *, settings: dict[str, Any], source: str) -> Report:
         settings=settings,
         machine=machine.describe(Path.cwd()),
         tables=tuple(table for table in (_job(plan), _tiers(plan), _reading(plan), _ways(plan)) if table.rows),
-        plots=(_needed_and_allowed(plan), _goodput(plan)) if plan.ways else (),
+        plots=(_busy(plan), _goodput(plan)) if plan.ways else (),
         notes=tuple(plan.sentences()),
     )
 
@@ -136,15 +138,13 @@ def _ways(plan: Plan) -> Table:
     return Table(title="Ways to save", columns=columns, rows=rows, note=note)
 
 
-def _needed_and_allowed(plan: Plan) -> Bars:
+def _busy(plan: Plan) -> Bars:
+    durable = [found for found in plan.demands if found.tier.name != MEMORY]
     return Bars(
-        title="Bandwidth of a node while all write: needed and allowed",
-        kind="bytes_per_s",
-        categories=tuple(found.tier.name for found in plan.demands),
-        series={
-            "needed": tuple(found.needed_node for found in plan.demands),
-            "allowed": tuple(found.allowed_write for found in plan.demands),
-        },
+        title=f"How busy each tier is; above {BUSY_LIMIT:.0%} it never catches up after an outage",
+        kind="percent",
+        categories=tuple(found.tier.name for found in durable),
+        series={"busy": tuple(found.busy * 100 for found in durable)},
     )
 
 

@@ -60,8 +60,8 @@ def memory_place(sink: memoryview, extent: Extent, *, huge_pages: bool) -> Place
 
 def posix_place(tier: TierSettings, home: Path, extent: Extent) -> Place:
     assert tier.path is not None
-    takes_direct = tier.direct_io != "never" and takes_direct_io(tier.path)
-    present = Setting(tier.write_size, tier.write_threads, takes_direct)
+    takes_direct = takes_direct_io(tier.path)  # also where it is configured away: it may be better
+    present = Setting(tier.write_size, tier.write_threads, takes_direct and tier.direct_io != "never")
     ways = [True, False] if takes_direct else [False]
     grid = {Setting(block, threads, direct) for block in extent.blocks for threads in extent.threads for direct in ways}
 
@@ -70,7 +70,7 @@ def posix_place(tier: TierSettings, home: Path, extent: Extent) -> Place:
         if setting is not None:
             # A reader takes any block and any number of threads; only what is written is bound to the tier's own.
             size_bytes = min(max(setting.block_bytes // (64 << 10) * (64 << 10), 64 << 10), BLOCK_BYTES)
-            direct_io = tier.direct_io if setting.direct else "never"
+            direct_io = "auto" if setting.direct else "never"
             asked = asked.model_copy(update={"direct_io": direct_io, "write_threads": setting.threads, "write_size": size_bytes})
         return open_tier(asked, home)
 

@@ -209,18 +209,17 @@ def _beside(results: Sequence[TierResult]) -> Bars:
 
 
 def _plots(measured: Measured) -> list[Plot]:
-    acts: tuple[Act, ...] = ("write", "read")
+    shown_maps: tuple[tuple[Act, Side], ...] = (("write", "store"), ("write", "device"), ("read", "store"))
     maps: list[Plot] = [
         found
-        for act in acts
+        for act, side in shown_maps
         for direct in (None, True, False)
-        if (found := _heatmap(measured, act, direct)) is not None
+        if (found := _heatmap(measured, act, side, direct)) is not None
     ]
     return [*maps, _latencies(measured)] if any(row.latencies_s("store") for row in measured.rows.values()) else maps
 
 
-def _heatmap(measured: Measured, act: Act, direct: bool | None) -> Heatmap | None:
-    side: Side = "device" if act == "write" else "store"
+def _heatmap(measured: Measured, act: Act, side: Side, direct: bool | None) -> Heatmap | None:
     rows = [row for row in measured.of(act) if row.setting.direct == direct and row.rates(side)]
     blocks = sorted({row.setting.block_bytes for row in rows})
     threads = sorted({row.setting.threads for row in rows})
