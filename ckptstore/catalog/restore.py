@@ -127,7 +127,7 @@ class Restore(Core):
         """Whether a publication is live or an older version that is still kept; False if it was deleted, None if it is unknown."""
         query = select(publications.c.state).where(publications.c.publication_id == publication_id)
         state = self._db.read("look up publication", lambda tx: tx.execute(query).scalar_one_or_none(), publication_id)
-        return None if state is None else state in ("live", "superseded")
+        return None if state in (None, _REMAINS) else state in ("live", "superseded")
 
     def rebuilt(self) -> tuple[int, str]:
         """The number of the rebuild that made this catalog, and the node that did it; (0, "") if it was never rebuilt."""
