@@ -48,7 +48,7 @@ from ckptstore_tiers.keys import UNFINISHED, check_key, unfinished_owner
 from ckptstore_tiers.posix_errors import from_os_error, translated
 from ckptstore_tiers.posix_folders import Folders
 from ckptstore_tiers.posix_list import list_files
-from ckptstore_tiers.posix_probe import PUBLISHERS, TOKEN, MountAbilities, probe_mount
+from ckptstore_tiers.posix_probe import PUBLISHERS, TOKEN, MountAbilities, probe_mount, refuse_file_system
 from ckptstore_tiers.posix_read import PosixReader, check_content
 from ckptstore_tiers.posix_space import Space
 from ckptstore_tiers.posix_write import WRITE_THREADS, BlockWriter, WriteWays, discard, write_all, write_file
@@ -93,6 +93,7 @@ class PosixTier:
         self._root = root
         self._shared = shared
         self._direct_io = direct_io
+        refuse_file_system(root, tier=name)
         self._make_root()
         self._folders = Folders(root, tier=name, shared=shared)
         self._abilities = self._probe()

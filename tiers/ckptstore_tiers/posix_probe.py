@@ -5,8 +5,9 @@ fallocate, GlusterFS shows a moment of ENOENT while one file is renamed over ano
 threads may win an exclusive create. Objects need none of that, since their names are unique and never replaced. Documents
 need one exclusive primitive; a mount that has none is refused by name.
 
-What a race did not show in a few rounds may still exist: the probe lowers expectations, it proves nothing. It takes a few
-milliseconds on a local disk. A full or read-only file system is no reason to refuse: then the answers are the usual ones.
+What a race did not show in a few rounds may still exist: the probe lowers expectations, it proves nothing. Where it is known to
+exist all the same, the file system is refused by name, before anything is written there. The probe takes a few milliseconds on a
+local disk. A full or read-only file system is no reason to refuse: then the answers are the usual ones.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ckptstore.errors import ConfigInvalid
 from ckptstore.failpoints import declare
+from ckptstore.mounts import MOUNTINFO, filesystem_type
 from ckptstore_tiers import disk_calls
 from ckptstore_tiers.posix_errors import UNSUPPORTED
 
@@ -36,6 +39,28 @@ RENAME_ROUNDS = 40
 
 #: How a finished file gets a name that nothing else has: in order of preference.
 PUBLISHERS: dict[str, Callable[..., None]] = {"renameat2": disk_calls.rename_new, "link": disk_calls.link}
+
+
+#: File systems that break a tier's promises in ways that no short probe shows, by their type in /proc/self/mountinfo.
+REFUSED = {
+    "fuse.seaweedfs": "a SeaweedFS mount: of eight that create one document exclusively two may win, and operations on it may hang"
+}
+
+
+def refuse_file_system(root: Path, *, tier: str, mountinfo: Path = MOUNTINFO) -> None:
+    """ConfigInvalid if `root` lies, or would lie, on a file system that is known not to keep what a tier promises."""
+    try:
+        kind = filesystem_type(root.resolve(), mountinfo.read_text("utf-8", errors="replace"))
+    except OSError:
+        return  # no procfs here: nothing can be said
+    if kind in REFUSED:
+        raise ConfigInvalid(
+            f"the folder is on {REFUSED[kind]}",
+            operation="open tier",
+            subject=str(root),
+            tier=tier,
+            hint="reach it through its S3 gateway, as a tier of kind object",
+        )
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,11 @@ class SeaweedS3:
         return f"http://127.0.0.1:{self._ports['s3']}"
 
     @property
+    def filer(self) -> str:
+        """Address of the filer, as `weed mount -filer=` takes it."""
+        return f"127.0.0.1:{self._ports['filer']}.{self._ports['filer_grpc']}"
+
+    @property
     def pids(self) -> dict[str, int]:
         """The processes that run now, by what they are: master, volume, filer, s3."""
         return {name: process.pid for name, process in self._processes.items()}
