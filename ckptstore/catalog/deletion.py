@@ -108,8 +108,7 @@ def delete_publications(tx: Connection, me: str, publication_ids: Iterable[str])
         tx.execute(update(publications).where(gone).values(state="deleted", ended_at_s=now_s()))
         _queue_tombstones(tx, me, ids)
         _queue_unrecorded(tx, me, ids)
-        unwanted = select(objects.c.object_id).where(needed(ids), ~wanted())
-        tx.execute(delete(drains).where(drains.c.object_id.in_(unwanted)))
+        _stop_drains(tx, needed(ids) & ~wanted())
         for table in (owed_records, tier_commits):
             tx.execute(delete(table).where(table.c.publication_id.in_(ids)))
 
@@ -124,9 +123,16 @@ def release_references(tx: Connection, me: str, attempt_id: str) -> None:
     tx.execute(delete(references).where(*mine))
     ended = [row.publication_id for row in owners if row.state in ENDED]
     for ids in chunks(held):
-        queue_object_deletions(tx, me, objects.c.object_id.in_(ids) & objects.c.attempt_id.in_(ended) & ~wanted(), graced=True)
+        unwanted = objects.c.object_id.in_(ids) & objects.c.attempt_id.in_(ended) & ~wanted()
+        _stop_drains(tx, unwanted)
+        queue_object_deletions(tx, me, unwanted, graced=True)
     for owner in ended:
         finish_if_done(tx, owner, me)
+
+
+def _stop_drains(tx: Connection, which: ColumnElement[bool]) -> None:
+    """`which` is a condition on `objects`."""
+    tx.execute(delete(drains).where(drains.c.object_id.in_(select(objects.c.object_id).where(which))))
 
 
 def _queue_tombstones(tx: Connection, me: str, ids: Sequence[str]) -> None:
