@@ -24,7 +24,10 @@ group = CommandGroup("Measure this machine, the store and its peers.")
 group.command("save")(save)
 group.command("load")(load)
 Names = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="save, first, small, incremental, load, memory, rest or many; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="save, first, small, incremental, load, memory, s3, codecs, interference, rest or many. May be repeated."
+    ),
 ]
 
 

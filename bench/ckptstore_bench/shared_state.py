@@ -84,14 +84,14 @@ class SharedState:
         self.close()
 
 
+def open_whole(path: Path, shape: StateShape) -> torch.Tensor:
+    """All of the state's memory as one flat tensor of int64."""
+    return torch.frombuffer(_opened(path, shape), dtype=torch.int64)
+
+
 def open_state(path: Path, shape: StateShape) -> dict[str, Any]:
     """The state as a contender's process sees it: `{group: {name: tensor}, "step": 0}`, mapped and touched."""
-    _, size_bytes = shape.offsets()
-    fd = os.open(path, os.O_RDWR)
-    try:
-        memory = _mapped(fd, size_bytes)
-    finally:
-        os.close(fd)
+    memory = _opened(path, shape)
     state: dict[str, Any] = {"step": 0}
     for tensor, offset in zip(shape.tensors, shape.offsets()[0], strict=True):
         dtype, count = _TORCH_DTYPES[tensor.dtype], int(np.prod(tensor.shape))
@@ -132,6 +132,14 @@ def check_memory(need_bytes: int) -> None:
     if available - SPARE_BYTES < need_bytes:
         why = f"{need_bytes:,} bytes of memory are needed, and {max(0, available - SPARE_BYTES):,} are available"
         raise ConfigInvalid(why, operation="bench", hint="a smaller --size or fewer contenders")
+
+
+def _opened(path: Path, shape: StateShape) -> mmap.mmap:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        return _mapped(fd, shape.offsets()[1])
+    finally:
+        os.close(fd)
 
 
 def _mapped(fd: int, size_bytes: int) -> mmap.mmap:

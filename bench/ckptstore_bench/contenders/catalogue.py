@@ -31,7 +31,7 @@ def _named(*contenders: Contender) -> dict[str, Contender]:
 SAVERS = _named(
     Contender("ckptstore", "store.save", f"{_HERE}.store:StoreSaver", role="store"),
     Contender("ckptstore guard", "store.save(guard=optimizer), computing meanwhile", f"{_HERE}.store:GuardedSaver", role="store"),
-    Contender("memory copy", "the same tensors into warm memory, one torch call", f"{_HERE}.limits:MemoryCopy", role="limit"),
+    Contender("memory copy", "the same bytes into warm memory, in one piece", f"{_HERE}.limits:MemoryCopy", role="limit"),
     Contender("fio", "the same bytes, O_DIRECT, 4 MiB blocks, four in flight, fsync", f"{_HERE}.limits:FioWrite", role="limit"),
     Contender("dcp", "dcp.save, blocking", f"{_HERE}.dcp:Blocking", "torch"),
     Contender("dcp-async", "dcp.async_save, staging into shared memory it keeps, cached plans", f"{_HERE}.dcp:AsyncThread", "torch"),
@@ -47,7 +47,7 @@ SAVERS = _named(
 LOADERS = _named(
     Contender("ckptstore into", "store.load(into=…), verified", f"{_HERE}.store:StoreIntoLoader", role="store"),
     Contender("ckptstore", "store.load into new tensors, verified", f"{_HERE}.store:StoreLoader", role="store"),
-    Contender("memory copy", "the same tensors out of warm memory, one torch call", f"{_HERE}.limits:MemoryRead", role="limit"),
+    Contender("memory copy", "the same bytes out of warm memory, in one piece", f"{_HERE}.limits:MemoryRead", role="limit"),
     Contender("fio", "the same bytes, O_DIRECT, 4 MiB blocks, four in flight", f"{_HERE}.limits:FioRead", role="limit"),
     Contender("torch", "torch.load(weights_only=True)", f"{_HERE}.torch_file:TorchLoader", "torch"),
     Contender("torch-mmap", "torch.load(mmap=True), every page touched", f"{_HERE}.torch_file:TorchMmapLoader", "torch"),

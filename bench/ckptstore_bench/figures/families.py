@@ -9,7 +9,7 @@ from typing import Any
 
 from ckptstore.errors import InvalidInput
 from ckptstore_bench import machine
-from ckptstore_bench.figures import daemon_figures, load_figures, save_figures
+from ckptstore_bench.figures import daemon_figures, load_figures, other_figures, save_figures
 from ckptstore_bench.measure import Result
 from ckptstore_bench.report import Column, Report, Table, samples
 from ckptstore_bench.running import Steps
@@ -22,6 +22,9 @@ FAMILIES: dict[str, Callable[[Path, int, int, Steps], Result]] = {
     "incremental": save_figures.measure_incremental,
     "load": load_figures.measure_cold,
     "memory": load_figures.measure_memory,
+    "s3": other_figures.measure_s3,
+    "codecs": other_figures.measure_codecs,
+    "interference": other_figures.measure_interference,
     "rest": daemon_figures.measure_rest,
     "many": daemon_figures.measure_many,
 }

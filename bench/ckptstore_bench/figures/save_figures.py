@@ -77,7 +77,6 @@ def measure_small(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> R
     return Result(
         [
             _at_most("small.stall", f"20,000 tensors: stall of save / of {BEST}", found.ratio(f"{STORE}: stall", f"{BEST}: stall"), 0.2),
-            # The copy of the same bytes in one piece is the machine's speed; of 20,000 tensors it is the contender's own.
             figure("small.copy", "20,000 tensors: speed / memory copy", found.ratio(f"{COPY}: stall", f"{STORE}: stall"), 0.2),
         ],
         found,
