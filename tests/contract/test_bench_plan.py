@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from ckptstore_bench.plan.job import Job, mtbf_of
 from ckptstore_bench.plan.quantities import duration, parse_count, scaled
 from ckptstore_bench.plan.speeds import Speed, TierSpeed, parse_speed, parse_tiers, read_measured
 from ckptstore_bench.plan.ways import GUARDED_STALL_S
+from ckptstore_client.cli.main import run as command_line
 
 GB = 1e9
 TIERS = parse_tiers(["memory=20GB/s", "nvme=10GB/s,5GB/s"], ["pfs=100GB/s"])
@@ -253,15 +252,15 @@ def test_a_file_that_bench_tiers_did_not_write_is_refused_by_name(tmp_path: Path
             read_measured(file)
 
 
-def plan_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("ckptstore")
-    return subprocess.run([program, "bench", "plan", *arguments], capture_output=True, text=True, timeout=120, check=False)
+def plan_command(*arguments: str) -> int:
+    return command_line(["bench", "plan", *arguments])
 
 
-def test_the_command_gives_the_plan_as_json(tmp_path: Path) -> None:
-    done = plan_command("--params", "1T", "--nodes", "1024", "--memory", "15GB/s", "--shared-tier", "pfs=200GB/s", "--json", "-")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+def test_the_command_gives_the_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code = plan_command("--params", "1T", "--nodes", "1024", "--memory", "15GB/s", "--shared-tier", "pfs=200GB/s", "--json", "-")
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    report = json.loads(told.out)
     (job,) = next(table["rows"] for table in report["tables"] if table["title"] == "The job")
     assert job["checkpoint_bytes"] == 14e12
     assert "Young 1974" in report["limit"]
@@ -278,10 +277,11 @@ def test_the_command_gives_the_plan_as_json(tmp_path: Path) -> None:
         ["--nodes", "4", "--params", "1B", "--interval", "0"],
         ["--nodes", "4", "--params", "1B", "--tier", "nvme"],
         ["--nodes", "0", "--params", "1B"],
+        ["--nodes", "4", "--params", "1B", "--measured", "/nowhere/measured.json"],
     ],
 )
-def test_the_command_refuses_nonsense_in_one_line(arguments: list[str]) -> None:
-    done = plan_command(*arguments)
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stdout == ""
+def test_the_command_refuses_nonsense_in_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code = plan_command(*arguments)
+    told = capsys.readouterr()
+    assert code == 2
+    assert (told.out, len(told.err.strip().splitlines())) == ("", 1), told.err

@@ -14,6 +14,7 @@ import pytest
 from ckptstore_bench.interference.interference_report import slow_downs
 from ckptstore_bench.interference.phases import PhaseTimes, percentile
 from ckptstore_bench.interference.training import Training
+from ckptstore_client.cli.main import run as command_line
 
 PROGRAM = Path(sys.executable).with_name("ckptstore")
 TINY = ["--size", "1MiB", "--steps", "4", "--every", "2", "--batch", "2", "--rounds", "2", "--threads", "1"]
@@ -60,10 +61,11 @@ def test_each_phase_is_reported_beside_the_steps_alone_around_it(tmp_path: Path)
     "arguments",
     [["--size", "0"], ["--size", "1000TiB"], ["--phases", "sleeping"], ["--phases", ""], ["--steps", "1"], ["--every", "0"]],
 )
-def test_nonsense_is_refused_in_one_line(tmp_path: Path, arguments: list[str]) -> None:
-    done = bench(*TINY, "--folder", tmp_path / "scratch", *arguments)
-    assert done.returncode in (2, 9)
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+def test_nonsense_is_refused_in_one_line(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code = command_line(["bench", "interference", *TINY, "--folder", str(tmp_path / "scratch"), *arguments])
+    told = capsys.readouterr()
+    assert code in (2, 9)
+    assert (told.out, len(told.err.strip().splitlines())) == ("", 1), told.err
     assert not (tmp_path / "scratch").exists()
 
 
