@@ -110,7 +110,7 @@ class ObjectStream:
         while True:
             opened = self._reader or self._open_next(bad)
             if opened is None:
-                raise self._none_left(last)
+                raise self._none_left(last, bad)
             tier, reader = opened
             try:
                 with self._node.scratch.borrow() as scratch:
@@ -141,12 +141,15 @@ class ObjectStream:
             except NotFound:
                 self._replicas.missing(self._file, tier)
                 bad.append(tier)
+            except ChecksumMismatch as error:  # of another length, or no file of a codec's
+                self._replicas.damaged(self._file, tier, error.why)
+                bad.append(tier)
             except TierUnavailable as error:
                 self._down = error
                 bad.append(tier)
         return None
 
-    def _none_left(self, last: CkptStoreError | None) -> CkptStoreError:
+    def _none_left(self, last: CkptStoreError | None, bad: list[str]) -> CkptStoreError:
         """Why the block cannot be had. A good copy that is only out of reach, in a tier that is down or on another node, is not damage."""
         if self._down is not None:
             return self._down
@@ -160,4 +163,5 @@ class ObjectStream:
                 tier=away[0].tier,
                 hint="load it there, or wait until a shared tier holds it too",
             )
-        return last or ChecksumMismatch("no replica of the object is left", operation="read", subject=self._file.key)
+        tier = ", ".join(dict.fromkeys(bad)) or None
+        return last or ChecksumMismatch("no replica of the object is left", operation="read", subject=self._file.key, tier=tier)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from ckptstore.errors import NotFound, TierUnavailable
+from ckptstore.errors import ChecksumMismatch, NotFound, TierUnavailable
 from ckptstore.wire import FdAcquire, FdFollow, FdIngest, FdOpen, FdReady, FdRelease, FdSegment
 from ckptstore_server.attempts import AttemptService
 from ckptstore_server.node import Node
@@ -91,6 +91,9 @@ class Lending:
             fd = self._replica_fd(message, file.key, file.size_bytes)
         except NotFound:
             self._replicas.missing(file, message.tier)
+            raise
+        except ChecksumMismatch as error:
+            self._replicas.damaged(file, message.tier, error.why)
             raise
         self._node.catalog.touch([message.object_id], message.tier)
         return FdReady(size_bytes=file.size_bytes, capacity_bytes=file.size_bytes), fd
