@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -47,6 +46,7 @@ from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, DigestedBlocks,
 from ckptstore_tiers.fsspec_reader import FsspecReader
 from ckptstore_tiers.interface import BlockSource, ObjectStat, TierFacts, TierUsage
 from ckptstore_tiers.keys import check_object_key
+from ckptstore_tiers.scratch import ScratchPool
 
 T = TypeVar("T")
 
@@ -78,6 +78,7 @@ class FsspecTier:
             ) from None
         self._root = root.rstrip("/")
         self._renames = self._protocol not in _SHOWN_AT_CLOSE
+        self._scratch = ScratchPool(keep=4)
         if isinstance(self._fs, LocalFileSystem):
             self._refuse_a_file(Path(self._root))
 
@@ -236,7 +237,8 @@ class FsspecTier:
         return TierUsage(used, capacity, None if capacity is None else max(0, capacity - used))
 
     def close(self) -> None:
-        """fsspec's file systems hold nothing that a caller could give back."""
+        """fsspec's file systems hold nothing that a caller could give back; the buffers are ours."""
+        self._scratch.close()
 
     def _read_range(self, operation: str, key: str, place: str, start: int, view: memoryview) -> None:
         """Fill `view` from `start` of what lies at `place`, a block at a time."""
@@ -252,15 +254,15 @@ class FsspecTier:
     # -- the inside --------------------
 
     def _write(self, key: str, place: str, blocks: DigestedBlocks) -> None:
-        scratch = memoryview(mmap.mmap(-1, BLOCK_BYTES))
         if self._renames:
             self._call("put", key, self._fs.makedirs, self._parent(place), exist_ok=True)
         # An object store's upload is committed by hand, so that leaving this block by an error does not show half an object.
         commits = {} if self._renames else {"autocommit": False}
         file = self._call("put", key, self._fs.open, place, "wb", block_size=4 * BLOCK_BYTES, **commits)
         try:
-            for index in range(blocks.count):
-                blocks.pump(index, scratch, lambda view: self._call("put", key, file.write, view))
+            with self._scratch.borrow() as scratch:
+                for index in range(blocks.count):
+                    blocks.pump(index, scratch, lambda view: self._call("put", key, file.write, view))
             self._call("put", key, file.close)
             if commits:
                 self._call("put", key, file.commit)
@@ -275,9 +277,9 @@ class FsspecTier:
 
     def _accept(self, key: str, blocks: DigestedBlocks) -> BlockDigests:
         """The source's digests, if its bytes are what is stored already."""
-        scratch = memoryview(mmap.mmap(-1, BLOCK_BYTES))
-        for index in range(blocks.count):
-            blocks.pump(index, scratch, lambda view: None)
+        with self._scratch.borrow() as scratch:
+            for index in range(blocks.count):
+                blocks.pump(index, scratch, lambda view: None)
         digests = blocks.digests()
         try:
             self._read_back(key, self._place(key), digests)
@@ -293,11 +295,11 @@ class FsspecTier:
         if found != digests.size_bytes:
             why = f"{found} bytes are stored, not {digests.size_bytes}"
             raise ChecksumMismatch(why, operation="put", subject=key, tier=self._settings.name)
-        buffer = memoryview(bytearray(min(BLOCK_BYTES, digests.size_bytes)))
-        for index in range(digests.count):
-            view = buffer[: block_length(index, digests.size_bytes)]
-            self._read_range("put", key, place, index * BLOCK_BYTES, view)
-            digests.check(index, view, operation="put", subject=key, tier=self._settings.name)
+        with self._scratch.borrow() as buffer:
+            for index in range(digests.count):
+                view = buffer[: block_length(index, digests.size_bytes)]
+                self._read_range("put", key, place, index * BLOCK_BYTES, view)
+                digests.check(index, view, operation="put", subject=key, tier=self._settings.name)
 
     def _exists(self, key: str) -> bool:
         try:
