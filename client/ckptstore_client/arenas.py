@@ -39,9 +39,14 @@ def arenas(entries: Sequence[TensorEntry], data_start: int) -> Iterator[Arena]:
         if run and (entry.start != run[-1].end or run[-1].end - run[0].start >= ARENA_BYTES):
             yield from _arena(run, data_start)
             run = []
-        if (data_start + entry.start) * 8 % max(DTYPE_BITS[entry.dtype], 8) == 0:  # else its elements would lie across words
+        if is_aligned(entry, data_start):
             run.append(entry)
     yield from _arena(run, data_start)
+
+
+def is_aligned(entry: TensorEntry, data_start: int) -> bool:
+    """Whether its elements lie on their own boundaries in the file, and so in memory that has the file's pages."""
+    return (data_start + entry.start) * 8 % max(DTYPE_BITS[entry.dtype], 8) == 0
 
 
 def _arena(run: Sequence[TensorEntry], data_start: int) -> Iterator[Arena]:

@@ -37,6 +37,12 @@ class ArrivingFile(OpenFile):
             self._wait_for(index)
         super().read(offset, views, again=again)
 
+    def map(self) -> memoryview:
+        """Once all of it is there."""
+        for index in range(len(self._there)):
+            self._wait_for(index)
+        return super().map()
+
     def _wait_for(self, index: int) -> None:
         while not self._there[index]:
             with self._listening:

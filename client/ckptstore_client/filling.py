@@ -15,7 +15,7 @@ from typing import Any
 
 from ckptstore.part import TensorRef
 from ckptstore.safetensors_format import TensorEntry
-from ckptstore_client.arenas import arenas
+from ckptstore_client.arenas import Arena, arenas, is_aligned
 from ckptstore_client.frameworks import TensorFramework, framework
 from ckptstore_client.rank_file import RankFile
 from ckptstore_client.reading import Piece, VerifiedObject
@@ -40,19 +40,24 @@ def fill(file: RankFile, destinations: Mapping[TensorRef, Sequence[Any]]) -> Non
         _read(reader, data_start, [entry for entry in wanted if entry.size_bytes], by_key)
 
 
-def read_new(file: RankFile, refs: Iterable[TensorRef]) -> dict[TensorRef, Any]:
-    """A new tensor for each reference, with its bytes."""
+def read_new(file: RankFile, refs: Iterable[TensorRef], *, mapped: bool = False) -> dict[TensorRef, Any]:
+    """A new tensor for each reference, with its bytes; `mapped`, those of the files themselves where they can be mapped."""
     by_key: dict[str, list[TensorRef]] = {}
     for ref in refs:
         by_key.setdefault(ref.key, []).append(ref)
     tensors: dict[TensorRef, Any] = {}
     for reader, data_start, wanted in file.homes(by_key):
-        in_arenas, pieces = _in_arenas([entry for entry in wanted if entry.size_bytes and len(by_key[entry.key]) == 1], data_start, by_key)
-        others = [entry for entry in wanted if by_key[entry.key][0] not in in_arenas]
+        alone = [entry for entry in wanted if entry.size_bytes and len(by_key[entry.key]) == 1]
+        memory = reader.map() if mapped else None
+        if memory is None:
+            there, pieces = _in_arenas(alone, data_start, by_key)
+        else:
+            there, pieces = _over(Arena([entry for entry in alone if is_aligned(entry, data_start)], memory, -data_start), by_key), []
+        others = [entry for entry in wanted if by_key[entry.key][0] not in there]
         made = {ref: framework(ref.tag).empty(entry) for entry in others for ref in by_key[entry.key]}
         targets = {entry.key: [(framework(ref.tag), made[ref]) for ref in by_key[entry.key]] for entry in others}
         _read(reader, data_start, [entry for entry in others if entry.size_bytes], targets, pieces)
-        tensors |= in_arenas | made
+        tensors |= there | made
     return tensors
 
 
@@ -63,15 +68,22 @@ def _in_arenas(
     tensors: dict[TensorRef, Any] = {}
     pieces: list[Piece] = []
     for arena in arenas(entries, data_start):
-        groups: dict[str, list[TensorEntry]] = {}
-        for entry in arena.entries:
-            groups.setdefault(by_key[entry.key][0].tag, []).append(entry)
-        for tag, group in groups.items():
-            made = framework(tag).over(arena.memory, group, arena.base)
-            tensors.update((by_key[entry.key][0], tensor) for entry, tensor in zip(group, made, strict=True))
+        tensors |= _over(arena, by_key)
         start, stop = arena.entries[0].start, arena.entries[-1].end
         pieces.append(Piece(data_start + start, data_start + stop, address_of(arena.memory) + start - arena.base))
     return tensors, pieces
+
+
+def _over(arena: Arena, by_key: Mapping[str, Sequence[TensorRef]]) -> dict[TensorRef, Any]:
+    """New tensors on the arena's memory."""
+    groups: dict[str, list[TensorEntry]] = {}
+    for entry in arena.entries:
+        groups.setdefault(by_key[entry.key][0].tag, []).append(entry)
+    tensors: dict[TensorRef, Any] = {}
+    for tag, group in groups.items():
+        made = framework(tag).over(arena.memory, group, arena.base)
+        tensors.update((by_key[entry.key][0], tensor) for entry, tensor in zip(group, made, strict=True))
+    return tensors
 
 
 # --- in batches ---------------------------------------------------------------------------------------------------

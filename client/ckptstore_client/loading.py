@@ -24,13 +24,21 @@ from ckptstore_client.reading import VerifiedObject
 
 
 def load_state(
-    reader: VerifiedObject, into: Any, only: str | Sequence[str] | None, open_object: OpenObject = nothing_else
+    reader: VerifiedObject,
+    into: Any,
+    only: str | Sequence[str] | None,
+    open_object: OpenObject = nothing_else,
+    *,
+    mapped: bool = False,
 ) -> Any:
-    """The state in `reader`'s file, or `into` filled with it. InvalidInput, by place, where `into` does not fit."""
+    """The state in `reader`'s file, or `into` filled with it. InvalidInput, by place, where `into` does not fit.
+
+    `mapped`: new tensors are the files' own bytes, where they can be mapped.
+    """
     file = RankFile.of(reader, open_object)
     outline = parse_part(file.header, Selection(only), leaf_decoders())
     if into is None:
-        return _assembled(outline, read_new(file, set(_references(outline))))
+        return _assembled(outline, read_new(file, set(_references(outline)), mapped=mapped))
     match = _Match(file.header, tensor_tags())
     match.check(into, outline, None)
     if only is None:

@@ -12,6 +12,7 @@ imported here.
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import sys
 import threading
@@ -95,6 +96,13 @@ def initialised() -> Any:
     """torch.distributed, if this program uses it; else None."""
     distributed = sys.modules.get("torch.distributed")
     return distributed if distributed is not None and distributed.is_available() and distributed.is_initialized() else None
+
+
+def shared_on_this_node(parts: int, rank: int) -> bool:
+    """Whether other processes here most likely load the same part of a checkpoint of so many: a launcher (torchrun, and others as it does)
+    started several on this node, and this one does not load a part of its own."""
+    several = os.environ.get("LOCAL_WORLD_SIZE", "1") not in ("", "0", "1")
+    return several and (parts == 1 or str(rank) != os.environ.get("RANK"))
 
 
 def resolved_together(find: Callable[[], Value]) -> Value:

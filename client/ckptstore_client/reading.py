@@ -26,7 +26,7 @@ import xxhash
 
 from ckptstore.errors import ChecksumMismatch, CkptStoreError, NotFound, TierUnavailable
 from ckptstore.wire import FileInfo
-from ckptstore_client.replicas import MEMORY, ContentStream, Replica, ReplicaSource
+from ckptstore_client.replicas import MEMORY, ContentStream, OpenFile, Replica, ReplicaSource
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, block_length
 from ckptstore_tiers.private_memory import private_memory
 from ckptstore_tiers.scratch import ScratchPool
@@ -51,8 +51,10 @@ class Piece:
 class VerifiedObject:
     """One object, open for reading. A context manager; its replicas are opened when they are first needed."""
 
-    def __init__(self, file: FileInfo, source: ReplicaSource, *, operation: str, path: str) -> None:
+    def __init__(self, file: FileInfo, source: ReplicaSource, *, operation: str, path: str, shared: bool = False) -> None:
+        """`shared`: other processes of this node read the same object now."""
         self.file = file
+        self._shared = shared
         self.digests = BlockDigests(file.size_bytes, file.blocks)
         self._source = source
         self._operation = operation
@@ -94,6 +96,16 @@ class VerifiedObject:
                 self.fill([Piece(0, len(memory), address_of(memory))])
             self._first_block = memory
         return self._first_block
+
+    def map(self) -> memoryview | None:
+        """The object as the nearest file that holds it gives it, mapped and not verified; None where no file of it can be opened."""
+        tried = {MEMORY}  # a segment is reused, whoever has it mapped
+        while (replica := self._next_replica(tried)) is not None:
+            tried.add(replica.tier)
+            if isinstance(replica, OpenFile) and replica.size_bytes == self.file.size_bytes > 0:
+                with contextlib.suppress(OSError, TierUnavailable):
+                    return replica.map()
+        return None
 
     def each_block(self, consume: Callable[[int, memoryview], None]) -> None:
         """Give every block, verified, to `consume(offset, view)`, from several threads and in no order; views are valid during the call."""
@@ -197,7 +209,10 @@ class VerifiedObject:
         if tier == ContentStream.tier:
             return self._source.stream(self.file.object_id)
         try:
-            return self._source.open(self.file.object_id, tier)
+            opened = self._source.open(self.file.object_id, tier)
+            if self._shared and isinstance(opened, OpenFile):
+                opened.use_cache()
+            return opened
         except CkptStoreError as error:  # evicted or reused meanwhile: simply the next one
             return error
 

@@ -4,7 +4,8 @@ A segment is mapped, and copied from with `memmove`: a `preadv` of the same byte
 load to load, by the inode of its memfd, which nobody else can have while the mapping lives; its pages are mapped ahead, block by
 block, by the threads that are about to copy them. Its bytes may change at any moment, since the slot may go to the next save: the
 reader verifies what it has copied. A file is read past the page cache (O_DIRECT), so that reading a checkpoint once does not push
-everything else out of it; several readers on one node that want the same file ask for `cached`, and the disk is read once.
+everything else out of it; where several processes of a node read the same file, they `use_cache`, and the disk is read once. A file
+can be mapped, too: what the kernel then serves nobody verifies here.
 
 Replicas are read by several threads at once, which all let others run meanwhile. Nothing here checks a digest.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import threading
 from collections import OrderedDict
@@ -128,16 +130,15 @@ class MappedReplica:
 
 
 class OpenFile:
-    """A replica in a file of a posix tier. Owns the descriptor. `cached`: through the page cache, for others on this node too."""
+    """A replica in a file of a posix tier. Owns the descriptor."""
 
-    bounces = True
-
-    def __init__(self, fd: int, tier: str, *, size_bytes: int, cached: bool = False) -> None:
+    def __init__(self, fd: int, tier: str, *, size_bytes: int) -> None:
         self.tier = tier
+        self.bounces = True
         self.size_bytes = size_bytes
         self._fd = fd
-        self._cached = cached
-        self._direct_fd = self._open_direct() if size_bytes >= BLOCK_BYTES and not cached else -1
+        self._cached = False
+        self._direct_fd = self._open_direct() if size_bytes >= BLOCK_BYTES else -1
 
     def _open_direct(self) -> int:
         """Through /proc, a description of its own: setting the flag on the lent one would set it for the daemon too."""
@@ -146,11 +147,21 @@ class OpenFile:
         except OSError:
             return -1
 
+    def use_cache(self) -> None:
+        """From now on leave what is read in the page cache, for the other processes of this node that are about to read the same."""
+        self._cached = True
+        self.bounces = False  # the page cache is the buffer: from there each byte goes to its place
+
+    def map(self) -> memoryview:
+        """All of the file, private and copied on write: it stays as it is now, also when the file is removed. OSError."""
+        memory = mmap.mmap(self._fd, self.size_bytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+        return memoryview(memory)
+
     def read(self, offset: int, views: Sequence[memoryview], *, again: bool) -> None:
         wanted_bytes = sum(map(len, views))
         if again:
             os.posix_fadvise(self._fd, offset, wanted_bytes, os.POSIX_FADV_DONTNEED)
-        if self._direct_fd >= 0 and len(views) == 1 and address_of(views[0]) % ALIGNMENT_BYTES == 0:
+        if self._direct_fd >= 0 and not self._cached and len(views) == 1 and address_of(views[0]) % ALIGNMENT_BYTES == 0:
             try:
                 return self._fill(self._direct_fd, offset, views)
             except OSError as error:

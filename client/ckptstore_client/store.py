@@ -45,7 +45,7 @@ from ckptstore_client.api import Api
 from ckptstore_client.connection import Connection
 from ckptstore_client.loading import load_state
 from ckptstore_client.pending import SNAPSHOT, PendingCheckpoint
-from ckptstore_client.process_group import ProcessGroup, initialised, resolved_together
+from ckptstore_client.process_group import ProcessGroup, initialised, resolved_together, shared_on_this_node
 from ckptstore_client.reading import VerifiedObject
 from ckptstore_client.saving import OnBusy, Save, Saver, SaveRequest, abort_quietly, checked_metadata, checked_step, checked_timeout
 from ckptstore_client.staging import Staging
@@ -196,25 +196,49 @@ class Store:
 
     # --- loading -----------------------------------------------------------------------------------------------------------------
 
-    def load(self, path: str, *, into: Any = None, only: str | Sequence[str] | None = None, rank: int | None = None) -> Any:
+    def load(
+        self,
+        path: str,
+        *,
+        into: Any = None,
+        only: str | Sequence[str] | None = None,
+        rank: int | None = None,
+        mmap: bool = False,
+        shared: bool | None = None,
+    ) -> Any:
         """This rank's part of a checkpoint (`rank=k`: another's), every byte verified; `…/@latest` is the newest of a folder.
 
         With `into`, tensors are filled in place and scalars updated in their containers; structure, shapes and dtypes must match,
         which is checked before the first byte is read; if the reading itself fails, `into` is partly filled. With `only`
         ("model/*"), just the matching leaves are read: other dict entries are left out, other elements of lists and tuples are
         None. With torch.distributed, `@latest` is resolved once for all ranks: a collective call.
+
+        With `mmap`, new tensors are the bytes of a local file, read when they are first touched and verified when they were stored, not
+        now; writing to them changes this process's copy alone, and they outlive the checkpoint. `shared` says that other processes of
+        this node load the same part now: the disk is read once for all of them. None: so it is if a launcher started several here, and
+        this one loads a part that is not its own alone.
         """
         check_path(path, operation="load", latest_allowed=True)
+        if mmap and into is not None:
+            raise InvalidInput("mmap makes new tensors; into fills existing ones", operation="load", subject=path, hint="leave one out")
         publication = self._resolve_for_all(path) if path.endswith(f"/{LATEST}") else self._resolve(path)
         if publication.kind != "checkpoint":
             why = f"it is a {publication.kind} that was put, not a checkpoint"
             raise InvalidInput(why, operation="load", subject=path, hint="fetch it with get")
-        file = self._file(publication, part_file_name(self._rank_to_load(publication, rank), publication.world_size))
-        if file.whole is not None:
+        rank = self._rank_to_load(publication, rank)
+        shared = shared_on_this_node(publication.world_size, rank) if shared is None else shared
+        file = self._file(publication, part_file_name(rank, publication.world_size))
+        if file.whole is not None and not mmap:
             with contextlib.suppress(*NOT_IN_MEMORY), whole_file(file, self._connection.transport(), publication.path) as reader:
                 return load_state(reader, into, only)
-        with self._open(file, publication.path, "load") as reader:
-            return load_state(reader, into, only, lambda object_id: self._open(self._object(object_id), publication.path, "load"))
+        with self._open(file, publication.path, "load", shared=shared) as reader:
+            return load_state(
+                reader,
+                into,
+                only,
+                lambda object_id: self._open(self._object(object_id), publication.path, "load", shared=shared),
+                mapped=mmap,
+            )
 
     def _rank_to_load(self, publication: PublicationInfo, rank: int | None) -> int:
         distributed = initialised()
@@ -254,8 +278,8 @@ class Store:
             return local_files.write_file(reader, target, tally)
         return write_whole(reader, lambda object_id: self._open(self._object(object_id), publication.path, "get"), target, tally)
 
-    def _open(self, file: FileInfo, path: str, operation: str) -> VerifiedObject:
-        return VerifiedObject(file, self._connection.transport(), operation=operation, path=path)
+    def _open(self, file: FileInfo, path: str, operation: str, *, shared: bool = False) -> VerifiedObject:
+        return VerifiedObject(file, self._connection.transport(), operation=operation, path=path, shared=shared)
 
     def _resolve(self, path: str) -> PublicationInfo:
         return self._ask(lambda api: api.call("GET", "publications", PublicationInfo, path=path))

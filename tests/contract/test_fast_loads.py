@@ -227,3 +227,81 @@ def test_a_segment_that_changes_while_it_is_copied_never_gives_a_mixture() -> No
     os.close(fd)
     assert bytes(target) == data
     assert source.reports == [("memory", 1)]
+
+
+# --- mapped ------------------------------------------------------------------------------------------------------------------
+
+
+def mapped(state: Any, place: Path) -> Any:
+    file, source = stored(state, place)
+    with VerifiedObject(file, source, operation="load", path="/a") as reader:
+        return load_state(reader, None, None, mapped=True)
+
+
+def test_a_mapped_load_gives_the_state_and_outlives_its_file(tmp_path: Path) -> None:
+    state = large_state()
+    loaded = mapped(state, tmp_path / "part")
+    (tmp_path / "part").unlink()
+    gc.collect()
+    assert same(loaded, state)
+
+
+def test_a_mapped_load_reads_nothing_of_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offsets: list[int] = []
+    plain = OpenFile.read
+
+    def read(self: OpenFile, offset: int, views: Any, *, again: bool) -> None:
+        offsets.append(offset)
+        plain(self, offset, views, again=again)
+
+    monkeypatch.setattr(OpenFile, "read", read)
+    loaded = mapped({"w": torch.arange(5 * MIB, dtype=torch.float32)}, tmp_path / "part")
+    assert offsets == [0]  # the header's block
+    assert torch.equal(loaded["w"], torch.arange(5 * MIB, dtype=torch.float32))
+
+
+def test_writing_to_a_mapped_tensor_changes_neither_file_nor_other_loads(tmp_path: Path) -> None:
+    state = large_state()
+    first = mapped(state, tmp_path / "part")
+    before = (tmp_path / "part").read_bytes()
+    first["half"].zero_()
+    first["array"][:] = 7
+    assert (tmp_path / "part").read_bytes() == before
+    assert same(load(state, tmp_path / "part"), state)
+
+
+def test_a_mapped_load_with_no_file_to_map_reads_the_bytes(tmp_path: Path) -> None:
+    state = large_state()
+    data = file_of(state)
+    digests = BlockDigests.of(data)
+    file = FileInfo(object_id="0" * 32, name="part", rank=0, size_bytes=len(data), digest=digests.root, blocks=digests.blocks)
+
+    class OnlyMemory(OneFile):
+        def openable(self, object_id: str) -> list[str]:
+            return ["memory"]
+
+        def open(self, object_id: str, tier: str) -> Replica:
+            fd = memfd(data)
+            try:
+                return MappedReplica(SegmentMapping(fd), size_bytes=len(data))
+            finally:
+                os.close(fd)
+
+        def stream(self, object_id: str) -> Replica:
+            return Stream(data)
+
+    class Stream:
+        tier, bounces = "stream", True
+
+        def __init__(self, data: bytes) -> None:
+            self.data = data
+
+        def read(self, offset: int, views: Any, *, again: bool) -> None:
+            for view in views:
+                view[:] = self.data[offset : offset + len(view)]
+
+        def close(self) -> None:
+            """Nothing is open."""
+
+    with VerifiedObject(file, OnlyMemory(tmp_path), operation="load", path="/a") as reader:
+        assert same(load_state(reader, None, None, mapped=True), state)
