@@ -48,6 +48,8 @@ def api_of(home: Path) -> httpx.Client:
 class DaemonProcess:
     """A daemon, forked as `tests.forking` tells. Ended by `kill`, `stop` or leaving the `with` block; it may be started again."""
 
+    turn_s: float | None = None  # of its upkeep; None: the usual ones
+
     def __init__(
         self, home: Path, *, failpoints: str = "", environment: dict[str, str] | None = None, rigging: forking.Rigging | None = None
     ) -> None:
@@ -69,7 +71,7 @@ class DaemonProcess:
     def start(self, *, wait: bool = True) -> DaemonProcess:
         """Returns when the daemon answers, and fails if it dies before that; at once unless `wait`."""
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        arguments = (self.home, self.failpoints, self._environment, self._rigging)
+        arguments = (self.home, self.failpoints, self._environment, self._rigging, self.turn_s)
         self._process = forking.CONTEXT.Process(target=forking.serve, args=arguments, name=f"daemon of {self.home}", daemon=True)
         self._process.start()
         if wait:

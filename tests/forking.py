@@ -1,17 +1,19 @@
 """How does a test start some hundred daemons without importing the server some hundred times?
 
 A daemon here is forked from a process that has imported the server already (multiprocessing's fork server). Everything after the import
-is the real thing: its own process, session, lock, sockets, threads, catalog; it dies of SIGKILL, and what it leaves is on disk. Only the
-pauses between the turns of its upkeep are shorter, so that a story in which something is deleted and evicted takes a second. What comes
-before (`python -m ckptstore_server`, the command line, an auto-start) is tested in tests/e2e.
+is the real thing: its own process, session, lock, sockets, threads, catalog; it dies of SIGKILL, and what it leaves is on disk. It also
+dies with the test run. The pauses between the turns of its upkeep can be made shorter, so that a story in which something is deleted and
+evicted takes a second. What comes before (`python -m ckptstore_server`, the command line, an auto-start) is tested in tests/e2e.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import faulthandler
 import multiprocessing
 import os
+import signal
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -20,8 +22,8 @@ from ckptstore import failpoints
 from ckptstore.config import read_settings
 from ckptstore.errors import CkptStoreError
 
-#: The turns of `Upkeep`, and the drain's look at its queue.
-TURN_S = 0.1
+#: `prctl`'s option that has the kernel end a process with its parent.
+_PARENT_DEATH_SIGNAL = 1
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -43,18 +45,23 @@ class Rigging(Protocol):
     def __call__(self, stack: ExitStack) -> None: ...
 
 
-def serve(home: Path, armed: str, environment: dict[str, str], rigging: Rigging | None) -> None:
-    """In the forked process: what `python -m ckptstore_server --home HOME` does, but for the import."""
+def serve(home: Path, armed: str, environment: dict[str, str], rigging: Rigging | None, turn_s: float | None) -> None:
+    """In the forked process: what `python -m ckptstore_server --home HOME` does, but for the import.
+
+    `turn_s`: for the turns of `Upkeep`, and the drain's look at its queue; None for the usual ones.
+    """
     from ckptstore_server import drain, upkeep
     from ckptstore_server.daemon import Daemon
 
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     os.setsid()  # Ctrl-C at the terminal is the test's, which ends its daemons itself
     log_into(home)
     faulthandler.enable()
     os.environ.update(environment)
-    for turn in [name for name in vars(upkeep) if name.endswith("_TURN_S")]:
-        setattr(upkeep, turn, TURN_S)
-    drain.IDLE_LOOK_S = drain.FIRST_PAUSE_S = TURN_S
+    if turn_s is not None:
+        for turn in [name for name in vars(upkeep) if name.endswith("_TURN_S")]:
+            setattr(upkeep, turn, turn_s)
+        drain.IDLE_LOOK_S = drain.FIRST_PAUSE_S = turn_s
     with ExitStack() as stack:
         stack.enter_context(failpoints.armed(armed))
         if rigging is not None:

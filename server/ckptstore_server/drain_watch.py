@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ckptstore.catalog.model import Waiting
 from ckptstore.errors import WaitTimeout
 from ckptstore_server.deadline import Plan, alarm, judged_over_s, plan
+from ckptstore_server.drain import Drainer
 from ckptstore_server.node import Node
 from ckptstore_server.pressure import job_folders
 from ckptstore_server.sessions import Sessions
@@ -26,15 +27,19 @@ JOBS_LOOK_S = 10.0
 
 
 class DrainWatch:
-    def __init__(self, node: Node, sessions: Sessions, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, node: Node, drainer: Drainer, sessions: Sessions, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._node = node
+        self._drainer = drainer
         self._sessions = sessions
         self._clock = clock
         self._jobs_at_s = -JOBS_LOOK_S
 
     async def look(self) -> None:
-        waiting_bytes = 0
+        """At tiers that have a deadline; at all while something drains: a daemon at rest asks nothing."""
+        waiting_bytes, draining = 0, self._drainer.busy
         for handle in self._node.durable:
+            if not draining and handle.settings.drain_within is None:
+                continue
             waiting = await self._node.query(self._node.catalog.waiting, handle.name, limit=LOOKED_AT)
             waiting_bytes = max(waiting_bytes, sum(checkpoint.size_bytes for checkpoint in waiting))
             self._heed_deadline(handle, waiting)

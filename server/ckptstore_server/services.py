@@ -45,6 +45,7 @@ class Services:
         replicas = Replicas(node)
         evictor = Evictor(node, replicas)
         publisher = Publisher(node)
+        drainer = Drainer(node, publisher, replicas, evictor)
         recall = Recall(node, replicas, evictor)
         return cls(
             node=node,
@@ -53,8 +54,8 @@ class Services:
             publisher=publisher,
             attempts=AttemptService(node, sessions, Ingest(node, evictor, Increments(node, replicas)), publisher),
             replicas=replicas,
-            drainer=Drainer(node, publisher, replicas, evictor),
-            drain_watch=DrainWatch(node, sessions),
+            drainer=drainer,
+            drain_watch=DrainWatch(node, drainer, sessions),
             recall=recall,
             deletion=Deletion(node, publisher, replicas),
             namespace=Namespace(node),

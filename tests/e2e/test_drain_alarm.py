@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,16 +21,22 @@ from tests.until import until
 MIB = 1 << 20
 
 
+SLOW = {"bandwidth_limit": "256KiB/s", "drain_within": "3s"}
+
+
+def configure(folder: Path, pfs: dict[str, Any]) -> Path:
+    tiers = [
+        {"name": "nvme", "kind": "posix", "path": folder / "nvme"},
+        {"name": "pfs", "kind": "posix", "path": folder / "pfs", "shared": True, **pfs},
+    ]
+    write_config(folder / "home", tiers=tiers, grace_s=0, memory={"limit": "256MiB"})
+    return folder / "home"
+
+
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[ForkedDaemon]:
-    """The second tier takes 2 MiB a second after its first 4, and has three seconds for each checkpoint."""
-    slow = {"bandwidth_limit": "2MiB/s", "drain_within": "3s"}
-    tiers = [
-        {"name": "nvme", "kind": "posix", "path": tmp_path / "nvme"},
-        {"name": "pfs", "kind": "posix", "path": tmp_path / "pfs", "shared": True, **slow},
-    ]
-    write_config(tmp_path / "home", tiers=tiers, grace_s=0, memory={"limit": "128MiB"})
-    with ForkedDaemon(tmp_path / "home") as daemon:
+    """Its second tier takes a quarter of a MiB a second after its first four, and has three seconds for each checkpoint."""
+    with ForkedDaemon(configure(tmp_path, SLOW)) as daemon:
         yield daemon
 
 
@@ -41,9 +48,9 @@ def save(store: Store, path: str, size_bytes: int) -> ckptstore.PendingCheckpoin
     return store.save(path, {"w": np.zeros(size_bytes, np.uint8)})
 
 
-def test_a_tier_that_cannot_be_in_time_raises_an_alarm_until_it_has_caught_up(daemon: ForkedDaemon) -> None:
+def test_a_tier_that_cannot_be_in_time_raises_an_alarm_until_it_has_caught_up(daemon: ForkedDaemon, tmp_path: Path) -> None:
     store, shell = ckptstore.connect(home=daemon.home, start=False), Shell(daemon.home)
-    pending = save(store, "/large", 24 * MIB)
+    save(store, "/large", 100 * MIB).wait("nvme", timeout_s=60)
     foreseen = until("the limit is seen to be too low", lambda: alarm(store))
     assert foreseen.kind in ("at risk", "late")
     late = until("the deadline is missed", lambda: (found := alarm(store)) and found.kind == "late" and found)
@@ -57,10 +64,14 @@ def test_a_tier_that_cannot_be_in_time_raises_an_alarm_until_it_has_caught_up(da
     with daemon.http() as http:
         assert 'ckptstore_tier_drain_alarm{tier="pfs"} 2.0' in http.get("/metrics").text
 
-    pending.wait("pfs", timeout_s=60)
+    assert any("late by" in error.what for error in store.status().errors)
+
+    daemon.stop()  # the operator raises the limit
+    configure(tmp_path, SLOW | {"bandwidth_limit": "1GB/s"})
+    daemon.start()
+    store.wait("/large", "pfs", timeout_s=60)
     until("the alarm is over", lambda: alarm(store) is None)
     assert "serving" in shell.ok("status", "--check").out
-    assert any("late by" in error.what for error in store.status().errors)
 
 
 def test_a_tier_that_keeps_its_deadline_raises_none(daemon: ForkedDaemon) -> None:
