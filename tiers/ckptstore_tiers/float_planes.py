@@ -15,21 +15,29 @@ A frame, little endian; every length is checked against the block's before anyth
 
 Bytes behind the last whole number of a segment become a segment of their own, of width 1.
 
-Measured as in `zstd_seekable`, one core, with the split, and decoding each frame once to see that it can be:
+Measured as in `zstd_seekable`, one core of a machine that others used too:
 
-    | the upper byte of bf16 by          | size of the plane | in, out GB/s of the plane |
+    | the uppermost byte of bf16 by      | size of the plane | in, out GB/s of the plane |
     |------------------------------------|-------------------|---------------------------|
     | entropy of its bytes               | 0.342             |                           |
-    | fast, matches of 7, 64 hash slots  | 0.3415            | 1.04  2.69                | <- this one: nearly nothing but Huffman
-    | the same, 1,024 or 4,096 slots     | 0.3465, 0.3546    | 0.51  1.79, 0.46  1.45    |
-    | level 1                            | 0.3683            | 0.36  1.40                |
-    | level 3                            | 0.4167            | 0.18  1.09                |
-    | level -1                           | 0.6429            | 0.35  1.78                |
+    | fast, matches of 7, 64 hash slots  | 0.342             | 1.04  2.69                | <- this one: nearly nothing but Huffman
+    | the same, 1,024 or 4,096 slots     | 0.347, 0.355      | 0.51  1.79, 0.46  1.45    |
+    | level 1                            | 0.368             | 0.36  1.40                |
+    | level 3                            | 0.417             | 0.18  1.09                |
+    | level -1                           | 0.643             | 0.35  1.78                |
+    | this one, after xor with the last  | 0.400             |                           |
+    | this one, after the difference     | 0.419             |                           |
 
-Matches that such data has are by chance, and cost more than they save. Rotating the sign to the other end of the number, so that the
-exponent has a plane of its own, gains 0.4 % of bf16 and 0.2 % of fp32 at two more passes: left out. So is xor with a neighbour,
-which makes the exponents of weights (unlike those of a smooth signal) noisier. Strided copies (`plane[:] = block[i::width]`) split and
-join at 3.3 GB/s where casts and shifts of whole numbers do 8 to 15. Nothing here holds the interpreter's lock for long.
+    | whole blocks of | size  | in, out GB/s |
+    |-----------------|-------|--------------|
+    | bf16            | 0.671 | 0.99  3.17   |
+    | fp32            | 0.824 | 2.63  3.65   |
+    | fp16            | 0.848 | 2.06  3.12   |
+
+Matches that such data has are by chance, and cost more than they save. With the sign rotated to the other end of the number, so that the
+exponent has a plane of its own, 0.665 of bf16 would be left instead of 0.671, at two more passes: left out. Strided copies
+(`plane[:] = block[i::width]`) split and join at 3.3 GB/s where casts and shifts of whole numbers do 8 to 15; planes in fresh memory instead
+of scratch cost three times the split in page faults. Nothing here holds the interpreter's lock for long.
 """
 
 from __future__ import annotations
