@@ -42,9 +42,9 @@ def load(
         from ckptstore_bench.load.source import read_source
         from ckptstore_bench.scratch import Scratch
 
-        contenders = chosen(LOADERS, against)
         scratch = Scratch(home=invocation.home, folder=folder)
         found = read_source(source, scratch)
+        contenders = [contender for contender in chosen(LOADERS, against) if found.concerns(contender)]
         why_not = {contender.name: why for contender in contenders if (why := found.why_not(contender)) is not None}
         disk = found.name if found.tier is not None and found.tier.path is not None else None
         with contest(contenders, shape, steps, scratch, why_not=why_not, disk=disk) as running:

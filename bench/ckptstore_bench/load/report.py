@@ -104,5 +104,5 @@ def _plots(ran: list[Loads], size_bytes: int) -> tuple[Bars, ...]:
 
 def _limit(limit: Loads | None, source: str, size_bytes: int) -> str:
     if limit is None or (measured := samples(limit.load_s)) is None:
-        return f"nothing: the limit of {source} could not be measured"
+        return f"nothing that was measured here: `ckptstore bench tiers --only {source}` measures what bounds it"
     return f"{limit.what}: {size_bytes / measured.median / 1e9:.2f} GB/s"

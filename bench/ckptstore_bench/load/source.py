@@ -35,6 +35,10 @@ class Source:
     def is_cold(self) -> bool:
         return self.tier is not None
 
+    def concerns(self, contender: Contender) -> bool:
+        """A limit is measured only where it is one: fio's of a device."""
+        return contender.name != "fio" or (self.tier is not None and self.tier.path is not None)
+
     def why_not(self, contender: Contender) -> str | None:
         """Why this contender has nothing to read there; None if it has."""
         reads_objects = contender.name in FROM_OBJECTS
@@ -61,11 +65,8 @@ def put_there(contest: Contest, source: Source) -> None:
     """Save what will be loaded, and wait until the source has it; then only the source, or what `clear_above` leaves, has it."""
     workspace = contest.workspace
     with workspace.connect() as store:
-        store.save(LOADED, open_state(contest.state.path, contest.state.shape)).wait(
-            source.name if source.tier else "snapshot", timeout_s=WAIT_S
-        )
-        if source.tier is None:
-            store.wait(LOADED, contest.tiers[0], timeout_s=WAIT_S)
+        pending = store.save(LOADED, open_state(contest.state.path, contest.state.shape))
+        pending.wait(contest.tiers[0] if source.tier is None else source.name, timeout_s=WAIT_S)
     if source.is_cold:
         workspace.stop_daemon()
         with workspace.connect():  # started again: no segment of the last one is left
