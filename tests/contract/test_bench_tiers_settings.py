@@ -120,6 +120,7 @@ def test_applying_keeps_comments_order_mode_and_everything_else(tmp_path: Path) 
     nvme, s3 = settings.tiers
     assert (nvme.direct_io, nvme.write_threads, nvme.write_size) == ("auto", 8, MIB)
     assert s3.options == {"region": "eu-central-1", "parallel": 32}
+    assert 'options = {region = "eu-central-1", parallel = 32} # Frankfurt' in text
     assert settings.memory.huge_pages is False
     assert settings.grace_s == 60.0
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
@@ -132,6 +133,14 @@ def test_without_a_file_the_default_tier_is_written_out_and_stays_where_it_was(t
     after = read_settings(home=tmp_path).effective_tiers
     assert [tier.model_copy(update={"write_threads": 6}) for tier in after] == list(before)
     assert after[0].write_threads == 2
+
+
+def test_options_in_a_table_of_their_own_stay_one(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    own = CONFIGURATION.replace('options = { region = "eu-central-1" } # Frankfurt', '[tiers.options]\nregion = "eu-central-1" # Frankfurt')
+    file.write_text(own, "utf-8")
+    apply_changes({"s3": {"options": {"parallel": 32}}}, tmp_path)
+    assert file.read_text("utf-8") == own + "parallel = 32\n"
 
 
 def test_what_the_daemon_would_refuse_is_not_written(tmp_path: Path) -> None:

@@ -66,13 +66,21 @@ def _written_out(tiers: tuple[TierSettings, ...]) -> AoT:
 
 def _set(table: Any, values: dict[str, Any]) -> None:
     for key, value in values.items():
-        if isinstance(value, dict):
-            if key not in table:
-                table[key] = tomlkit.inline_table()
+        if isinstance(value, dict) and isinstance(table.get(key), Table):
             _set(table[key], value)
+        elif isinstance(value, dict):
+            table[key] = _inline(table.get(key), value)
         else:
             table[key] = value
-    assert isinstance(table, Table | InlineTable)
+
+
+def _inline(before: InlineTable | None, values: dict[str, Any]) -> InlineTable:
+    """`{ … }` with the values in it, and the comment behind it. One that is changed in place would lose its blanks."""
+    fresh = tomlkit.inline_table()
+    fresh.update({**(before.unwrap() if before is not None else {}), **values})
+    if before is not None:
+        fresh.trivia.comment_ws, fresh.trivia.comment = before.trivia.comment_ws, before.trivia.comment
+    return fresh
 
 
 def _replace(place: Path, text: str, home: Path) -> None:

@@ -19,7 +19,7 @@ def tiers(
     invocation: Invocation,
     only: Annotated[list[str] | None, typer.Option(metavar="TIER", help="memory, or a configured tier's name. May be repeated.")] = None,
     size: Annotated[str, typer.Option(help="Bytes that are written and read at each setting.")] = "256MiB",
-    rounds: RoundsOption = 3,
+    rounds: RoundsOption = 5,
     blocks: Annotated[str, typer.Option(help="Sizes of a single call, and of S3's parts.")] = "1MiB,4MiB,16MiB",
     threads: Annotated[str, typer.Option(help="Calls at once.")] = "1,4,8",
     reads: Annotated[int, typer.Option(min=1, help="Random reads of 4 KiB; a twentieth of it from object tiers.")] = 2000,
