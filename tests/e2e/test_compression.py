@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import ckptstore
 from ckptstore_client.store import Store
 from tests.daemon_process import DaemonProcess, write_config
+from tests.e2e.shell import Shell
 from tests.faults.forked_daemon import run_rebuild
 
 PATIENCE_S = 120.0
@@ -77,51 +79,18 @@ def test_settings_change_and_everything_stays_readable_verified_mended_and_rebui
         house.configure(*settings)
         with DaemonProcess(house.home) as daemon, house.connect() as store:
             save(store, f"/run/{seed}", seed)
-            taken = store.stat(f"/run/{seed}").stored_bytes
-            for tier, compression in zip(("pfs", "object"), settings, strict=True):
-                stored = house.stored(tier, f"/run/{seed}").stat().st_size
-                if compression == "none":
-                    assert tier not in taken
-                else:
-                    assert stored <= taken[tier] < store.stat(f"/run/{seed}").size_bytes
-                    assert stored < 0.95 * state(seed)["model"]["w"].nbytes
-            assert daemon.stop() == 0
-
-    house.lose_nvme()
-    with DaemonProcess(house.home) as daemon, house.connect() as store:
-        assert [same(store.load(f"/run/{seed}"), seed) for seed in (1, 2, 3)] == [True] * 3
-        list(store.verify("/"))  # notices what NVMe has lost, and brings it back
-        assert [line for line in store.verify("/") if line.problem] == []
-        for seed, tier in ((1, "pfs"), (2, "pfs"), (3, "object")):
-            damaged = house.stored(tier, f"/run/{seed}")
-            data = bytearray(damaged.read_bytes())
-            data[len(data) // 2] ^= 0x10
-            damaged.write_bytes(data)
-            lines = [line for line in store.verify(f"/run/{seed}") if line.problem]
-            assert [(line.tier, line.repaired) for line in lines] == [(tier, True)]
-            assert [line for line in store.verify(f"/run/{seed}") if line.problem] == []
-        assert daemon.stop() == 0
-
-    shutil.rmtree(house.base / "nvme")
-    for file in house.home.glob("catalog.sqlite3*"):
-        file.unlink()
-    assert run_rebuild(house.home) == 0
-    with DaemonProcess(house.home), house.connect() as store:
-        assert [same(store.load(f"/run/{seed}"), seed) for seed in (1, 2, 3)] == [True] * 3
-        assert set(store.stat("/run/3").stored_bytes) == {"object"}
+            taken = store.stat("/run/packed").stored_bytes["pfs"]
+        told = Shell(house.home).ok("stat", "/run/packed").out
+        assert re.search(rf"^in pfs +[\d.]+ MiB compressed \({taken:,} bytes\)$", told, re.MULTILINE)
+        assert "compressed" not in Shell(house.home).ok("stat", "/run/plain").out
 
 
-def test_what_an_earlier_setting_left_plain_is_opened_and_what_it_compressed_is_not(house: House) -> None:
-    house.configure("none", "none")
-    with DaemonProcess(house.home) as daemon, house.connect() as store:
-        save(store, "/run/plain", 1)
-        assert daemon.stop() == 0
-    house.configure("float", "none")
-    with DaemonProcess(house.home) as daemon, house.connect() as store:
-        save(store, "/run/packed", 2)
-        assert openable(daemon, store, "/run/plain")["pfs"]
-        assert not openable(daemon, store, "/run/packed")["pfs"]
-        assert openable(daemon, store, "/run/packed")["nvme"]
+def test_compressing_the_nodes_own_tier_is_warned_of(house: House) -> None:
+    house.configure("float", "zstd")
+    shell = Shell(house.home)
+    assert "decoded by the daemon at every read" not in shell.ok("config", "check").err
+    write_config(house.home, tiers=[{"name": "nvme", "kind": "posix", "path": house.base / "nvme", "compression": "float"}])
+    assert "'nvme' is of this node and compressed" in shell.ok("config", "check").err
 
 
 def openable(daemon: DaemonProcess, store: Store, path: str) -> dict[str, bool]:
