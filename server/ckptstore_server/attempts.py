@@ -37,10 +37,6 @@ SHORT_WAIT_S = 0.1
 QUEUE_LOOK_S = 1.0
 #: How often a body that is still coming in counts as progress, in seconds.
 PROGRESS_S = 5.0
-#: How often a waiter looks at the catalog when other nodes may change it, in seconds.
-OTHER_NODES_POLL_S = 0.25
-#: The same when only this daemon can: announcements wake it, this is the safety net.
-SAFETY_POLL_S = 5.0
 
 
 class AttemptService:
@@ -317,18 +313,13 @@ class AttemptService:
         """Where the attempt is; with `wait`, once it reached that stage or was aborted, at the latest after `timeout_s`."""
         if wait not in (None, "snapshot"):
             self._node.handle(str(wait))
-        deadline = time.monotonic() + timeout_s
-        while True:
-            ticket = self._node.board.ticket()
-            status = await self._look(attempt_id)
-            over = status.state == "aborted" or wait is None or time.monotonic() >= deadline
-            if over or (status.snapshot if wait == "snapshot" else self._node.is_as_safe_as(str(wait), status.durability)):
-                return status
-            await self._node.board.heard(ticket, self._poll_s(deadline))
 
-    def _poll_s(self, deadline: float) -> float:
-        alone = self._node.settings.effective_catalog_url.startswith("sqlite")
-        return min(SAFETY_POLL_S if alone else OTHER_NODES_POLL_S, max(0.0, deadline - time.monotonic()))
+        def is_settled(status: AttemptStatus) -> bool:
+            if wait is None or status.state == "aborted":
+                return True
+            return status.snapshot if wait == "snapshot" else self._node.is_as_safe_as(wait, status.durability)
+
+        return await self._node.settled(lambda: self._look(attempt_id), is_settled, timeout_s)
 
     async def _look(self, attempt_id: str) -> AttemptStatus:
         view = await self._node.query(self._node.catalog.attempt, attempt_id)

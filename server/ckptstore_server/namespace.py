@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 
 from ckptstore.catalog.model import Entry, Publication, StoredFile
 from ckptstore.paths import check_folder, check_path
 from ckptstore.wire import EntryInfo, EntryPage, FileInfo, FilePage, PublicationInfo, Removed, Usage, WholeFile
 from ckptstore_server.node import Node
-
-#: How often a waiter looks at the catalog, since other nodes may change it.
-WAIT_POLL_S = 0.5
 
 
 class Namespace:
@@ -24,16 +20,16 @@ class Namespace:
 
     async def publication(self, publication_id: str, *, wait: str | None = None, timeout_s: float = 0.0) -> PublicationInfo:
         """The publication; with `wait`, once that tier holds all of it, at the latest after `timeout_s`."""
-        if wait is not None and wait != "snapshot":
-            self._node.handle(wait)
-        deadline = time.monotonic() + timeout_s
-        while True:
-            ticket = self._node.board.ticket()
-            publication = await self._node.query(self._node.catalog.publication, publication_id)
-            left_s = deadline - time.monotonic()
-            if wait is None or wait == "snapshot" or left_s <= 0 or self._node.is_as_safe_as(wait, publication.durability):
-                return publication_info(publication)
-            await self._node.board.heard(ticket, min(WAIT_POLL_S, left_s))
+        if wait in (None, "snapshot"):
+            return publication_info(await self._node.query(self._node.catalog.publication, publication_id))
+        tier = self._node.handle(str(wait)).name
+        return publication_info(
+            await self._node.settled(
+                lambda: self._node.query(self._node.catalog.publication, publication_id),
+                lambda publication: self._node.is_as_safe_as(tier, publication.durability),
+                timeout_s,
+            )
+        )
 
     async def files(self, publication_id: str, *, rank: int | None, name: str | None, after: str, limit: int) -> FilePage:
         files = self._node.catalog.files

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
@@ -38,6 +38,9 @@ CATALOG_THREADS = 32
 CATALOG_PAUSE_S = 1.0
 #: Threads of each tier beside its drains': one for records, one for evictions, one for deletions.
 TIER_KEEPERS = 3
+#: How often a waiter looks at the catalog by itself, in seconds: when other nodes may change it, and when only this daemon can
+#: (announcements wake it then, and this is the safety net).
+OTHER_NODES_POLL_S, SAFETY_POLL_S = 0.25, 5.0
 #: How many errors `status` remembers.
 REMEMBERED_ERRORS = 50
 #: How many attempts' timings are kept for clients that ask late.
@@ -150,6 +153,18 @@ class Node:
             except CatalogUnavailable as error:
                 self.remark("catalog", error)
                 await asyncio.sleep(CATALOG_PAUSE_S)
+
+    async def settled(self, look: Callable[[], Awaitable[T]], is_settled: Callable[[T], bool], timeout_s: float) -> T:
+        """What `look` finds once that is settled, or else after `timeout_s`: it looks again at each announcement, and now and then."""
+        deadline = time.monotonic() + timeout_s
+        alone = self.settings.effective_catalog_url.startswith("sqlite")
+        while True:
+            ticket = self.board.ticket()
+            found = await look()
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or is_settled(found):
+                return found
+            await self.board.heard(ticket, min(SAFETY_POLL_S if alone else OTHER_NODES_POLL_S, left_s))
 
     def tier_executor(self, handle: TierHandle) -> ThreadPoolExecutor:
         """For drains into the tier, its records, its evictions and deletions."""

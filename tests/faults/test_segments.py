@@ -251,12 +251,18 @@ def test_a_claimed_size_beyond_the_segment_is_refused(make: Make, size_bytes: in
     assert pool.find("object") is None
 
 
-def test_an_open_replica_keeps_its_slot_from_reuse_until_it_is_closed(make: Make) -> None:
-    pool = make(slots=1)
+def five_saved_bytes(pool: SegmentPool) -> Segment:
+    """`saved`, as the replica `object` of owner `a`."""
     segment = pool.acquire("a", MIB, timeout_s=0)
     segment.view[:5] = b"saved"
     pool.hold(segment.segment_id, segment.generation)
     pool.keep_as_replica(segment, "object", 5)
+    return segment
+
+
+def test_an_open_replica_keeps_its_slot_from_reuse_until_it_is_closed(make: Make) -> None:
+    pool = make(slots=1)
+    segment = five_saved_bytes(pool)
     with pool.reader("object") as reader:
         with pytest.raises(Busy):
             pool.acquire("a", MIB, timeout_s=0)
@@ -341,10 +347,7 @@ def test_a_forgotten_object_is_gone_and_its_slot_is_its_owners_again(make: Make)
 
 def test_a_forgotten_object_is_read_on_by_who_has_it_open_also_when_its_owner_goes(make: Make) -> None:
     pool = make(slots=1)
-    segment = pool.acquire("a", MIB, timeout_s=0)
-    segment.view[:5] = b"saved"
-    pool.hold(segment.segment_id, segment.generation)
-    pool.keep_as_replica(segment, "object", 5)
+    five_saved_bytes(pool)
     with pool.reader("object") as reader:
         pool.forget("object")
         pool.owner_gone("a")
