@@ -79,7 +79,52 @@ def test_settings_change_and_everything_stays_readable_verified_mended_and_rebui
         house.configure(*settings)
         with DaemonProcess(house.home) as daemon, house.connect() as store:
             save(store, f"/run/{seed}", seed)
-            taken = store.stat("/run/packed").stored_bytes["pfs"]
+            taken = store.stat(f"/run/{seed}").stored_bytes
+            for tier, compression in zip(("pfs", "object"), settings, strict=True):
+                stored = house.stored(tier, f"/run/{seed}").stat().st_size
+                if compression == "none":
+                    assert tier not in taken
+                else:
+                    assert stored <= taken[tier] < store.stat(f"/run/{seed}").size_bytes
+                    assert stored < 0.95 * state(seed)["model"]["w"].nbytes
+            assert daemon.stop() == 0
+
+    house.lose_nvme()
+    with DaemonProcess(house.home) as daemon, house.connect() as store:
+        assert [same(store.load(f"/run/{seed}"), seed) for seed in (1, 2, 3)] == [True] * 3
+        list(store.verify("/"))  # notices what NVMe has lost, and brings it back
+        assert [line for line in store.verify("/") if line.problem] == []
+        for seed, tier in ((1, "pfs"), (2, "pfs"), (3, "object")):
+            damaged = house.stored(tier, f"/run/{seed}")
+            data = bytearray(damaged.read_bytes())
+            data[len(data) // 2] ^= 0x10
+            damaged.write_bytes(data)
+            lines = [line for line in store.verify(f"/run/{seed}") if line.problem]
+            assert [(line.tier, line.repaired) for line in lines] == [(tier, True)]
+            assert [line for line in store.verify(f"/run/{seed}") if line.problem] == []
+        assert daemon.stop() == 0
+
+    shutil.rmtree(house.base / "nvme")
+    for file in house.home.glob("catalog.sqlite3*"):
+        file.unlink()
+    assert run_rebuild(house.home) == 0
+    with DaemonProcess(house.home), house.connect() as store:
+        assert [same(store.load(f"/run/{seed}"), seed) for seed in (1, 2, 3)] == [True] * 3
+        assert set(store.stat("/run/3").stored_bytes) == {"object"}
+
+
+def test_what_an_earlier_setting_left_plain_is_opened_and_what_it_compressed_is_not(house: House) -> None:
+    house.configure("none", "none")
+    with DaemonProcess(house.home) as daemon, house.connect() as store:
+        save(store, "/run/plain", 1)
+        assert daemon.stop() == 0
+    house.configure("float", "none")
+    with DaemonProcess(house.home) as daemon, house.connect() as store:
+        save(store, "/run/packed", 2)
+        assert openable(daemon, store, "/run/plain")["pfs"]
+        assert not openable(daemon, store, "/run/packed")["pfs"]
+        assert openable(daemon, store, "/run/packed")["nvme"]
+        taken = store.stat("/run/packed").stored_bytes["pfs"]
         told = Shell(house.home).ok("stat", "/run/packed").out
         assert re.search(rf"^in pfs +[\d.]+ MiB compressed \({taken:,} bytes\)$", told, re.MULTILINE)
         assert "compressed" not in Shell(house.home).ok("stat", "/run/plain").out
