@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckptstore.part import TensorRef
+from ckptstore.part_reading import TensorRef
 from ckptstore.safetensors_format import TensorEntry
 from ckptstore_client.arenas import Arena, arenas, is_aligned
 from ckptstore_client.frameworks import TensorFramework, framework

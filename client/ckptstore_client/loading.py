@@ -15,7 +15,8 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckptstore.errors import InvalidInput
-from ckptstore.part import ABSENT, Selection, TensorRef, child_names, join_place, parse_part, shown_place
+from ckptstore.part import child_names, join_place, shown_place
+from ckptstore.part_reading import ABSENT, Selection, TensorRef, parse_part
 from ckptstore.safetensors_format import Header
 from ckptstore_client.filling import fill, read_new
 from ckptstore_client.frameworks import framework, leaf_decoders, tensor_tags

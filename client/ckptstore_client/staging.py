@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ckptstore.errors import CkptStoreError
-from ckptstore.part import PART_KEY, TORCH, Flattened, Walked, flatten, write_part
+from ckptstore.part import PART_KEY, TORCH
+from ckptstore.part_writing import Flattened, Walked, flatten, write_part
 from ckptstore.safetensors_format import TensorEntry, assemble_header, build_tensor_table
 from ckptstore_client.cuda import Moment, PinnedPages
 from ckptstore_client.frameworks import TensorSpec, framework, leaf_encoders, tensor_tags

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from ckptstore.errors import CkptStoreError, InvalidInput, from_wire
 from ckptstore.layout import LAYOUT_KEY
-from ckptstore.part import Selection, parse_part
+from ckptstore.part_reading import Selection, parse_part
 from ckptstore.safetensors_format import PREFIX_BYTES, Header, header_size_bytes, parse_header
 from ckptstore_tiers.memory import Segment
 

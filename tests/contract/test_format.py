@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from safetensors import deserialize
 
 from ckptstore.errors import InvalidInput
-from ckptstore.part import PART_FORMAT, PART_KEY, Selection, TensorRef, parse_part
+from ckptstore.part import PART_FORMAT, PART_KEY
+from ckptstore.part_reading import Selection, TensorRef, parse_part
 from ckptstore.safetensors_format import (
     DATA_ALIGNMENT_BYTES,
     DTYPE_BITS,
