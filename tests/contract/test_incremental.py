@@ -129,6 +129,7 @@ def test_a_part_of_it_and_into_and_the_network_are_served_like_any_other_checkpo
         layer[:] = 0
         assert cold.load("/run/latest", into=into)["base"]["layer2"] is layer
         assert_same(into, state_of(1))
+        assert_same(cold.load("/run/latest", mmap=True), state_of(1))
     with ckptstore.connect(place.url, token=TOKEN) as remote:
         assert_same(remote.load("/run/latest"), state_of(1))
         remote.save("/run/remote", state_of(2), incremental=True, rank=0, world_size=1).wait("nvme", timeout_s=WAIT_S)
