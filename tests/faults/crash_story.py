@@ -1,9 +1,10 @@
 """What must be true after a daemon died at any moment of its life? One story that does everything once, and the checks.
 
 `tell` is the client's side: it saves, some of it incrementally, so that checkpoints refer to others that are replaced and removed; it
-waits, replaces, removes, fills a tier until it evicts, reads back what was evicted, and finds a damaged replica; before each act it notes in `Facts` what may be true from here on, and after each acknowledgement what must be. The
-daemon may die anywhere in between: then the story ends. `check_recovered` starts a daemon without faults on what is left and holds it
-to the facts; `check_tiers_agree` compares catalog and tiers file by file when that daemon has stopped.
+waits, replaces, removes, fills a tier until it evicts, reads back what was evicted, and finds a damaged replica; before each act it
+notes in `Facts` what may be true from here on, and after each acknowledgement what must be. The daemon may die anywhere in between: then
+the story ends. `check_recovered` starts a daemon without faults on what is left and holds it to the facts; `check_tiers_agree` compares
+catalog and tiers file by file when that daemon has stopped.
 """
 
 from __future__ import annotations
