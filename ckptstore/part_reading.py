@@ -17,7 +17,19 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ckptstore.errors import InvalidInput
-from ckptstore.part import ARRAY, DOUBLE, KEY_TYPES, MAX_DEPTH, PART_FORMAT, PART_KEY, TORCH, LeafDecoder, child_names, join_place, shown_place
+from ckptstore.part import (
+    ARRAY,
+    DOUBLE,
+    KEY_TYPES,
+    MAX_DEPTH,
+    PART_FORMAT,
+    PART_KEY,
+    TORCH,
+    LeafDecoder,
+    child_names,
+    join_place,
+    shown_place,
+)
 from ckptstore.safetensors_format import Header
 
 

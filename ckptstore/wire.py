@@ -1,8 +1,6 @@
-"""What client and daemon say to each other: the JSON bodies of the API, and the messages of the descriptor socket.
+"""What client and daemon say to each other: the JSON bodies of the API, which is HTTP under `/v1`, over the unix socket `api.sock` or TCP.
 
-The API is HTTP under `/v1`, over the unix socket `api.sock` or TCP. The descriptor socket `fd.sock` carries one JSON object a line
-each way, with file descriptors attached (SCM_RIGHTS); a client keeps its connection to it open for as long as it lives, and the daemon
-takes a hang-up as the client's death. Unknown fields are refused on both.
+Unknown fields are refused on both sides. Memory and descriptors go over another socket: see `fd_messages`.
 
     GET    /v1/hello                                      → Hello
     POST   /v1/sessions                                   → SessionOpened      (TCP clients; over the unix socket fd.sock opens one)
@@ -365,83 +363,3 @@ class Status(Message):
     errors: list[ErrorLine]
     resident_bytes: int
     stopping: bool
-
-
-# --- the descriptor socket ---------------------------------------------------------------------------------------------------------
-
-
-class FdHello(Message):
-    """First line from the client. The answer is FdWelcome."""
-
-    op: Literal["hello"] = "hello"
-    api: int
-    pid: int
-
-
-class FdWelcome(Message):
-    session: str
-
-
-class FdSegment(Message):
-    """Ask for the descriptor of a granted segment; answered by FdReady with one descriptor (read and write)."""
-
-    op: Literal["segment"] = "segment"
-    segment_id: str
-
-
-class FdAcquire(Message):
-    """Ask for a slot of at least that size, at once or not at all (Busy); answered by FdReady without a descriptor.
-
-    It is the session's until an attempt that was opened with it (`OpenAttempt.segment`) is handed over or aborted, or FdRelease.
-    """
-
-    op: Literal["acquire"] = "acquire"
-    size_bytes: Count
-
-
-class FdRelease(Message):
-    """Give an acquired slot back that no attempt took. Answered by FdReady, also if it is not lent any more."""
-
-    op: Literal["release"] = "release"
-    segment_id: str
-    generation: int
-
-
-class FdOpen(Message):
-    """Ask for a read-only descriptor of an object's replica; answered by FdReady with one descriptor."""
-
-    op: Literal["open"] = "open"
-    object_id: str
-    tier: str
-
-
-class FdIngest(Message):
-    """Hand the daemon a file to store as `name` of an attempt of kind folder or file; the descriptor is attached.
-
-    Answered by FdReady once the bytes are in a durable tier.
-    """
-
-    op: Literal["ingest"] = "ingest"
-    attempt_id: str
-    name: str
-    size_bytes: int = Field(ge=0)
-
-
-class FdFollow(Message):
-    """Ask for the pipe that tells which blocks of an arriving object can be read (see ckptstore.arrivals); NotFound: it has arrived."""
-
-    op: Literal["follow"] = "follow"
-    object_id: str
-
-
-class FdReady(Message):
-    """The answer; or `error` as CkptStoreError.to_wire() wrote it, and no descriptor."""
-
-    size_bytes: int = 0
-    segment_id: str = ""
-    capacity_bytes: int = 0
-    generation: int = 0
-    direct: bool = False  # whether the descriptor may be read with O_DIRECT (it was opened so)
-    digest: str = ""
-    arriving: bool = False  # the file is still being written: `follow` tells what of it can be read
-    error: dict[str, Any] | None = None

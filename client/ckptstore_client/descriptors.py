@@ -25,20 +25,8 @@ from types import TracebackType
 
 from ckptstore import fd_protocol
 from ckptstore.errors import CkptStoreError, DaemonUnavailable, InvalidInput, Unauthorized, WaitTimeout, from_wire
-from ckptstore.wire import (
-    API_VERSION,
-    FdAcquire,
-    FdFollow,
-    FdHello,
-    FdIngest,
-    FdOpen,
-    FdReady,
-    FdRelease,
-    FdSegment,
-    FdWelcome,
-    Message,
-    SegmentGrant,
-)
+from ckptstore.fd_messages import FdAcquire, FdFollow, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
+from ckptstore.wire import API_VERSION, Message, SegmentGrant
 from ckptstore_tiers.prefault import prefault
 from ckptstore_tiers.shared_mapping import map_shared
 from ckptstore_tiers.sources import address_of

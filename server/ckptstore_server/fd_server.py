@@ -23,8 +23,9 @@ from typing import Any, Protocol
 
 from ckptstore import fd_protocol, sockets
 from ckptstore.errors import Busy, CkptStoreError, InvalidInput, Unauthorized
+from ckptstore.fd_messages import FdAcquire, FdFollow, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
 from ckptstore.paths import new_id
-from ckptstore.wire import API_VERSION, FdAcquire, FdFollow, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
+from ckptstore.wire import API_VERSION
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from ckptstore.errors import ChecksumMismatch, NotFound, TierUnavailable
-from ckptstore.wire import FdAcquire, FdFollow, FdIngest, FdOpen, FdReady, FdRelease, FdSegment
+from ckptstore.fd_messages import FdAcquire, FdFollow, FdIngest, FdOpen, FdReady, FdRelease, FdSegment
 from ckptstore_server.attempts import AttemptService
 from ckptstore_server.node import Node
 from ckptstore_server.replicas import MEMORY, Replicas

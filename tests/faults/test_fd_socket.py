@@ -35,7 +35,8 @@ from ckptstore.errors import (
     WaitTimeout,
     from_wire,
 )
-from ckptstore.wire import API_VERSION, FdHello, FdIngest, FdOpen, FdReady, FdSegment, FdWelcome, Message
+from ckptstore.fd_messages import FdHello, FdIngest, FdOpen, FdReady, FdSegment, FdWelcome
+from ckptstore.wire import API_VERSION, Message
 from ckptstore_client.descriptors import DescriptorConnection
 from ckptstore_server.fd_server import DescriptorServer
 from ckptstore_tiers.memory import SegmentPool

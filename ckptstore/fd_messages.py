@@ -1,0 +1,98 @@
+"""What client and daemon say to each other over the descriptor socket: one JSON object a line, with file descriptors beside it.
+
+A client keeps its connection to it open for as long as it lives, and the daemon takes a hang-up as the client's death. How lines and
+descriptors travel is `fd_protocol`; everything else that the two say is `wire`.
+
+    FdHello    → FdWelcome
+    FdAcquire  → FdReady                a slot of memory, or Busy
+    FdRelease  → FdReady
+    FdSegment  → FdReady + descriptor   to write into
+    FdOpen     → FdReady + descriptor   to read from
+    FdFollow   → FdReady + descriptor   a pipe that tells what of an arriving object can be read
+    FdIngest   + descriptor → FdReady   once its bytes are in a durable tier
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ckptstore.wire import Count, Message
+
+
+class FdHello(Message):
+    """First line from the client. The answer is FdWelcome."""
+
+    op: Literal["hello"] = "hello"
+    api: int
+    pid: int
+
+
+class FdWelcome(Message):
+    session: str
+
+
+class FdSegment(Message):
+    """Ask for the descriptor of a granted segment; answered by FdReady with one descriptor (read and write)."""
+
+    op: Literal["segment"] = "segment"
+    segment_id: str
+
+
+class FdAcquire(Message):
+    """Ask for a slot of at least that size, at once or not at all (Busy); answered by FdReady without a descriptor.
+
+    It is the session's until an attempt that was opened with it (`OpenAttempt.segment`) is handed over or aborted, or FdRelease.
+    """
+
+    op: Literal["acquire"] = "acquire"
+    size_bytes: Count
+
+
+class FdRelease(Message):
+    """Give an acquired slot back that no attempt took. Answered by FdReady, also if it is not lent any more."""
+
+    op: Literal["release"] = "release"
+    segment_id: str
+    generation: int
+
+
+class FdOpen(Message):
+    """Ask for a read-only descriptor of an object's replica; answered by FdReady with one descriptor."""
+
+    op: Literal["open"] = "open"
+    object_id: str
+    tier: str
+
+
+class FdIngest(Message):
+    """Hand the daemon a file to store as `name` of an attempt of kind folder or file; the descriptor is attached.
+
+    Answered by FdReady once the bytes are in a durable tier.
+    """
+
+    op: Literal["ingest"] = "ingest"
+    attempt_id: str
+    name: str
+    size_bytes: int = Field(ge=0)
+
+
+class FdFollow(Message):
+    """Ask for the pipe that tells which blocks of an arriving object can be read (see ckptstore.arrivals); NotFound: it has arrived."""
+
+    op: Literal["follow"] = "follow"
+    object_id: str
+
+
+class FdReady(Message):
+    """The answer; or `error` as CkptStoreError.to_wire() wrote it, and no descriptor."""
+
+    size_bytes: int = 0
+    segment_id: str = ""
+    capacity_bytes: int = 0
+    generation: int = 0
+    direct: bool = False  # whether the descriptor may be read with O_DIRECT (it was opened so)
+    digest: str = ""
+    arriving: bool = False  # the file is still being written: `follow` tells what of it can be read
+    error: dict[str, Any] | None = None
