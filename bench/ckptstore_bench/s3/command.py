@@ -12,6 +12,7 @@ from ckptstore_bench.report import Report
 from ckptstore_bench.running import JsonFile, PageFile, RoundsOption, Steps, positive_size, run
 from ckptstore_client.cli.invocation import Invocation
 
+BLOCK_BYTES = 4 << 20
 LIBRARIES = "obstore,s3torchconnector,boto3-crt,boto3,s3fs"
 
 
@@ -35,6 +36,8 @@ def s3(
     Example: ckptstore bench s3 --url s3://scratch/bench --endpoint http://127.0.0.1:8333 --rounds 5
     """
     size_bytes, part_bytes = positive_size(size), positive_size(part, "--part")
+    if part_bytes % BLOCK_BYTES or part_bytes < 2 * BLOCK_BYTES:
+        raise InvalidInput("a part is a multiple of 4 MiB, 8 MiB or more", operation="bench s3", subject=f"--part {part}")
     settings = _settings(invocation, tier, url, endpoint)
 
     def measure(steps: Steps) -> Report:

@@ -19,12 +19,11 @@ from ckptstore.config import TierSettings
 from ckptstore_bench.report import Figure
 from ckptstore_bench.running import Steps
 from ckptstore_bench.s3.clients import LIMIT, STORE, Place
-from ckptstore_bench.s3.worker import Direction, Turn, Worker
+from ckptstore_bench.s3.worker import DIRECTIONS, Direction, Turn, Worker
 from ckptstore_bench.scratch import remove_objects
 from ckptstore_tiers.checksums import BlockDigests
 
 GB = 1e9
-DIRECTIONS: tuple[Direction, ...] = ("get", "put")
 GET_FASTER, CPU_S_PER_GB = 1.3, 0.45
 
 
@@ -32,7 +31,7 @@ GET_FASTER, CPU_S_PER_GB = 1.3, 0.45
 class Results:
     size_bytes: int
     turns: dict[tuple[Direction, str], list[Turn]] = field(default_factory=dict)
-    why_not: dict[str, str] = field(default_factory=dict)
+    why_not: dict[tuple[Direction, str], str] = field(default_factory=dict)
     details: dict[str, str] = field(default_factory=dict)
 
     def rates(self, direction: Direction, client: str) -> list[float]:
@@ -46,7 +45,9 @@ def measure(
     settings: TierSettings, clients: Sequence[str], folder: Path, size_bytes: int, part_bytes: int, parallel: int, rounds: int, steps: Steps
 ) -> Results:
     """`settings` are an S3 tier's; `folder` is where the file that is put lies. Clients that fail say why, and take no more turns."""
-    own = settings.model_copy(update={"url": f"{(settings.url or '').rstrip('/')}/bench-{secrets.token_hex(4)}", "capacity": None})
+    options = settings.options | {"part_size": part_bytes, "parallel_start": parallel}
+    url = f"{(settings.url or '').rstrip('/')}/bench-{secrets.token_hex(4)}"
+    own = settings.model_copy(update={"url": url, "options": options, "capacity": None})
     place, results = Place(own, part_bytes, parallel), Results(size_bytes)
     steps.plan((rounds + 1) * len(clients) * len(DIRECTIONS))
     with _file(folder, size_bytes) as (file, root), ExitStack() as stack:
@@ -62,7 +63,7 @@ def measure(
                     if turn is not None and number > 0:
                         results.turns.setdefault((direction, worker.client), []).append(turn)
             _forget(own, workers, number)
-        results.why_not = {worker.client: worker.why for worker in workers if worker.why is not None}
+        results.why_not = {(way, worker.client): why for worker in workers for way, why in worker.why_not.items()}
     return results
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from ckptstore_bench.report import Bars, Cell, Column, Report, Table, samples
 from ckptstore_bench.s3.clients import CLIENTS, LIMIT
-from ckptstore_bench.s3.measuring import DIRECTIONS, Results, figures
+from ckptstore_bench.s3.measuring import Results, figures
+from ckptstore_bench.s3.worker import DIRECTIONS
 
 COLUMNS = (
     Column(key="client", heading="client"),
@@ -30,7 +31,7 @@ def build(results: Results, *, rounds: int, settings: dict[str, Any], machine: d
                 "client": name,
                 "bytes_per_s": samples(results.rates(direction, name)),
                 "cpu_s_per_gb": samples(results.cpu_s_per_gb(direction, name)),
-                "why_not": results.why_not.get(name, ""),
+                "why_not": results.why_not.get((direction, name), ""),
             }
             for name in clients
         ]

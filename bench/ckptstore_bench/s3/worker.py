@@ -6,6 +6,7 @@ before each turn, since pages that lay idle cost at the next touch on some machi
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import multiprocessing
 import time
@@ -22,6 +23,8 @@ from ckptstore_tiers.checksums import BlockDigests
 #: A turn that takes longer has stuck.
 TURN_TIMEOUT_S = 900.0
 Direction = Literal["get", "put"]
+DIRECTIONS: tuple[Direction, ...] = ("get", "put")
+ENDED = "its process ended"
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,11 @@ class Turn:
 
 
 class Worker:
-    """A context manager. `why` is set once the client has failed: it takes no more turns."""
+    """A context manager. `why_not` says what a client failed at: it takes no more turns in that direction."""
 
     def __init__(self, client: str, place: Place, size_bytes: int) -> None:
         self.client = client
-        self.why: str | None = None
+        self.why_not: dict[Direction, str] = {}
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, client, place, size_bytes), daemon=True)
@@ -44,7 +47,8 @@ class Worker:
     def __enter__(self) -> Worker:
         self._process.start()
         self._theirs.close()
-        self._receive()
+        if isinstance(found := self._receive(), str):
+            self.why_not = dict.fromkeys(DIRECTIONS, found)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -56,36 +60,52 @@ class Worker:
 
     def turn(self, direction: Direction, name: str, file: Path, root: str) -> Turn | None:
         """Move the object once; None when this client cannot. What was got is compared with `root`, untimed."""
-        if self.why is not None:
+        if direction in self.why_not:
             return None
-        self._pipe.send((direction, name, str(file), root))
-        return self._receive()
-
-    def _receive(self) -> Turn | None:
         try:
-            found = self._pipe.recv() if self._pipe.poll(TURN_TIMEOUT_S) else f"nothing for {TURN_TIMEOUT_S:g} s"
-        except (EOFError, OSError):
-            found = "its process ended"
+            self._pipe.send((direction, name, str(file), root))
+        except OSError:
+            found: Turn | str | None = ENDED
+        else:
+            found = self._receive()
         if isinstance(found, str):
-            self.why = found
+            self.why_not[direction] = found
             return None
-        assert found is None or isinstance(found, Turn)
+        return found
+
+    def _receive(self) -> Turn | str | None:
+        """What the process answers, or why it cannot."""
+        try:
+            if not self._pipe.poll(TURN_TIMEOUT_S):
+                self._process.kill()
+                return f"nothing for {TURN_TIMEOUT_S:g} s"
+            found: Turn | str | None = self._pipe.recv()
+        except (EOFError, OSError):
+            return ENDED
         return found
 
 
 def _serve(pipe: Connection, client: str, place: Place, size_bytes: int) -> None:
-    """The top of the worker's process: whatever a foreign client raises is told, and ends it."""
+    """The top of the worker's process."""
     try:
         moving = CLIENTS[client][0](place)
         buffer = memoryview(mmap.mmap(-1, size_bytes))
-        pipe.send(None)
+    except Exception as error:  # noqa: BLE001 - whatever a foreign library raises says why it cannot take part
+        pipe.send(_said(error))
+        return
+    pipe.send(None)
+    with contextlib.suppress(EOFError):
         while True:
             direction, name, file, root = pipe.recv()
-            pipe.send(_one(moving, direction, name, Path(file), buffer, root))
-    except EOFError:
-        return
-    except Exception as error:  # noqa: BLE001 - the top of a process
-        pipe.send(f"{type(error).__name__}: {error}"[:300])
+            try:
+                turn: Turn | str = _one(moving, direction, name, Path(file), buffer, root)
+            except Exception as error:  # noqa: BLE001 - the same
+                turn = _said(error)
+            pipe.send(turn)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 def _one(moving: Any, direction: Direction, name: str, file: Path, buffer: memoryview, root: str) -> Turn:
