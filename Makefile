@@ -18,8 +18,9 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 # pytest's selection; `make test MARK='not soak and not pfs and not browser'` leaves out what needs programs that only root can install.
 MARK ?= not soak
-# A file runs in one process, so that its servers are started once.
-WORKERS ?= 2
+# A file runs in one process, so that its servers are started once. One process more than CI has cores: tests wait for disks and
+# servers a good part of their time. Long files come first (tests/conftest.py), in that order.
+WORKERS ?= 3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 DEMO_ARGS ?=
@@ -74,7 +75,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 test: check debian
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m '$(MARK)' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m '$(MARK)' $(PYTEST_ARGS)
 
 soak: $(INSTALLED) debian
 	$(BIN)/python -m pytest -q --timeout 3600 -m soak $(PYTEST_ARGS)

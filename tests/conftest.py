@@ -1,1 +1,37 @@
-"""Fixtures that every kind of test uses: real servers on loopback, started once a run, and homes that fit a socket path."""
+"""In which order do the files run? Those that take minutes first: beside them the quick ones fill the other processes to the end.
+
+pytest-xdist's own order, most tests first, leaves the long stories with few tests for the end, where each runs alone.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+#: By what they took, longest first; a file that is not named comes after them, and costs at most its own time at the end.
+LONG_FILES = (
+    "test_daemon_kill.py",
+    "test_daemon_power_cut.py",
+    "test_store_outages.py",
+    "test_demo.py",
+    "test_two_nodes.py",
+    "test_store_machine.py",
+    "test_incremental_machine.py",
+    "test_distributed_fs.py",
+    "test_ranks.py",
+    "test_api_refusals.py",
+    "test_damage.py",
+    "test_object_faults.py",
+    "test_full_and_failing_disks.py",
+    "test_trainer_kill.py",
+    "test_long_run.py",
+    "test_auto_start.py",
+    "test_store.py",
+    "test_hostile_clients.py",
+    "test_record_damage.py",
+    "test_cli.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
