@@ -9,7 +9,7 @@ threads of the pool's own, behind the acquire that asked for it; who lends the s
 slot over, a second one of that size is made and pre-faulted, so that the next save meets warm memory, and this one was not held up.
 
 Nothing here is durable. The caller keeps an object as a replica only when the object needs no protection: a replica goes whenever its
-slot is needed. Who must yield, and in which order, says `_evictable`.
+slot is needed. Who must yield, and in which order, says `memory_order`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from contextlib import contextmanager
 from ckptstore.errors import Busy, InvalidInput, NotFound, TierFull
 from ckptstore_tiers.job_cgroup import JobCgroup, in_job_cgroup
 from ckptstore_tiers.memory_limits import HostMemory
+from ckptstore_tiers.memory_order import RECALL_OWNER, evictable, reuse_order
 from ckptstore_tiers.memory_segment import PinnedReplica, Segment, SegmentState, Slot, round_up
 
 __all__ = ["RECALL_OWNER", "JobCgroup", "PinnedReplica", "Segment", "SegmentPool", "SegmentState", "in_job_cgroup"]
 
-#: The pool's own owner: what the daemon itself brings into memory. Its slots are not counted and not kept free.
-RECALL_OWNER = "recall"
 #: Room for a header that grows a little between saves.
 SLACK_BYTES = 1 << 20
 #: How often a waiting acquire looks at MemAvailable and the cgroups, which tell nobody when they change.
@@ -249,7 +248,7 @@ class SegmentPool:
     def _take_slot(self, owner: str, size_bytes: int) -> Slot | tuple[str, str]:
         """A free slot of the owner, or a new one; otherwise what is missing and the hint for it."""
         own = self._slots_of(owner)
-        idle = sorted((slot for slot in own if slot.idle), key=_reuse_order)
+        idle = sorted((slot for slot in own if slot.idle), key=reuse_order)
         fitting = [slot for slot in idle if slot.capacity_bytes >= size_bytes]
         if fitting and owner != RECALL_OWNER:
             self._empty(fitting[0])
@@ -275,7 +274,7 @@ class SegmentPool:
         """Drop as many slots as it takes, or none and say which bound is in the way. `too_small` goes in any case."""
         limit_room, host_room, bound = self._rooms()
         victims: list[Slot] = []
-        candidates = [slot for slot in self._evictable(owner) if slot is not too_small]
+        candidates = [slot for slot in evictable(self._slots.values(), owner) if slot is not too_small]
         for slot in [too_small, *candidates] if too_small else candidates:
             if min(limit_room, host_room) >= capacity_bytes and slot is not too_small:
                 break
@@ -296,24 +295,6 @@ class SegmentPool:
         host = self._host.room()  # after the line above: pages made in between are counted twice, never not at all
         limit_room = self._limit_bytes - sum(slot.capacity_bytes for slot in self._slots.values())
         return limit_room, host.size_bytes - unbacked_bytes, host.bound
-
-    def _evictable(self, owner: str) -> list[Slot]:
-        """Slots that may go for `owner`, first to go first.
-
-        Slots of gone owners, what the daemon recalled, this owner's, other owners' (else eight ranks under a tight limit would wait
-        for each other's spare slots for ever); of each, empty ones first, then the least recently used. A recall takes nobody's slots.
-        """
-
-        def group(slot: Slot) -> int:
-            if slot.owner_gone:
-                return 0
-            if slot.owner == RECALL_OWNER:
-                return 1
-            return 2 if slot.owner == owner else 3
-
-        last = 1 if owner == RECALL_OWNER else 3
-        idle = [slot for slot in self._slots.values() if slot.idle and group(slot) <= last]
-        return sorted(idle, key=lambda slot: (group(slot), slot.state is SegmentState.REPLICA, slot.used_at_s))
 
     def _capacity_for(self, size_bytes: int) -> int:
         roomy = round_up(size_bytes + SLACK_BYTES)
@@ -407,10 +388,3 @@ class SegmentPool:
             with self._tables():
                 if spare.idle and spare.state is SegmentState.FREE and spare.segment_id in self._slots:
                     self._drop(spare)  # memory ran out while it was made
-
-
-def _reuse_order(slot: Slot) -> tuple[bool, int, float]:
-    """Empty slots before replicas; the smallest that fits; of empty ones the last used, whose pages every cache and page table still
-    knows; of replicas the oldest snapshot, and a drain that reads it does not make it newer."""
-    is_replica = slot.state is SegmentState.REPLICA
-    return (is_replica, slot.capacity_bytes, slot.kept_at_s if is_replica else -slot.kept_at_s)
