@@ -9,24 +9,47 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ckptstore.errors import AlreadyExists, NotFound
+from ckptstore_tiers import posix
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests
 from ckptstore_tiers.codecs import CodecTier
 from ckptstore_tiers.interface import Tier
 from ckptstore_tiers.posix import PosixTier
+from ckptstore_tiers.posix_probe import MountAbilities, probe_mount
 from ckptstore_tiers.sources import MemorySource
 from tests.contract.tier_contract import TierContract, all_at_once, assert_nothing_visible, content, keys, new_key, stored
 
 pytestmark = pytest.mark.pfs
 
 
+@pytest.fixture(scope="module")
+def abilities(moosefs: tuple[Path, Path]) -> MountAbilities:
+    """What the probe says of the mount. It races for it, which takes a while over a network: once is enough for all tests."""
+    found: list[MountAbilities] = []
+
+    def remembered(*arguments: Any, **named: Any) -> MountAbilities:
+        found.append(probe_mount(*arguments, **named))
+        return found[-1]
+
+    root = moosefs[0] / "probed"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(posix, "probe_mount", remembered)
+        PosixTier("pfs", root, shared=True).close()
+    assert list((root / "tmp").iterdir()) == []
+    return found[0]
+
+
 @pytest.fixture
-def clients(moosefs: tuple[Path, Path]) -> Iterator[tuple[PosixTier, PosixTier]]:
+def clients(
+    moosefs: tuple[Path, Path], abilities: MountAbilities, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[PosixTier, PosixTier]]:
     """The same root through both mounts, as two nodes would open it."""
     folder = secrets.token_hex(4)
+    monkeypatch.setattr(posix, "probe_mount", lambda *_, **__: abilities)
     first, second = (PosixTier("pfs", mount / folder, shared=True) for mount in moosefs)
     yield first, second
     first.close()
