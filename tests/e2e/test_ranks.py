@@ -14,7 +14,7 @@ import torch
 
 import ckptstore
 from ckptstore.errors import AttemptAborted, NotFound
-from ckptstore_client.staging import StagedState, Staging
+from ckptstore_client.staging import BoundState
 from ckptstore_client.store import Store
 from tests.daemon_process import DaemonProcess, write_config
 from tests.e2e.job import Job
@@ -137,15 +137,15 @@ def test_a_skip_of_one_rank_aborts_the_attempt_for_all(tmp_path: Path, monkeypat
     home = tmp_path / "home"
     write_config(home, tiers=[{"name": "nvme", "kind": "posix", "path": home / "nvme"}], memory={"limit": 64 << 20, "slots": 1})
     copying, go_on = threading.Event(), threading.Event()
-    copy = Staging.copy
+    copy = BoundState.copy
 
-    def held_copy(self: Staging, staged: StagedState, *more: Any) -> None:
-        if staged.size_bytes > 1 << 20:
+    def held_copy(bound: BoundState, leaves: Any = None) -> None:
+        if bound.staged.size_bytes > 1 << 20:
             copying.set()
             assert go_on.wait(60)
-        copy(self, staged, *more)
+        copy(bound, leaves)
 
-    monkeypatch.setattr(Staging, "copy", held_copy)
+    monkeypatch.setattr(BoundState, "copy", held_copy)
     with (
         DaemonProcess(home),
         ckptstore.connect(home=home, start=False, group="skipping-ranks") as one,
