@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from ckptstore_bench.report import Figure
 
@@ -31,23 +30,23 @@ class Rounds:
         self.add(contender, time.perf_counter() - began_s)
 
     def ratio(self, above: str, below: str) -> list[float]:
-        """above/below, round by round."""
-        return [a / b for a, b in zip(self.seconds[above], self.seconds[below], strict=True)]
+        """above/below, round by round; nothing if one of them could not run."""
+        return [a / b for a, b in zip(self.seconds.get(above, []), self.seconds.get(below, []), strict=False)]
 
     def best_ratio(self, below: str, *above: str) -> list[float]:
-        """The fastest of `above` in each round, over `below`."""
-        fastest = [min(row) for row in zip(*(self.seconds[name] for name in above), strict=True)]
-        return [a / b for a, b in zip(fastest, self.seconds[below], strict=True)]
+        """The fastest of `above` that could run, in each round, over `below`."""
+        fastest = [min(row) for row in zip(*(self.seconds[name] for name in above if name in self.seconds), strict=True)]
+        return [a / b for a, b in zip(fastest, self.seconds.get(below, []), strict=False)]
 
 
 @dataclass
 class Result:
-    """What one family of figures gives: the figures, the seconds behind them, and facts worth keeping."""
+    """What one family of figures gives: the figures, and the seconds behind them."""
 
     figures: list[Figure]
     rounds: Rounds
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
-def figure(name: str, what: str, values: list[float], bound: float | None, *, at_least: bool = True, unit: str = "×") -> Figure:
-    return Figure(name=name, what=what, values=tuple(values), bound=bound, at_least=at_least, unit=unit)
+def figure(name: str, what: str, values: list[float], bound: float | None, *, at_least: bool = True, unit: str = "×") -> list[Figure]:
+    """The figure, or none where a contender that it needs could not run."""
+    return [Figure(name=name, what=what, values=tuple(values), bound=bound, at_least=at_least, unit=unit)] if values else []

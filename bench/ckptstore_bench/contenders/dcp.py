@@ -8,12 +8,15 @@ asynchronous staging need CUDA), reused from save to save; saving plans cached; 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+import torch.multiprocessing
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
@@ -63,6 +66,9 @@ class AsyncThread(Blocking):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
+        if 2 * len(setup.shape.tensors) > resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+            # The default strategy keeps a descriptor open for each shared tensor. This is what torch's documentation names instead.
+            torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
         options = StagingOptions(use_pinned_memory=False, use_shared_memory=True, use_async_staging=False, use_non_blocking_copy=False)
         self._stager = DefaultStager(options)
 

@@ -59,8 +59,8 @@ def measure_rest(folder: Path, size_bytes: int, count: int, steps: Steps) -> Res
     mebibytes = [size / 2**20 for size in resident_bytes]
     return Result(
         [
-            figure("daemon.cpu", "CPU of the daemon at rest", percent, 1.0, at_least=False, unit="% of a core"),
-            figure("daemon.memory", "memory of the daemon beyond its segments", mebibytes, 200.0, at_least=False, unit="MiB"),
+            *figure("daemon.cpu", "CPU of the daemon at rest", percent, 1.0, at_least=False, unit="% of a core"),
+            *figure("daemon.memory", "memory of the daemon beyond its segments", mebibytes, 200.0, at_least=False, unit="MiB"),
         ],
         rounds,
     )
@@ -91,8 +91,8 @@ def measure_many(folder: Path, checkpoints: int, count: int, steps: Steps) -> Re
                 for what, operation in _operations(store, checkpoints + 1 + WARM_UP_TURNS + number).items():
                     with (rounds if number >= 0 else Rounds()).timed(f"{what}, {name}"):
                         operation()
-    figures = [_slowdown(rounds, what, checkpoints) for what in OPERATIONS]
-    return Result(figures, rounds, {"checkpoints": checkpoints})
+    figures = [found for what in OPERATIONS for found in _slowdown(rounds, what, checkpoints)]
+    return Result(figures, rounds)
 
 
 def _fill(store: Store, folder: str, checkpoints: int, say: Callable[[str], None]) -> None:
@@ -119,7 +119,7 @@ def _operations(store: Store, number: int) -> dict[str, Callable[[], object]]:
     return dict(zip(OPERATIONS, calls, strict=True))
 
 
-def _slowdown(rounds: Rounds, what: str, checkpoints: int) -> Figure:
+def _slowdown(rounds: Rounds, what: str, checkpoints: int) -> list[Figure]:
     ratios = rounds.ratio(f"{what}, old", f"{what}, young")
     name = f"many.{what.replace(' ', '_').replace('@', '')}"
     return figure(name, f"{what}: with {checkpoints} checkpoints / in a store that has just begun", ratios, NO_SLOWER, at_least=False)

@@ -41,7 +41,6 @@ def measure(steps: Steps, only: Sequence[str], size_bytes: int, rounds: int, che
                 amount = checkpoints if name == "many" else size_bytes
                 results[name] = FAMILIES[name](Path(place) / name, amount, rounds, steps)
     settings: dict[str, Any] = {"size_bytes": size_bytes, "checkpoints": checkpoints}
-    settings |= {f"{name}: {fact}": value for name, result in results.items() for fact, value in result.facts.items()}
     return Report(
         command="bench figures",
         title="Figures of the store",

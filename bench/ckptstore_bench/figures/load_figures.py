@@ -23,17 +23,16 @@ def measure_cold(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> Re
     found = _loads(folder, size_bytes, rounds, steps, None, [INTO, NEW, FIO, *PEERS])
     peers = [name for name in PEERS if name in found.seconds]
     fastest = f"the fastest of {', '.join(peers)}"
-    figures = [figure("load.cold.fio", "speed of a cold load into existing tensors / fio O_DIRECT read", found.ratio(FIO, INTO), 0.85)]
-    if peers:
-        figures.append(figure("load.cold.into", f"{fastest} / load into existing tensors", found.best_ratio(INTO, *peers), 1.3))
-        figures.append(figure("load.cold.peers", f"{fastest} / load into new tensors", found.best_ratio(NEW, *peers), 1.0))
+    figures = figure("load.cold.fio", "speed of a cold load into existing tensors / fio O_DIRECT read", found.ratio(FIO, INTO), 0.85)
+    figures += figure("load.cold.into", f"{fastest} / load into existing tensors", found.best_ratio(INTO, *peers), 1.3)
+    figures += figure("load.cold.peers", f"{fastest} / load into new tensors", found.best_ratio(NEW, *peers), 1.0)
     return Result(figures, found)
 
 
 def measure_memory(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> Result:
     found = _loads(folder, size_bytes, rounds, steps, MEMORY, [INTO, NEW, COPY])
     what = "speed of a verified load from memory into existing tensors / memory copy"
-    return Result([figure("load.memory", what, found.ratio(COPY, INTO), 0.65)], found)
+    return Result(figure("load.memory", what, found.ratio(COPY, INTO), 0.65), found)
 
 
 def _loads(folder: Path, size_bytes: int, rounds: int, steps: Steps, source: str | None, names: Sequence[str]) -> Rounds:

@@ -15,11 +15,11 @@ from ckptstore_bench.interference.measuring import Request
 from ckptstore_bench.interference.measuring import measure as measure_steps
 from ckptstore_bench.interference.phases import Phase
 from ckptstore_bench.measure import Result, Rounds
-from ckptstore_bench.report import Figure, Report
+from ckptstore_bench.report import Figure
 from ckptstore_bench.running import Steps
 from ckptstore_bench.s3.clients import CLIENTS
+from ckptstore_bench.s3.measuring import figures as s3_figures
 from ckptstore_bench.s3.measuring import measure as measure_clients
-from ckptstore_bench.s3.s3_report import build as s3_report
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 
 STEPS, BATCH = 60, 32
@@ -42,7 +42,7 @@ def measure_interference(folder: Path, size_bytes: int, rounds: int, steps: Step
 
 def measure_codecs(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> Result:
     results = measure_weights(chosen_weights([], WEIGHTS_BYTES), rounds, steps)
-    return _figures(codecs_report(results, rounds=rounds, settings={}, machine={}))
+    return Result(list(codecs_report(results, rounds=rounds, settings={}, machine={}).figures), Rounds())
 
 
 def measure_s3(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> Result:
@@ -53,11 +53,7 @@ def measure_s3(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> Resu
         settings = TierSettings(name="object", kind="object", url=f"s3://{BUCKET}/bench", options={"endpoint_url": s3.endpoint_url})
         size = min(size_bytes, LARGEST_OBJECT_BYTES)
         results = measure_clients(settings, list(CLIENTS), folder, size, PART_BYTES, PARALLEL, rounds, steps)
-    return _figures(s3_report(results, rounds=rounds, settings={}, machine={}))
-
-
-def _figures(report: Report) -> Result:
-    return Result(list(report.figures), Rounds())
+    return Result(s3_figures(results), Rounds())
 
 
 @contextmanager

@@ -30,17 +30,17 @@ def measure_steady(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> 
     best, as_called = f"{BEST}: stall", f"{AS_CALLED}: stall"
     return Result(
         [
-            figure("save.copy", "speed of the copy in save / warm memory copy", found.ratio(f"{COPY}: stall", f"{STORE}: copy"), 0.85),
-            _at_most("save.stall.shared", f"stall of save / of {BEST}", found.ratio(f"{STORE}: stall", best), 1.1),
-            _at_most("save.stall.as_called", f"stall of save / of {AS_CALLED}", found.ratio(f"{STORE}: stall", as_called), 0.5),
-            _at_most("save.guard", "stall with guard=", [s * 1e3 for s in stalls[f"{GUARDED}: stall"]], 2.0, unit="ms"),
-            _at_most("save.guard.shared", f"stall with guard= / of {BEST}", found.ratio(f"{GUARDED}: stall", best), 0.05),
-            figure(
+            *figure("save.copy", "speed of the copy in save / warm memory copy", found.ratio(f"{COPY}: stall", f"{STORE}: copy"), 0.85),
+            *_at_most("save.stall.shared", f"stall of save / of {BEST}", found.ratio(f"{STORE}: stall", best), 1.1),
+            *_at_most("save.stall.as_called", f"stall of save / of {AS_CALLED}", found.ratio(f"{STORE}: stall", as_called), 0.5),
+            *_at_most("save.guard", "stall with guard=", [s * 1e3 for s in stalls[f"{GUARDED}: stall"]], 2.0, unit="ms"),
+            *_at_most("save.guard.shared", f"stall with guard= / of {BEST}", found.ratio(f"{GUARDED}: stall", best), 0.05),
+            *figure(
                 "save.fsynced.fio", "speed of hand-over until fsynced / fio", found.ratio(f"{FIO}: {DISK}", f"{STORE}: {HAND_OVER}"), 0.8
             ),
-            _until_fsynced(found, "as_called", AS_CALLED, 3.0),
-            _until_fsynced(found, "shared", BEST, 2.5),
-            _until_fsynced(found, "torch", TORCH, 2.0),
+            *_until_fsynced(found, "as_called", AS_CALLED, 3.0),
+            *_until_fsynced(found, "shared", BEST, 2.5),
+            *_until_fsynced(found, "torch", TORCH, 2.0),
         ],
         found,
     )
@@ -63,8 +63,8 @@ def measure_first(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> R
     reserved = both.ratio(f"{STORE} reserved: first stall", f"{STORE} reserved: stall")
     return Result(
         [
-            _at_most("first.reserved", "stall of the first save after reserve / of its steady state", reserved, 1.3),
-            _at_most("first.dcp", "stall of the first save / of DCP's", [1 / ratio for ratio in both.best_ratio(first, *dcp)], 0.5),
+            *_at_most("first.reserved", "stall of the first save after reserve / of its steady state", reserved, 1.3),
+            *_at_most("first.dcp", "stall of the first save / of DCP's", [1 / ratio for ratio in both.best_ratio(first, *dcp)], 0.5),
         ],
         both,
     )
@@ -73,11 +73,12 @@ def measure_first(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> R
 def measure_small(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> Result:
     """20,000 tensors of 8 KiB, whatever the size of the others."""
     shape = equal_tensors(MANY_TENSORS * SMALL_BYTES, MANY_TENSORS)
-    found = _saves(folder, shape, [STORE, COPY, BEST], rounds, steps)
+    found = _saves(folder, shape, [STORE, COPY, BEST, AS_CALLED], rounds, steps)
+    dcp = found.best_ratio(f"{STORE}: stall", f"{BEST}: stall", f"{AS_CALLED}: stall")
     return Result(
         [
-            _at_most("small.stall", f"20,000 tensors: stall of save / of {BEST}", found.ratio(f"{STORE}: stall", f"{BEST}: stall"), 0.2),
-            figure("small.copy", "20,000 tensors: speed / memory copy", found.ratio(f"{COPY}: stall", f"{STORE}: stall"), 0.2),
+            *_at_most("small.stall", "20,000 tensors: stall of save / of the faster dcp.async_save", [1 / ratio for ratio in dcp], 0.2),
+            *figure("small.copy", "20,000 tensors: speed / memory copy", found.ratio(f"{COPY}: stall", f"{STORE}: stall"), 0.2),
         ],
         found,
     )
@@ -88,7 +89,7 @@ def measure_incremental(folder: Path, size_bytes: int, rounds: int, steps: Steps
     store = saves[0]
     ratios = [(saved.written_bytes or 0) / changed for saved, changed in zip(store.steady, store.changed_bytes, strict=True)]
     what = "frozen 90 % of the state: bytes written / bytes changed"
-    return Result([_at_most("incremental.written", what, ratios, 1.02)], _rounds(saves))
+    return Result([*_at_most("incremental.written", what, ratios, 1.02)], _rounds(saves))
 
 
 def _saves(folder: Path, shape: StateShape, names: Sequence[str], rounds: int, steps: Steps) -> Rounds:
@@ -109,8 +110,9 @@ def _measured(
     contenders = [SAVERS[name] for name in names]
     with contest(contenders, shape, steps, Scratch(folder=folder), reserve=reserve, incremental=incremental) as running:
         saves = measure(running, rounds, steps, changed=changed, memory=False)
-        for name in names:
-            running.require(name)
+        for contender in contenders:
+            if contender.role != "peer":
+                running.require(contender.name)
     return saves
 
 
@@ -126,9 +128,9 @@ def _rounds(saves: Sequence[Saves]) -> Rounds:
     return rounds
 
 
-def _at_most(name: str, what: str, values: list[float], bound: float, unit: str = "×") -> Figure:
+def _at_most(name: str, what: str, values: list[float], bound: float, unit: str = "×") -> list[Figure]:
     return figure(name, what, values, bound, at_least=False, unit=unit)
 
 
-def _until_fsynced(found: Rounds, name: str, peer: str, bound: float) -> Figure:
+def _until_fsynced(found: Rounds, name: str, peer: str, bound: float) -> list[Figure]:
     return figure(f"save.fsynced.{name}", f"call until fsynced: {peer} / save", found.ratio(f"{peer}: {DISK}", f"{STORE}: {DISK}"), bound)
