@@ -7,7 +7,8 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,14 +16,20 @@ import xxhash
 from safetensors.numpy import load_file
 
 import ckptstore
+from ckptstore import failpoints
+from ckptstore.catalog.model import NewObject
 from ckptstore.errors import InvalidInput
 from ckptstore.layout import LAYOUT_KEY
+from ckptstore.part import PART_KEY
+from ckptstore.part_writing import write_part
 from ckptstore.safetensors_format import TensorEntry, build_header
 from ckptstore_client import Store, whole_copy
+from ckptstore_server.incremental import Increments, Lineage
 from ckptstore_server.part_check import check_file
 from ckptstore_server.tensor_digests import digest_file
 from ckptstore_tiers.checksums import BlockDigests
 from ckptstore_tiers.gathered_source import GatheredSource
+from ckptstore_tiers.scratch import ScratchPool
 from tests.daemon_process import write_config
 from tests.faults.crash_story import until
 from tests.faults.forked_daemon import ForkedDaemon
@@ -266,14 +273,25 @@ def test_a_client_that_names_objects_itself_is_refused(place: Place) -> None:
         check_file(memoryview(build_header([], {LAYOUT_KEY: "{}", "ckptstore": "{}"})))
 
 
-def test_a_write_that_comes_late_ends_the_save_and_never_makes_two_truths(tmp_path: Path) -> None:
-    """What was compared and what would be stored differ: the client wrote into what it had handed over."""
-    data = noise(1, BLOCK + 5)
-    entry = TensorEntry("w", "U8", (len(data),), 0, len(data))
-    source = GatheredSource([b"head", data])
-    scratch = memoryview(bytearray(BLOCK))
-    before = digest_file(source, 4, [entry], scratch)
-    data[BLOCK] ^= 1
-    assert digest_file(source, 4, [entry], scratch).tensors != before.tensors
-    assert before.tensors["w"] == xxhash.xxh3_128_hexdigest(noise(1, BLOCK + 5))
-    assert before.blocks == BlockDigests.of(b"head" + noise(1, BLOCK + 5).tobytes())
+def test_both_digests_of_a_byte_are_those_of_its_tensor_and_its_block() -> None:
+    data, entries = noise(1, BLOCK + 5), [TensorEntry("v", "U8", (3,), 0, 3), TensorEntry("w", "U8", (BLOCK + 2,), 3, BLOCK + 5)]
+    with ScratchPool().borrow() as scratch:
+        found = digest_file(GatheredSource([b"head", data]), 4, entries, scratch)
+    assert found.tensors == {"v": xxhash.xxh3_128_hexdigest(data[:3]), "w": xxhash.xxh3_128_hexdigest(data[3:])}
+    assert found.blocks == BlockDigests.of(b"head" + data.tobytes())
+
+
+def test_a_write_that_comes_after_the_comparison_ends_the_save() -> None:
+    """What was compared and what would be stored are not the same any more: no checkpoint may say that they are."""
+    header = build_header([TensorEntry("w", "U8", (1000,), 0, 1000)], {PART_KEY: write_part({"w": {"$array": "w"}})})
+    segment = memoryview(bytearray(header + bytes(1000)))
+    node = SimpleNamespace(scratch=ScratchPool(), durable=(), catalog=SimpleNamespace(bases=lambda *_, **__: []))
+    increments = Increments(cast(Any, node), cast(Any, None))
+    arguments = ("attempt", NewObject("object", "rank", "key"), Lineage("/run/1", 0), segment, check_file(segment))
+    assert increments.prepare(*arguments) is not None
+
+    def write_late(name: str) -> None:
+        segment[-1] ^= 1
+
+    with failpoints.listening(write_late), pytest.raises(InvalidInput, match="changed while it was stored"):
+        increments.prepare(*arguments)
