@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from ckptstore.config import MemorySettings, QuietSettings, Settings, TierSettings, config_file, parse_size, read_settings
 from ckptstore.errors import ConfigInvalid
 from ckptstore_client.cli.config_template import EXAMPLE_TIERS, as_toml, fields, round_size, template, toml
+from ckptstore_tiers.s3_options import S3Options
 
 
 @pytest.fixture(autouse=True)
@@ -185,14 +186,32 @@ def test_toml_values_survive_quotes_and_escapes() -> None:
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text("utf-8")
 
 
+SETTINGS_PART, OPTIONS_PART = PAGE.split("### S3\n")
+
+
+def table_rows(text: str) -> dict[str, str]:
+    """Name → default of every line of a table."""
+    rows = {row[1].strip(" `"): row[2].strip(" `") for line in text.splitlines() if (row := line.split("|")) and len(row) == 6}
+    return {name: default for name, default in rows.items() if name not in ("setting", "option", "---")}
+
+
 def test_the_page_lists_every_field_with_its_default() -> None:
-    rows = {row[1].strip(" `"): row[2].strip(" `") for line in PAGE.splitlines() if (row := line.split("|")) and len(row) == 6}
+    rows = table_rows(SETTINGS_PART)
     for model in (Settings, MemorySettings, QuietSettings, TierSettings):
         for setting in fields(model):
             shown = rows.pop(setting.name)
             if setting.default is not None and setting.name != "home":
                 assert tomllib.loads(f"x = {shown}")["x"] == setting.default, setting.name
-    assert set(rows) <= {"setting", "---"}, "the page has settings that are none"
+    assert not rows, "the page has settings that are none"
+
+
+def test_the_page_lists_every_option_of_s3_with_its_default() -> None:
+    rows = table_rows(OPTIONS_PART)
+    assert set(rows) == set(S3Options.model_fields)
+    for name, field in S3Options.model_fields.items():
+        if field.default is not None:
+            shown = tomllib.loads(f"x = {rows[name]}")["x"]
+            assert getattr(S3Options.model_validate({name: shown}), name) == field.default, name
 
 
 def test_the_example_on_the_page_is_valid(tmp_path: Path) -> None:
