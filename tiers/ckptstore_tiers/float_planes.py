@@ -28,11 +28,11 @@ Measured as in `zstd_seekable`, one core of a machine that others used too:
     | this one, after xor with the last  | 0.400             |                           |
     | this one, after the difference     | 0.419             |                           |
 
-    | whole blocks of | size  | in, out GB/s |
-    |-----------------|-------|--------------|
-    | bf16            | 0.671 | 0.99  3.17   |
-    | fp32            | 0.824 | 2.63  3.65   |
-    | fp16            | 0.848 | 2.06  3.12   |
+    | whole blocks of | size  | in, out GB/s: one block again and again | a file, by `bench codecs` |
+    |-----------------|-------|-----------------------------------------|---------------------------|
+    | bf16            | 0.671 | 0.99  3.17                              | 1.11  2.01                |
+    | fp32            | 0.824 | 2.63  3.65                              | 1.54  2.29                |
+    | fp16            | 0.848 | 2.06  3.12                              | 1.16  1.87                |
 
 Matches that such data has are by chance, and cost more than they save. With the sign rotated to the other end of the number, so that the
 exponent has a plane of its own, 0.665 of bf16 would be left instead of 0.671, at two more passes: left out. Strided copies
