@@ -162,6 +162,12 @@ class Arrivals:
                 del self._arriving[object_id]
             arriving.end()
 
+    def brings(self, object_id: str, tier: str) -> bool:
+        """Whether the object is on its way into this tier, readable or not yet."""
+        with self._lock:
+            arriving = self._arriving.get(object_id)
+        return arriving is not None and arriving.tier == tier
+
     def find(self, object_id: str) -> Arriving | None:
         """The recall of this object, if its first byte may be read by now."""
         with self._lock:

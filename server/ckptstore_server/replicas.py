@@ -139,8 +139,20 @@ class Replicas:
             )
 
     def missing(self, file: StoredFile, tier: str) -> None:
-        """A replica that is recorded is not there."""
-        self.damaged(file, tier, "it is missing")
+        """A replica that is recorded is not there; unless a recall has brought it back since somebody looked, or is about to."""
+        if not self._comes_back(file, tier):
+            self.damaged(file, tier, "it is missing")
+
+    def _comes_back(self, file: StoredFile, tier: str) -> bool:
+        if all(handle.name != tier for handle in self._node.node_local):
+            return False
+        if self.arrivals.brings(file.object_id, tier):
+            return True
+        try:
+            with self._node.handle(tier).watched() as opened:
+                return opened.stat(file.key).size_bytes == file.size_bytes
+        except CkptStoreError:
+            return False
 
     def copy(self, file: StoredFile, into: TierHandle, *, quietly: bool = False, follower: Follower | None = None) -> None:
         """Put the object into a tier from its nearest good replica, and record it. The one way in which bytes move between tiers.

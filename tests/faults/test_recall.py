@@ -103,6 +103,11 @@ def test_several_ranks_that_load_at_once_read_the_store_once(far: FaultStore, pr
     with ThreadPoolExecutor(4) as executor:
         assert [one.result() for one in [executor.submit(load) for _ in range(4)]] == [True] * 4
     assert ranges_fetched(proxy) == 3
+    with far.daemon.http() as http:
+        lines = http.get("/metrics").text.splitlines()
+    figures = {line.split()[0]: float(line.split()[1]) for line in lines if 'tier="object"' in line}
+    assert 1 <= figures['ckptstore_tier_parallel{tier="object"}'] <= 16
+    assert figures['ckptstore_tier_moved_bytes{tier="object"}'] >= STATE_BYTES
 
 
 def test_what_is_streamed_over_http_is_recalled_on_the_way_and_read_once(far: FaultStore, proxy: S3FaultProxy) -> None:
