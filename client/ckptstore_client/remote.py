@@ -39,7 +39,8 @@ class RemoteTransport:
     # --- saving ------------------------------------------------------------------------------------------------------------------
 
     def acquire(self, size_bytes: int) -> Target | None:
-        return self._buffer(size_bytes) if self._free.acquire(blocking=False) else None
+        """None: a save has a slot of the daemon's before it takes a buffer here, or saves of several threads would wait for each other."""
+        return None
 
     def target(self, opened: AttemptOpened, size_bytes: int) -> Target:
         self._free.acquire()

@@ -141,7 +141,7 @@ class Store:
     def reserve(self, state: Any) -> Future[int]:
         """Have memory made for saves of this shape, in the background, so that the first one is as fast as the hundredth.
 
-        Nothing of `state` is saved. The result's `result()` is the number of slots that are ready.
+        Nothing of `state` is saved. The result's `result()` is the number of slots that are ready; over the network there are none.
         """
         return self._saver.reserve(state)
 

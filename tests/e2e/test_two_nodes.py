@@ -291,7 +291,7 @@ def test_what_was_removed_while_a_node_was_away_is_not_brought_back_by_its_own_r
 
         fresh.b.daemon.start()
         with fresh.b.connect() as on_b:
-            (told,) = (error.what for error in on_b.status().errors if error.where == "catch up nvme")
+            (told,) = until("it is told", lambda: [error.what for error in on_b.status().errors if error.where == "catch up nvme"])
             assert "1 checkpoints lie here that the catalog does not know ('/two/removed')" in told
             assert [entry.name for entry in on_b.ls("/two")] == ["kept"]
         assert fresh.b.objects("/two/removed"), "who knows whether anybody else has it?"

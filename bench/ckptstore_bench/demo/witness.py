@@ -1,7 +1,7 @@
 """Runs the trainer unchanged, sees which replica a load opens, and can stop a save half way through its copy.
 
 A copy of some tens of megabytes takes a few milliseconds: too short to be killed in by chance. With `--freeze-in-save N` the copy of
-the Nth save of this process writes the first half of the file, reports `half-copied` and waits there for SIGKILL. What follows `--`
+the Nth save of this process writes the first half of the tensors, reports `half-copied` and waits there for SIGKILL. What follows `--`
 goes to the trainer.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import signal
 import sys
-from collections.abc import Hashable
+from collections.abc import Container
 from typing import Annotated
 from unittest import mock
 
@@ -20,7 +20,7 @@ from ckptstore_bench.demo import trainer
 from ckptstore_bench.demo.events import report
 from ckptstore_client.local import LocalTransport
 from ckptstore_client.replicas import Replica
-from ckptstore_client.staging import StagedState, Staging
+from ckptstore_client.staging import BoundState
 
 
 def watch_opened_replicas() -> None:
@@ -42,21 +42,21 @@ def watch_opened_replicas() -> None:
 
 
 def freeze_in_save(number: int) -> None:
-    whole_copy = Staging.copy
+    whole_copy = BoundState.copy
     copies = itertools.count(1)
 
-    def copy(staging: Staging, staged: StagedState, segment: memoryview, segment_key: Hashable = None) -> None:
+    def copy(bound: BoundState, leaves: Container[int] | None = None) -> None:
         if next(copies) != number:
-            return whole_copy(staging, staged, segment, segment_key)
-        scratch = memoryview(bytearray(staged.size_bytes))
-        whole_copy(staging, staged, scratch)
-        half = staged.size_bytes // 2
-        segment[:half] = scratch[:half]
-        report("half-copied", copied_bytes=half, size_bytes=staged.size_bytes)
+            return whole_copy(bound, leaves)
+        plan = bound.staged.plan
+        stored = [(leaf, entry.size_bytes) for tag in plan.stored for leaf, entry in zip(plan.stored[tag], plan.entries[tag], strict=True)]
+        first_half = dict(stored[: len(stored) // 2])
+        whole_copy(bound, first_half)
+        report("half-copied", copied_bytes=sum(first_half.values()), size_bytes=bound.staged.size_bytes)
         while True:
             signal.pause()
 
-    mock.patch.object(Staging, "copy", copy).start()
+    mock.patch.object(BoundState, "copy", copy).start()
 
 
 def main(
