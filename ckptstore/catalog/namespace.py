@@ -16,7 +16,7 @@ from ckptstore.catalog.core import Core, lock_namespace
 from ckptstore.catalog.deletion import delete_publications
 from ckptstore.catalog.entries import below, remove_entries, visible_at
 from ckptstore.catalog.model import AttemptState, Entry, Kind, Publication, StoredFile
-from ckptstore.catalog.references import needed
+from ckptstore.catalog.references import needed_objects
 from ckptstore.catalog.schema import attempts, drains, entries, inner_folders, objects, publications, replicas
 from ckptstore.catalog.views import file_columns, publication_row, read_publication, read_publications, stored_file
 from ckptstore.errors import NotFound, PathConflict
@@ -203,7 +203,7 @@ class Namespace(Core):
     def _is_within_reach(self, tx: Connection, publication_id: str) -> bool:
         """Whether each object that it needs has an undamaged replica in a shared tier or on this node."""
         here = exists().where(replicas.c.object_id == objects.c.object_id, replicas.c.place.in_(("", self.node)), ~replicas.c.damaged)
-        return tx.execute(select(objects.c.object_id).where(needed([publication_id]), ~here).limit(1)).first() is None
+        return tx.execute(select(objects.c.object_id).select_from(needed_objects(publication_id)).where(~here).limit(1)).first() is None
 
     # --- removing --------------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from ckptstore.catalog.attempts import Attempts, locked_attempt, refuse_aborted
 from ckptstore.catalog.core import TIER_PLACE, lock_namespace, tier_of_object, tier_owner
 from ckptstore.catalog.entries import add_entry, refuse_taken_path
 from ckptstore.catalog.model import AttemptState, Publication
-from ckptstore.catalog.references import needed
+from ckptstore.catalog.references import needed_objects
 from ckptstore.catalog.schema import attempts, drains, now_s, objects, owed_records, publications, ranks, references, replicas, tiers
 from ckptstore.catalog.views import publication_row, read_publication
 from ckptstore.errors import AlreadyExists, CkptStoreError, InvalidInput, PathConflict
@@ -113,8 +113,8 @@ def queue_drains(
             objects.c.object_id, tiers.c.name, TIER_PLACE, objects.c.node, objects.c.attempt_id, literal(opened), literal(sequence),
             objects.c.size_bytes, now_s(), now_s(), literal(0),
         )
-        .select_from(objects.join(tiers, tier_of_object(me, objects.c.node)))
-        .where(needed([publication_id]), ~there, ~queued, true() if only is None else only)
+        .select_from(needed_objects(publication_id).join(tiers, tier_of_object(me, objects.c.node)))
+        .where(~there, ~queued, true() if only is None else only)
     )  # fmt: skip
     columns = [
         "object_id", "tier", "place", "owner", "publication_id", "opened", "sequence", "size_bytes", "queued_at_s", "due_s", "tries",

@@ -14,7 +14,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, CompoundSelect, Connection, Row, and_, exists, func, insert, or_, select, union_all, update
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Connection,
+    Join,
+    Row,
+    and_,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    union,
+    union_all,
+    update,
+)
 
 from ckptstore import paths
 from ckptstore.catalog.core import Core, chunks
@@ -35,9 +50,19 @@ def needed(publication_ids: Iterable[str]) -> ColumnElement[bool]:
     return objects.c.object_id.in_(_needed_ids(list(publication_ids)))
 
 
+def needed_objects(publication_id: str) -> Join:
+    """The objects that a publication, or an attempt, owns or refers to, to select from.
+
+    Joined to the ids, not filtered by them as `needed` does: of IN with a subquery SQLite guesses the number of ids, and where its
+    statistics are those of a young store it reads all objects rather than looking so many up, also when they have become a million.
+    """
+    ids = _needed_ids([publication_id]).subquery()
+    return ids.join(objects, objects.c.object_id == ids.c.object_id)
+
+
 def _needed_ids(ids: list[str]) -> CompoundSelect[Any]:
     own = objects.alias("own")
-    return union_all(
+    return union(
         select(own.c.object_id).where(own.c.attempt_id.in_(ids)),
         select(references.c.object_id).where(references.c.attempt_id.in_(ids)),
     )

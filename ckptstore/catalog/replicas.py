@@ -21,7 +21,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, fal
 
 from ckptstore.catalog.core import Core, chunks, insert_unless_there, upsert
 from ckptstore.catalog.model import Act, Replica, StoredFile, TierRow
-from ckptstore.catalog.references import KNOWN, needed, wanted
+from ckptstore.catalog.references import KNOWN, needed_objects, wanted
 from ckptstore.catalog.schema import chores, drains, now_s, objects, owed_records, publications, references, replicas, tier_commits
 from ckptstore.catalog.views import FILE_COLUMNS, stored_file
 from ckptstore.errors import NotFound
@@ -229,7 +229,7 @@ def objects_lacking(publication_id: str, tier: TierRow, place: str) -> Any:
     there = exists().where(
         replicas.c.object_id == objects.c.object_id, replicas.c.tier == tier.name, replicas.c.place == place, ~replicas.c.damaged
     )
-    query = select(objects.c.object_id).where(needed([publication_id]), ~there)
+    query = select(objects.c.object_id).select_from(needed_objects(publication_id)).where(~there)
     return query if tier.shared else query.where(objects.c.node == place)
 
 
