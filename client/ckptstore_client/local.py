@@ -69,6 +69,8 @@ class LocalTransport:
 
     # --- saving ------------------------------------------------------------------------------------------------------------------
 
+    hands_over_at_once = True
+
     def acquire(self, size_bytes: int) -> Target | None:
         try:
             grant = self._connection.acquire(size_bytes)

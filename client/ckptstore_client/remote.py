@@ -38,6 +38,8 @@ class RemoteTransport:
 
     # --- saving ------------------------------------------------------------------------------------------------------------------
 
+    hands_over_at_once = False
+
     def acquire(self, size_bytes: int) -> Target | None:
         """None: a save has a slot of the daemon's before it takes a buffer here, or saves of several threads would wait for each other."""
         return None

@@ -1,8 +1,9 @@
 """How does a rank save? Plan, take a slot, copy while the attempt is opened, hand over.
 
-The caller waits for the copy and, if that took longer, for the answer to the opening, so that `save` raises what the daemon refuses.
-Handing over goes on in a thread of the saver's: it is one request, which an ending process still finishes. With a guard (see `guard`)
-the copy of what the optimizers own goes on there too, and so does the opening: its errors are then told by `wait`.
+The caller waits for the copy and, if that took longer, for the answer to the opening, so that `save` raises what the daemon refuses;
+then for the hand-over, so that a trainer may be killed as soon as `save` has returned. Over the network that is an upload, which goes
+on in a thread of the saver's. With a guard (see `guard`) the copy of what the optimizers own goes on there, and so do opening and hand-
+over. An ending process finishes them first; their errors are told by `wait`.
 
 Whatever fails after the attempt was joined aborts it for all ranks, promptly, so that nobody waits for a rank that will not come;
 also a state that cannot be stored, which is found before anything is asked for. Each call counts as one save of its path, failed
@@ -175,7 +176,11 @@ class Saver:
         except BaseException as error:
             rank_save.fail(error)
             raise
-        self._run(rank_save.finish, bound, later)
+        if later or not transport.hands_over_at_once:
+            self._run(rank_save.finish, bound, later)
+        else:
+            rank_save.finish(bound, later)
+            clock.lap("hand_over")
         save.stall_s = clock.laps_s()
         return save
 
@@ -260,7 +265,7 @@ class _RankSave:
         self.save.copied.set()
 
     def finish(self, bound: BoundState, leaves: set[int]) -> None:
-        """The top of a task: copy these leaves, and hand over. What goes wrong is for who waits, and for the log."""
+        """Copy these leaves, and hand over. What goes wrong is for who waits, and for the log."""
         try:
             if leaves:
                 self.finish_copy(bound, leaves)

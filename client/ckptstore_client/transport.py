@@ -34,6 +34,11 @@ class Transport(ReplicaSource, Protocol):
         """False once the session is known to be over: connect again."""
         ...
 
+    @property
+    def hands_over_at_once(self) -> bool:
+        """Whether handing over is a matter of milliseconds, whatever the size."""
+        ...
+
     def acquire(self, size_bytes: int) -> Target | None:
         """Memory at once, to copy into while the attempt is opened with its grant; None: open first, and wait for it there."""
         ...
