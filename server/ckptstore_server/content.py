@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from ckptstore.catalog.model import StoredFile
 from ckptstore.errors import ChecksumMismatch, CkptStoreError, InvalidInput, NotFound, TierUnavailable
+from ckptstore_server.arriving import ArrivingReader
 from ckptstore_server.node import Node
 from ckptstore_server.recall import Recall
 from ckptstore_server.replicas import Replicas, digests_of
@@ -122,7 +123,8 @@ class ObjectStream:
                 last = error
                 self._replicas.damaged(self._file, tier, error.why)
             except TierUnavailable as error:
-                self._down = error
+                if not isinstance(reader, ArrivingReader):  # a recall that failed tells nothing of its tier: the replicas themselves do
+                    self._down = error
             bad.append(tier)
             self._reader = None
 
