@@ -158,7 +158,8 @@ class Replicas:
         """Put the object into a tier from its nearest good replica, and record it. The one way in which bytes move between tiers.
 
         `follower` is told what can be read of it meanwhile, by tiers that tell.
-        `quietly`: out of training's way, for nobody waits for it. CalledOff when it is not wanted any more; then nothing is left of it.
+        `quietly`: out of training's way, for nobody waits for it; a replica that was lost is replaced without delay all the same.
+        CalledOff when it is not wanted any more; then nothing is left of it.
         A source that turns out damaged is marked and the next one taken; ChecksumMismatch when none is left. If the object was
         deleted meanwhile, what was written is removed again.
         """
@@ -170,9 +171,10 @@ class Replicas:
                     source = stack.enter_context(blocks_of(stack.enter_context(self.reader(file, tier))))
                     target = stack.enter_context(into.watched())
                     stack.enter_context(self.place(file.object_id, into.name))
-                    if self._is_damaged(file.object_id, into):
+                    if repairs := self._is_damaged(file.object_id, into):
                         target.delete(file.key)  # wrong bytes are in the way: an object that is there is never written over
-                    movement = stack.enter_context(into.lane.moving(file.object_id, quietly=quietly))
+                    # A repair that rested would keep the place locked, and `verify` or a reader's report waiting for its own repair.
+                    movement = stack.enter_context(into.lane.moving(file.object_id, quietly=quietly and not repairs))
                     paced = PacedSource(source, movement)
                     put_anew(target, file.key, paced if follower is None else FollowedSource(paced, follower), digests)
                     into.written.add(file.size_bytes)
