@@ -87,7 +87,8 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Damaged]:
             posix_tier("pfs", folder / "pfs", shared=True),
             {"name": "object", "kind": "object", "url": f"s3://{BUCKET}/{PREFIX}"},
         ]
-        settings = {"listen": f"127.0.0.1:{port}", "token": TOKEN}
+        # Damage is what is tested, not restraint: drains that rest while other tests use the machine would only use up the patience.
+        settings = {"listen": f"127.0.0.1:{port}", "token": TOKEN, "quiet": {"busy_share": 1.0, "nice": 0}}
         with FaultStore(folder / "home", tiers, environment=seaweed.environment(), settings=settings) as place:
             place.start()
             yield Damaged(place, seaweed, f"http://127.0.0.1:{port}")
