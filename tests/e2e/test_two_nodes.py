@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import ckptstore
+from ckptstore.catalog import Catalog
 from ckptstore.errors import AttemptAborted, CkptStoreError, NotFound, Unauthorized, WaitTimeout
 from tests.e2e.two_nodes import (
     PATIENCE_S,
@@ -245,9 +247,9 @@ def test_what_was_removed_while_a_node_was_away_goes_from_its_nvme_when_it_is_ba
 
 def new_catalog(cluster: Cluster, postgres: Postgres) -> None:
     """The old one is lost."""
-    url = postgres.database()
+    cluster.url = postgres.database()
     for name in ("a", "b"):
-        cluster.configure(name, url)
+        cluster.configure(name, cluster.url)
 
 
 def test_a_rebuild_while_a_node_is_away_does_not_bring_back_what_was_removed(fresh: Cluster, postgres: Postgres) -> None:
@@ -277,7 +279,9 @@ def test_what_was_removed_while_a_node_was_away_is_not_brought_back_by_its_own_r
     """B's NVMe holds records whose tombstones went with the catalog that knew of them: they are neither believed nor deleted unasked."""
     with fresh:
         with fresh.b.connect() as on_b:
-            on_b.save("/two/removed", part(0, 9)).wait("pfs", timeout_s=PATIENCE_S)
+            removed = on_b.save("/two/removed", part(0, 9))
+            removed.wait("pfs", timeout_s=PATIENCE_S)
+            publication_id = str(removed.status().publication_id)
             on_b.save("/two/kept", part(0, 10)).wait("pfs", timeout_s=PATIENCE_S)
         fresh.b.daemon.stop()
         with fresh.a.connect() as on_a:
@@ -286,8 +290,12 @@ def test_what_was_removed_while_a_node_was_away_is_not_brought_back_by_its_own_r
         fresh.a.daemon.stop()
         new_catalog(fresh, postgres)
         assert fresh.a.rebuild()["restored"] == 1
-        fresh.a.daemon.start()
-        until("the end of the tombstone", lambda: not fresh.pfs_files("tombstones"))
+        with contextlib.closing(Catalog.open(fresh.url, node="onlooker")) as catalog:
+            assert catalog.is_live(publication_id) is False
+            fresh.a.daemon.start()
+            # Its row goes last, a moment after the tombstones; until then the catalog knows it as deleted, and so would B delete it.
+            until("the end of its row", lambda: catalog.is_live(publication_id) is None)
+        assert not fresh.pfs_files("tombstones")
 
         fresh.b.daemon.start()
         with fresh.b.connect() as on_b:
