@@ -22,7 +22,7 @@ from ckptstore_bench.workspace import Workspace
 
 #: Segments that a daemon makes for a client that saves: its two slots.
 SLOTS = 2
-#: What a peer may hold beside the shared state: its staged copy, and one more while it writes.
+#: What a peer may hold beside the shared state: its staged copy, and one more while it writes. The store and the limits hold one at most.
 COPIES = 2
 HEADER_BYTES = 64 << 20
 
@@ -68,7 +68,8 @@ def contest(
     scratch.check_room((len(contenders) + 2) * shape.size_bytes)
     # Each client of the store has its slots; one segment more is what is being released, or what the run itself saves.
     segments = SLOTS * sum(contender.role == "store" for contender in contenders) + 1
-    check_memory((1 + segments + COPIES * len(contenders)) * shape.size_bytes)
+    held = sum(COPIES if contender.role == "peer" else 1 for contender in contenders)
+    check_memory((1 + segments + held) * shape.size_bytes)
     limit_bytes = segments * (shape.size_bytes + HEADER_BYTES)
     steps.say(f"making {shape.what}")
     with ExitStack() as stack:
