@@ -25,7 +25,7 @@ from ckptstore.errors import NotFound
 from ckptstore_client.store import Store
 from tests.daemon_process import DaemonProcess, write_config
 
-KILLS = int(os.environ.get("CKPTSTORE_TEST_KILLS", "50"))
+KILLS = int(os.environ.get("CKPTSTORE_TEST_KILLS", "30"))
 SOAK_KILLS = 200
 SEED = int(os.environ.get("CKPTSTORE_TEST_SEED", "20"))
 #: The longest time until death, in seconds: a save takes some milliseconds.
