@@ -126,7 +126,7 @@ class Store:
         `guard`, an optimizer or several: what they own (their parameters and their state) is copied while forward and backward run,
         and their next `step` waits for what is left; everything else is copied before this returns. Whoever changes guarded
         tensors by other means does it inside `with pending.before_mutation():`. Errors of opening the attempt, such as
-        AlreadyExists, are raised by `pending.wait` then.
+        AlreadyExists, are raised by `pending.wait` then, if not by this call.
 
         With `incremental`, tensors whose bytes are those of the last incremental checkpoint in the same folder are not written
         again: this one refers to where they lie. Any of them may be removed, in any order. The first such save is written in full.
