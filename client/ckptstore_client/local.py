@@ -84,8 +84,11 @@ class LocalTransport:
         return self._mapped(opened.segment, size_bytes)
 
     def _mapped(self, grant: SegmentGrant, size_bytes: int) -> Target:
-        segment = self._connection.segment(grant.segment_id, populate_bytes=size_bytes)
-        return Target(segment.view, grant.segment_id, grant)
+        try:
+            return Target(self._connection.segment(grant.segment_id, populate_bytes=size_bytes).view, grant)
+        except CkptStoreError:
+            self._release(grant)
+            raise
 
     def hand_over(self, opened: AttemptOpened, rank: int, target: Target, size_bytes: int) -> None:
         assert target.grant is not None
@@ -100,8 +103,11 @@ class LocalTransport:
 
     def give_back(self, target: Target) -> None:
         assert target.grant is not None
+        self._release(target.grant)
+
+    def _release(self, grant: SegmentGrant) -> None:
         with contextlib.suppress(CkptStoreError):  # a session that is lost has lost its slots with it
-            self._connection.release(target.grant)
+            self._connection.release(grant)
 
     def store_file(self, attempt_id: str, name: str, fd: int, size_bytes: int) -> None:
         try:

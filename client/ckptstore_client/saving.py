@@ -151,18 +151,25 @@ class Saver:
         optimizers: Sequence[Any],
         clock: _Stopwatch,
     ) -> Save:
-        target = transport.acquire(staged.size_bytes)
+        try:
+            target = transport.acquire(staged.size_bytes)
+        except CkptStoreError as error:
+            if not is_loss(error):
+                self._tell_the_others(request, member, error)
+            raise
         if target is None:
             opened = self._open(transport, request, member, staged.size_bytes, None)
             if opened.skipped:
                 return Save.finished(opened)
-            opening, target = _done(opened), transport.target(opened, staged.size_bytes)
+            opening = _done(opened)
         else:
             opening = self._run(self._open, transport, request, member, staged.size_bytes, target.grant)
-        clock.lap("open")
         save = Save(opening, Future())
         rank_save = _RankSave(self._connection, transport, member.rank, target, staged.size_bytes, save)
         try:
+            if target is None:
+                target = rank_save.target = transport.target(opened, staged.size_bytes)
+            clock.lap("open")
             bound = self._staging.bind(staged, target.view, target.key)
             later = _guarded_leaves(staged, optimizers)
             bound.copy(None if not later else set(range(len(staged.values))) - later)
@@ -170,7 +177,7 @@ class Saver:
                 self._guards.hold(optimizers, save.copied)
             clock.lap("copy")
             if not later:
-                rank_save.finish_copy(bound, None)
+                rank_save.finish_copy(bound, later)
                 opening.result()
                 clock.lap("open")
         except BaseException as error:
@@ -254,11 +261,11 @@ class _RankSave:
     connection: Connection
     transport: Transport
     rank: int
-    target: Target
+    target: Target | None  # None until the attempt brings one
     size_bytes: int
     save: Save
 
-    def finish_copy(self, bound: BoundState, leaves: set[int] | None) -> None:
+    def finish_copy(self, bound: BoundState, leaves: set[int]) -> None:
         if leaves:
             bound.copy(leaves)
         bound.seal()
@@ -270,6 +277,7 @@ class _RankSave:
             if leaves:
                 self.finish_copy(bound, leaves)
             opened = self.save.opened.result()
+            assert self.target is not None
             if opened.skipped:
                 self.transport.give_back(self.target)
             else:
@@ -290,7 +298,8 @@ class _RankSave:
             opened = self.save.opened.result()
             if not opened.skipped:
                 abort_quietly(self.transport, opened.attempt_id, f"rank {self.rank} failed: {error!s:.500}")
-        self.transport.give_back(self.target)
+        if self.target is not None:
+            self.transport.give_back(self.target)
 
 
 def _guarded_leaves(staged: StagedState, optimizers: Sequence[Any]) -> set[int]:

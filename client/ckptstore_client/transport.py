@@ -16,11 +16,15 @@ from ckptstore_client.replicas import ReplicaSource
 
 @dataclass(frozen=True)
 class Target:
-    """Memory that a rank's file is copied into. `key` names it where the same memory comes again at a later save."""
+    """Memory that a rank's file is copied into; with a grant, a segment of the daemon's."""
 
     view: memoryview
-    key: Hashable | None = None
     grant: SegmentGrant | None = None
+
+    @property
+    def key(self) -> Hashable | None:
+        """Names the memory where the same comes again at a later save."""
+        return None if self.grant is None else self.grant.segment_id
 
 
 class Transport(ReplicaSource, Protocol):

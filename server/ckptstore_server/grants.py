@@ -73,7 +73,8 @@ class Grants:
 
     def _brought(self, brought: SegmentGrant, session: str) -> Segment:
         segment = self._node.pool.lent(brought.segment_id, session)
-        taken = any(grant.segment.segment_id == brought.segment_id for grant in self._grants.values())
+        # In this use: a grant whose client never heard of it, and gave the slot back, says nothing of the next.
+        taken = any(grant.segment == segment for grant in self._grants.values())
         if taken or segment.generation != brought.generation:
             why = "the segment is lent for another save" if taken else "the segment was lent anew since"
             raise InvalidInput(why, operation="save", subject=brought.segment_id)

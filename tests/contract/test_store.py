@@ -24,10 +24,12 @@ from ckptstore.errors import (
     AttemptAborted,
     Busy,
     ChecksumMismatch,
+    CkptStoreError,
     DaemonUnavailable,
     InvalidInput,
     NotFound,
     NotStorable,
+    TierFull,
     Unauthorized,
     WaitTimeout,
 )
@@ -134,6 +136,38 @@ def test_ranks_of_one_group_save_one_checkpoint(place: Place, folder: str) -> No
         assert [zero.load(f"{folder}/a", rank=rank)["rank"] for rank in (0, 1)] == [0, 1]
         with pytest.raises(InvalidInput, match="outside the 2 ranks"):
             zero.load(f"{folder}/a", rank=2)
+
+
+def test_a_rank_whose_state_can_never_fit_ends_the_attempt_for_all(place: Place, folder: str) -> None:
+    with place.connect(group="incarnation three") as zero, place.connect(group="incarnation three") as one:
+        pending = zero.save(f"{folder}/a", {"w": torch.ones(3)}, rank=0, world_size=2)
+        with pytest.raises(TierFull):
+            one.save(f"{folder}/a", {"w": torch.empty(300 << 20, dtype=torch.uint8)}, rank=1, world_size=2)
+        with pytest.raises(AttemptAborted, match="rank 1 failed"):
+            pending.wait("nvme", timeout_s=WAIT_S)
+
+
+def test_a_segment_that_cannot_be_mapped_ends_the_attempt_for_all_and_is_given_back(
+    daemon: tuple[DaemonProcess, str], folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise CkptStoreError("no address space is left", operation="map segment")
+
+    def connect() -> Store:
+        return ckptstore.connect(home=daemon[0].home, start=False, group="incarnation four")
+
+    with connect() as zero, connect() as one:
+        pending = zero.save(f"{folder}/a", {"w": torch.ones(3)}, rank=0, world_size=2)
+        with monkeypatch.context() as patched:
+            patched.setattr("ckptstore_client.descriptors.DescriptorConnection.segment", refuse)
+            for _ in range(3):  # one more than there are slots
+                with pytest.raises(CkptStoreError, match="address space"):
+                    one.save(f"{folder}/b", {"w": torch.ones(3)}, on_busy="fail", rank=0, world_size=1)
+            with pytest.raises(CkptStoreError, match="address space"):
+                one.save(f"{folder}/a", {"w": torch.ones(3)}, rank=1, world_size=2)
+        with pytest.raises(AttemptAborted, match="rank 1 failed"):
+            pending.wait("nvme", timeout_s=WAIT_S)
+        one.save(f"{folder}/c", {"w": torch.ones(3)}, on_busy="fail", rank=0, world_size=1).wait("nvme", timeout_s=WAIT_S)
 
 
 def test_a_rank_whose_state_is_refused_ends_the_attempt_for_all_and_the_next_works(place: Place, folder: str) -> None:
