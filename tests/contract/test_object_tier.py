@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from moto.server import ThreadedMotoServer
 
 from ckptstore.config import TierSettings
 from ckptstore.errors import CkptStoreError, ConfigInvalid, InvalidInput, PathConflict, TierFull, TierUnavailable
@@ -31,6 +29,7 @@ from tests.contract.tier_contract import (
     new_key,
     stored,
 )
+from tests.services.moto_s3 import moto_s3
 
 BUCKET = "checkpoints"
 SECRET = "testtesttest"
@@ -45,12 +44,8 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedS3]:
 
 @pytest.fixture(scope="module")
 def moto_url() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    httpx.put(f"http://{host}:{port}/{BUCKET}", trust_env=False).raise_for_status()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with moto_s3(BUCKET) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(autouse=True)

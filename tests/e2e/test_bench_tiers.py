@@ -16,12 +16,12 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 
 import ckptstore
 from ckptstore.config import read_settings
 from ckptstore_client.cli.main import run as command_line
 from tests.daemon_process import DaemonProcess, write_config
+from tests.services.moto_s3 import moto_s3
 
 PROGRAM = Path(sys.executable).with_name("ckptstore")
 TINY = ["--size", "4MiB", "--rounds", "2", "--blocks", "1MiB,8MiB", "--threads", "1,2", "--reads", "40", "--small-writes", "5"]
@@ -30,12 +30,8 @@ BUCKET = "bench"
 
 @pytest.fixture(scope="module")
 def s3_url() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    httpx.put(f"http://{host}:{port}/{BUCKET}", trust_env=False).raise_for_status()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with moto_s3(BUCKET) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from ckptstore_client.staging import BoundState
 from ckptstore_client.store import Store
 from tests.daemon_process import DaemonProcess, write_config
 from tests.e2e.job import Job
+from tests.until import until
 
 RANKS = range(4)
 
@@ -57,10 +57,7 @@ def objects_below(home: Path, path: str) -> list[str]:
 
 
 def until_no_objects(home: Path, path: str) -> None:
-    deadline = time.monotonic() + 60
-    while left := objects_below(home, path):
-        assert time.monotonic() < deadline, f"the space of an aborted attempt was not freed: {left}"
-        time.sleep(0.05)
+    until("the space of an aborted attempt is freed", lambda: not objects_below(home, path))
 
 
 def test_a_checkpoint_is_invisible_until_its_last_rank_arrives(daemon: DaemonProcess, store: Store, tmp_path: Path) -> None:
@@ -98,10 +95,7 @@ def test_ranks_killed_after_the_snapshot_leave_a_published_checkpoint(daemon: Da
     die = ["--die", "after-snapshot"]
     with Job(daemon.home, "/four/dead", 4, [die, die, die, die]) as job:
         job.expect("snapshot", RANKS)
-    deadline = time.monotonic() + 60
-    while not published(store, "/four/dead"):
-        assert time.monotonic() < deadline, "the daemon did not publish what it had been handed"
-        time.sleep(0.02)
+    until("the daemon publishes what it was handed", lambda: published(store, "/four/dead"))
     store.wait("/four/dead", "nvme", timeout_s=60)
     check(store, "/four/dead", 4)
 

@@ -24,6 +24,7 @@ import ckptstore
 from ckptstore.errors import NotFound
 from ckptstore_client.store import Store
 from tests.daemon_process import DaemonProcess, write_config
+from tests.until import until
 
 KILLS = int(os.environ.get("CKPTSTORE_TEST_KILLS", "30"))
 SOAK_KILLS = 200
@@ -117,10 +118,7 @@ def load_if_published(store: Store, path: str) -> dict[str, object] | None:
 
 def until_quiet(store: Store) -> None:
     """Nothing handed over is still on its way, and the dead trainer's attempts are over."""
-    deadline = time.monotonic() + 60
-    while store.status().attempts:
-        assert time.monotonic() < deadline, f"attempts of a dead trainer stay open: {store.status().attempts}"
-        time.sleep(0.01)
+    until("attempts of a dead trainer end", lambda: not store.status().attempts, pause_s=0.01)
 
 
 @pytest.mark.parametrize("kills", [KILLS, pytest.param(SOAK_KILLS, marks=pytest.mark.soak)])
