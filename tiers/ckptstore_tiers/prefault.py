@@ -1,8 +1,8 @@
 """Making the pages of a shared mapping present before somebody copies into it.
 
 The first write into a fresh page of shared memory costs a fault, a zeroed page and a page-table entry: copying into fresh pages runs
-at a tenth of the speed of copying into present ones. `prefault` pays that ahead, in chunks, outside the interpreter lock
-(`mmap.madvise` holds it, so the call goes through ctypes). It never changes a byte: others may write into the memory meanwhile.
+at a tenth of the speed of copying into present ones. `prefault` pays that ahead, in chunks, outside the interpreter lock.
+It never changes a byte: others may write into the memory meanwhile.
 
 Huge pages are asked for with MADV_COLLAPSE, which heeds none of the system's settings (`shmem_enabled` is "never" nearly everywhere)
 and needs no privilege: one page of each huge page is touched, then all of it becomes one. Measured, 1 GiB of warm host memory: 0.10 s
@@ -14,16 +14,13 @@ and MADV_COLLAPSE (Linux 6.1).
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
-from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 
 from ckptstore.errors import TierUnavailable
-from ckptstore_tiers.shared_mapping import HUGE_PAGE_BYTES
+from ckptstore_tiers.shared_mapping import HUGE_PAGE_BYTES, advise
 from ckptstore_tiers.sources import address_of
 
 #: The mmap module has no names for these.
@@ -31,33 +28,18 @@ MADV_POPULATE_READ = 22
 MADV_POPULATE_WRITE = 23
 MADV_COLLAPSE = 25
 _EHWPOISON = 133  # a page of broken memory; the errno module has no name for it
-#: One madvise call: long enough that the call itself costs nothing, short enough (0.25 s at worst) to stop soon.
+#: One madvise call: long enough that the call itself costs nothing, short enough (0.25 s at worst) for who closes the memory.
 CHUNK_BYTES = 64 << 20
 
 
-@cache
-def _libc() -> ctypes.CDLL:
-    """A CDLL drops the interpreter lock during its calls, which is the point."""
-    library = ctypes.CDLL(None, use_errno=True)
-    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    library.madvise.restype = ctypes.c_int
-    return library
+def prefault(view: memoryview, *, huge_pages: bool = False) -> bool:
+    """Make the pages of a page-aligned view present and mapped here; False when memory ran out.
 
-
-def _always() -> bool:
-    return True
-
-
-def prefault(view: memoryview, *, huge_pages: bool = False, proceed: Callable[[], bool] = _always) -> bool:
-    """Make the pages of a page-aligned view present and mapped here; False when memory ran out or `proceed` said stop.
-
-    `huge_pages`: as such, where the kernel has them. `proceed` is asked before each chunk.
+    `huge_pages`: as such, where the kernel has them.
     """
     start = address_of(view)
     offset = 0
     while offset < len(view):
-        if not proceed():
-            return False
         length = min(CHUNK_BYTES, len(view) - offset)
         if huge_pages:
             huge_pages = collapse(view[offset : offset + length])
@@ -76,14 +58,12 @@ def prefault(view: memoryview, *, huge_pages: bool = False, proceed: Callable[[]
 
 def _populate(address: int, length_bytes: int) -> int:
     """The errno of MADV_POPULATE_WRITE, 0 when it worked."""
-    if _libc().madvise(address, length_bytes, MADV_POPULATE_WRITE) == 0:
-        return 0
-    return ctypes.get_errno()
+    return advise(address, length_bytes, MADV_POPULATE_WRITE)
 
 
 def populate_read(view: memoryview) -> None:
     """Map the pages of a page-aligned view that are present, without a fault for each. Where the kernel cannot, reading does it."""
-    _libc().madvise(address_of(view), len(view), MADV_POPULATE_READ)
+    advise(address_of(view), len(view), MADV_POPULATE_READ)
 
 
 def collapse(view: memoryview) -> bool:
@@ -91,7 +71,7 @@ def collapse(view: memoryview) -> bool:
     if address_of(view) % HUGE_PAGE_BYTES:
         return False
     np.frombuffer(view, np.uint8)[::HUGE_PAGE_BYTES].max()  # an empty range cannot be collapsed
-    return bool(_libc().madvise(address_of(view), len(view), MADV_COLLAPSE) == 0)
+    return advise(address_of(view), len(view), MADV_COLLAPSE) == 0
 
 
 def _touch(view: memoryview) -> None:

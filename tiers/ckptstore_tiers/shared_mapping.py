@@ -4,6 +4,8 @@ A huge page of a file is mapped as one only where the file's offset and the addr
 kernel choose the address, which for a memfd is often an odd page. So a range is reserved first, and the file mapped at the right place
 of it. The mapping lives as long as any view of it, as with `mmap.mmap`; there is nothing to close.
 
+`advise` is madvise(2) for any of the memory here: the method of `mmap.mmap` holds the interpreter lock, and knows fewer advices.
+
 Any thread. Source: mmap(2), Documentation/admin-guide/mm/transhuge.rst.
 """
 
@@ -40,13 +42,18 @@ def map_shared(fd: int, size_bytes: int, *, writable: bool = True, advice: tuple
     if reserved + reserved_bytes > end:
         _libc().munmap(end, reserved + reserved_bytes - end)
     for wanted in advice:
-        _libc().madvise(start, size_bytes, wanted)
+        advise(start, size_bytes, wanted)
     memory = (ctypes.c_ubyte * size_bytes).from_address(start)
     weakref.finalize(memory, _libc().munmap, start, end - start).atexit = False
     # A ctypes array calls its bytes "<B", which memoryview does not take for the "B" of everybody else; numpy does.
     whole = np.ctypeslib.as_array(memory)
     whole.flags.writeable = writable
     return whole.data
+
+
+def advise(address: int, size_bytes: int, advice: int) -> int:
+    """The errno of madvise, 0 when it worked."""
+    return 0 if _libc().madvise(address, size_bytes, advice) == 0 else ctypes.get_errno()
 
 
 def _map(address: int | None, size_bytes: int, protection: int, flags: int, fd: int) -> int:
