@@ -18,7 +18,7 @@ anew for each load (means of three loads on a busy machine; getrusage):
     from memory, into existing tensors     40 ms of processor, 16 page faults        (76 ms, 1,033)
     from memory, into new ones             62 ms, 145                                (166 ms, 40,955)
     from NVMe, into existing tensors       60 ms, 26                                 (88 ms, 4,104)
-    from NVMe, into new ones               40–60 ms, 157                             (97 ms, 15,699)
+    from NVMe, into new ones               42–245 ms, 149–157                        (97 ms, 15,699)
 """
 
 from __future__ import annotations

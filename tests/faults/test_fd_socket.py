@@ -70,6 +70,7 @@ class PoolHandler:
 
     def segment(self, session: str, message: FdSegment) -> tuple[FdReady, int | None]:
         segment = self.pool.lent(message.segment_id, session)
+        assert segment.wait_prefaulted(60)  # as the daemon does: small pages that are collapsed later are unmapped in the client
         return FdReady(capacity_bytes=segment.capacity_bytes, generation=segment.generation), segment.duplicate()
 
     def open(self, session: str, message: FdOpen) -> tuple[FdReady, int | None]:
