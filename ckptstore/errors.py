@@ -156,6 +156,12 @@ class WrongStore(CkptStoreError):
     code, http_status, exit_code = "wrong_store", 409, 15
 
 
+class StaleVersion(CkptStoreError):
+    """The file is another version now, and the bytes of the one that was opened cannot be had any more: open it again."""
+
+    code, http_status, exit_code = "stale_version", 412, 16
+
+
 def _leaves(root: type[CkptStoreError]) -> list[type[CkptStoreError]]:
     found = [root]
     for child in root.__subclasses__():

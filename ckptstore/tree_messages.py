@@ -1,0 +1,83 @@
+"""What readers of the one tree ask the daemon: mount, fsspec, the Hugging Face endpoint, `pull`, the command line.
+
+The tree is everything at once: published checkpoints and files, the folders above them, `@latest` as a link, and attached storage. Whoever
+reads it needs to know neither objects nor replicas nor origins.
+
+    GET /v1/tree/info?path=P[&resolve=true]     FileInfo       NotFound; with `resolve`, a path may go through `@latest`
+    GET /v1/tree/list?path=P[&after=N&limit=K]  FileListing    names in byte order
+    GET /v1/tree/content?path=P&version=V       the bytes; Range gives 206; ETag is the version. StaleVersion if P is another version now
+                                                and the bytes of V cannot be had any more
+
+and over the descriptor socket, for readers on the node:
+
+    FdOpenFile → FdFile + descriptor   of the node's own copy, read-only; `whole`: every byte of it is there and verified
+    FdNeed     → FdReady               when these bytes of a copy that is not whole can be read from its descriptor
+
+One open is one version: what a descriptor, or a `version`, stands for never changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ckptstore.wire import Count, Message
+
+
+class FileInfo(Message):
+    """What is at a path of the tree."""
+
+    path: str
+    kind: Literal["file", "folder", "link"]
+    size_bytes: Count = 0
+    #: Names these bytes and no others: an object id, or for attached storage a digest of where it lives and its version there.
+    version: str = ""
+    modified_s: float = 0.0
+    #: of a link: the path that it stands for
+    target: str | None = None
+    #: of the whole content, where it is known (fixed at publish); attached storage may not have one
+    sha256: str | None = None
+    #: where attached storage keeps it ("s3://bucket/key"); None for what was saved or put here
+    origin: str | None = None
+    #: the version can not be told from a changed one for certain (a backend without ETag, or one younger than two seconds)
+    best_effort: bool = False
+    #: every byte lies on this node, in a file that can be opened
+    whole: bool = False
+    #: the tiers that hold all of it, in order; empty for attached storage
+    durability: tuple[str, ...] = ()
+
+
+class FileListing(Message):
+    entries: list[FileInfo]
+    #: give it as `after` to go on; None: that was all
+    after: str | None = None
+
+
+class FdOpenFile(Message):
+    """Ask for the node's copy of a file; with `version`, of that one (StaleVersion if it cannot be had any more)."""
+
+    op: Literal["open_file"] = "open_file"
+    path: str
+    version: str = ""
+
+
+class FdFile(Message):
+    """The answer to FdOpenFile; or `error`, and no descriptor.
+
+    With `whole`, the file behind the descriptor will never be written, truncated or punched again. Without, a read of bytes that were not
+    asked for by FdNeed gives zeros. No descriptor and `streamed`: the node has no room for a copy; read by GET /v1/tree/content.
+    """
+
+    version: str = ""
+    size_bytes: Count = 0
+    whole: bool = False
+    streamed: bool = False
+    error: dict[str, Any] | None = None
+
+
+class FdNeed(Message):
+    """Answered by FdReady once `size_bytes` from `offset_bytes` on can be read from the copy's descriptor."""
+
+    op: Literal["need"] = "need"
+    version: str
+    offset_bytes: Count
+    size_bytes: Count
