@@ -71,6 +71,11 @@ class RebuildReport:
     #: Ids of the objects of incomplete publications: they are not unknown.
     held_back: set[str] = field(default_factory=set, repr=False)
 
+    def count_versions(self, live: int) -> None:
+        """Records are read in no order: what was live when it was read may have turned out to be an older version since."""
+        self.superseded += self.restored - live
+        self.restored = live
+
 
 @dataclass
 class _Found:
@@ -112,6 +117,7 @@ def rebuild(
     failpoint(BEFORE_END)
     catalog.end_restore(generation)
     failpoint(ENDED)
+    report.count_versions(catalog.count()["publications"])
     for name, stat in unknown_objects(usable, catalog, report):
         report.unknown_objects += 1
         report.unknown_bytes += stat.size_bytes

@@ -16,9 +16,14 @@ from ckptstore.paths import new_id
 from ckptstore_server.identity import STORE_KEY, claim_root
 from ckptstore_server.rebuild import RebuildReport, rebuild, sweep_unknown
 from ckptstore_tiers.open_tiers import open_tier
+from ckptstore_tiers.posix import PosixTier
 from ckptstore_tiers.sources import MemorySource
 
 NAMES = ("nvme", "pfs", "object")
+
+
+def _place(order: list[str], key: str) -> int:
+    return order.index(key) if key in order else len(order)
 
 
 class Store:
@@ -216,10 +221,19 @@ def test_a_tier_that_was_away_during_the_removal_does_not_bring_it_back(store: S
     assert all(store.keys(name) == set() for name in NAMES)
 
 
-def test_of_two_versions_the_later_is_back_and_the_earlier_goes_when_it_may(store: Store) -> None:
-    store.save("/run/1", {"a": b"old"})
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_of_two_versions_the_later_is_back_and_the_earlier_goes_when_it_may(
+    store: Store, newest_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = store.save("/run/1", {"a": b"old"})
     store.drain("pfs", "object")
-    store.save("/run/1", {"a": b"new"}, replace=True)
+    new = store.save("/run/1", {"a": b"new"}, replace=True)
+    assert old is not None
+    assert new is not None
+    # Ids are random, and so is the order in which a tier lists them.
+    order = [record_key(version.publication_id) for version in ((new, old) if newest_first else (old, new))]
+    listed = PosixTier.list
+    monkeypatch.setattr(PosixTier, "list", lambda tier, prefix: sorted(listed(tier, prefix), key=lambda stat: _place(order, stat.key)))
     report = store.rebuild()
     assert (report.restored, report.superseded) == (1, 1)
     assert store.visible() == {"/run/1": {"a": b"new"}}

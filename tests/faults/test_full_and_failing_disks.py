@@ -196,9 +196,9 @@ def test_with_every_disk_full_a_trainer_that_skips_is_never_held_up(tmp_path: Pa
         pfs.empty()
         again = training.saves_until(lambda saved: not saved["skipped"])[-1]
         training.end()
+        until("all of it is published", lambda: not store.status().attempts)
         store.wait(f"/run/step-{again['step']:04}", "nvme", timeout_s=60)
         assert_state(store.load(f"/run/step-{again['step']:04}"), again["step"])
-        until("no attempt is left", lambda: not store.status().attempts)
         assert verified(store) == []
 
 
