@@ -75,7 +75,12 @@ class FdFile(Message):
 
 
 class FdNeed(Message):
-    """Answered by FdReady once `size_bytes` from `offset_bytes` on can be read from the copy's descriptor."""
+    """Answered by FdReady once `size_bytes` from `offset_bytes` on can be read from the copy's descriptor.
+
+    It speaks of the descriptors that FdOpenFile gave this process, over whichever of its connections. The error NotFound: it gave none
+    that the daemon remembers (a new process, or a new daemon); open the file again, and read from the new descriptor. TierFull: the node
+    cannot keep these bytes; read them by GET /v1/tree/content.
+    """
 
     op: Literal["need"] = "need"
     version: str
