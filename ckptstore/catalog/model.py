@@ -144,6 +144,8 @@ class Entry:
     kind: str  # "folder" (made by what lies below it), or a Kind
     size_bytes: int
     publication: Publication | None
+    object_id: str | None = None  # of a file: the object that holds its bytes
+    within: Publication | None = None  # the publication that a file or folder is inside of
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ until one has every object within reach of this node.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, exists, func, literal, or_, select, true, union_all
+from sqlalchemy import Connection, Select, Text, and_, exists, func, literal, or_, select, true, union_all
 
 from ckptstore import paths
 from ckptstore.catalog.core import Core, lock_namespace
@@ -144,9 +145,12 @@ class Namespace(Core):
             row = publication_row(tx, entry.publication_id)
             if row is not None:
                 published = read_publication(tx, row, self._tiers)
-                return Entry(path, entry.name, published.kind.value, published.size_bytes, published)
+                object_id = _single_objects(tx, [published]).get(published.publication_id)
+                return Entry(path, entry.name, published.kind.value, published.size_bytes, published, object_id)
         if entry is not None and entry.publication_id is not None:
-            return _inside(tx, entry.publication_id, path, rest)
+            row = publication_row(tx, entry.publication_id)
+            if row is not None:
+                return _inside(tx, read_publication(tx, row, self._tiers), path, rest)
         raise NotFound("nothing is published there", operation="stat", subject=path)
 
     def _list(self, tx: Connection, path: str, after: str, limit: int) -> list[Entry]:
@@ -155,17 +159,20 @@ class Namespace(Core):
             if entry is None or (rest and entry.publication_id is None):
                 raise NotFound("nothing is published there", operation="list", subject=path)
             if entry.publication_id is not None:
-                return _list_inside(tx, entry.publication_id, path, rest, after, limit)
+                row = publication_row(tx, entry.publication_id)
+                assert row is not None
+                return _list_inside(tx, read_publication(tx, row, self._tiers), path, rest, after, limit)
         query = select(entries).where(entries.c.parent == path, entries.c.name > after).order_by(entries.c.name).limit(limit)
         rows = tx.execute(query).all()
         ids = [row.publication_id for row in rows if row.publication_id is not None]
         found = tx.execute(select(publications).where(publications.c.publication_id.in_(ids))).all() if ids else []
         published = {item.publication_id: item for item in read_publications(tx, found, self._tiers)}
+        object_ids = _single_objects(tx, published.values())
         listed = []
         for row in rows:
             item = published.get(row.publication_id)
             kind, size_bytes = (item.kind.value, item.size_bytes) if item is not None else (FOLDER, 0)
-            listed.append(Entry(row.path, row.name, kind, size_bytes, item))
+            listed.append(Entry(row.path, row.name, kind, size_bytes, item, object_ids.get(row.publication_id)))
         return listed
 
     def _published_at(self, tx: Connection, path: str) -> Publication:
@@ -232,14 +239,22 @@ class Namespace(Core):
         return removed
 
 
-def _inside(tx: Connection, publication_id: str, path: str, name: str) -> Entry:
+def _single_objects(tx: Connection, published: Iterable[Publication]) -> dict[str, str]:
+    """The objects of those publications that are one file, by publication."""
+    ids = [publication.publication_id for publication in published if publication.kind is Kind.FILE]
+    query = select(objects.c.attempt_id, objects.c.object_id).where(objects.c.attempt_id.in_(ids), objects.c.name == "")
+    return {row.attempt_id: row.object_id for row in tx.execute(query)} if ids else {}
+
+
+def _inside(tx: Connection, publication: Publication, path: str, name: str) -> Entry:
     """A file or folder inside a publication."""
-    file = tx.execute(select(objects.c.size_bytes).where(objects.c.attempt_id == publication_id, objects.c.name == name)).first()
-    leaf = name.rpartition("/")[2]
+    publication_id, leaf = publication.publication_id, name.rpartition("/")[2]
+    query = select(objects.c.size_bytes, objects.c.object_id).where(objects.c.attempt_id == publication_id, objects.c.name == name)
+    file = tx.execute(query).first()
     if file is not None:
-        return Entry(path, leaf, Kind.FILE.value, file.size_bytes or 0, None)
+        return Entry(path, leaf, Kind.FILE.value, file.size_bytes or 0, None, file.object_id, publication)
     if _is_inner_folder(tx, publication_id, name):
-        return Entry(path, leaf, FOLDER, 0, None)
+        return Entry(path, leaf, FOLDER, 0, None, None, publication)
     raise NotFound("nothing is published there", operation="stat", subject=path)
 
 
@@ -249,22 +264,27 @@ def _is_inner_folder(tx: Connection, publication_id: str, name: str) -> bool:
     return tx.execute(select(inner_folders.c.leaf).where(*named)).first() is not None
 
 
-def _list_inside(tx: Connection, publication_id: str, path: str, folder: str, after: str, limit: int) -> list[Entry]:
+def _list_inside(tx: Connection, publication: Publication, path: str, folder: str, after: str, limit: int) -> list[Entry]:
+    publication_id = publication.publication_id
     if folder and not _is_inner_folder(tx, publication_id, folder):
         raise NotFound("no such folder is in this publication", operation="list", subject=path)
     rows = tx.execute(_inside_query(publication_id, folder, after, limit)).all()
     if not rows and not after:
         raise NotFound("it is a file, not a folder", operation="list", subject=path, hint="stat it")
-    return [Entry(paths.join(path, row.leaf), row.leaf, row.kind, row.size_bytes or 0, None) for row in rows]
+    return [
+        Entry(paths.join(path, row.leaf), row.leaf, row.kind, row.size_bytes or 0, None, row.object_id, publication) for row in rows
+    ]
 
 
 def _inside_query(publication_id: str, folder: str, after: str, limit: int) -> Select[Any]:
-    files = select(objects.c.leaf, literal(Kind.FILE.value).label("kind"), objects.c.size_bytes)
+    files = select(objects.c.leaf, literal(Kind.FILE.value).label("kind"), objects.c.size_bytes, objects.c.object_id)
     files = files.where(objects.c.attempt_id == publication_id, objects.c.folder == folder, objects.c.leaf > after, objects.c.leaf != "")
-    folders = select(inner_folders.c.leaf, literal(FOLDER).label("kind"), literal(0).label("size_bytes"))
+    folders = select(
+        inner_folders.c.leaf, literal(FOLDER).label("kind"), literal(0).label("size_bytes"), literal(None, Text()).label("object_id")
+    )
     folders = folders.where(inner_folders.c.attempt_id == publication_id, inner_folders.c.folder == folder, inner_folders.c.leaf > after)
     page = [query.order_by("leaf").limit(limit).subquery() for query in (files, folders)]
-    both = union_all(*(select(part.c.leaf, part.c.kind, part.c.size_bytes) for part in page)).subquery()
+    both = union_all(*(select(part.c.leaf, part.c.kind, part.c.size_bytes, part.c.object_id) for part in page)).subquery()
     return select(both).order_by(both.c.leaf).limit(limit)
 
 
