@@ -10,19 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from ckptstore.durability import is_as_safe_as
 from ckptstore.errors import AttemptAborted, CkptStoreError, InvalidInput, NotFound, WaitTimeout
 from ckptstore.wire import LONG_POLL_S, AttemptStatus
-from ckptstore_client.api import Api
 from ckptstore_client.connection import is_loss
 from ckptstore_client.saving import Save
+from ckptstore_client.waiting import Ask, not_yet
 
 SNAPSHOT = "snapshot"
-Result = TypeVar("Result")
-#: Runs a request on the store's present connection, and again on a new one if that was lost.
-Ask = Callable[[Callable[[Api], Any]], Any]
 
 
 class PendingCheckpoint:
@@ -86,7 +83,7 @@ class PendingCheckpoint:
                 return
             if deadline is not None and time.monotonic() >= deadline:
                 where = ", ".join(status.durability) or ("snapshot" if status.snapshot else "not all ranks have handed over")
-                raise WaitTimeout(f"not in {tier} after {timeout_s:g} s ({where})", operation="wait", subject=self.path, tier=tier)
+                raise not_yet(self._ask, self.path, tier, timeout_s, where)
 
     def _wait_handed(self, timeout_s: float | None) -> None:
         """Until this rank's part is the daemon's, or its error: that of opening, of copying, or of handing over."""

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ckptstore.durability import is_as_safe_as
-from ckptstore.errors import InvalidInput, NotFound, WaitTimeout
+from ckptstore.errors import InvalidInput, NotFound
 from ckptstore.manifest import part_file_name
 from ckptstore.paths import INDEX_NAME, LATEST, check_folder, check_path, parent_and_name
 from ckptstore.wire import (
@@ -50,6 +50,7 @@ from ckptstore_client.reading import VerifiedObject
 from ckptstore_client.saving import OnBusy, Save, Saver, SaveRequest, abort_quietly, checked_metadata, checked_step, checked_timeout
 from ckptstore_client.staging import Staging
 from ckptstore_client.transport import Transport
+from ckptstore_client.waiting import not_yet
 from ckptstore_client.whole_copy import write_whole
 from ckptstore_client.whole_file import NOT_IN_MEMORY, whole_file
 
@@ -369,7 +370,7 @@ class Store:
                 return found
             if deadline is not None and time.monotonic() >= deadline:
                 where = ", ".join(found.durability) or "no durable tier holds all of it"
-                raise WaitTimeout(f"not in {tier} after {timeout_s:g} s ({where})", operation="wait", subject=path, tier=tier)
+                raise not_yet(self._ask, path, tier, timeout_s, where)
 
     # --- the daemon --------------------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import pytest
 from ckptstore import errors
 from tests.daemon_process import DaemonProcess, write_config
 from tests.e2e.shell import TIMEOUT_S, Shell
+from tests.until import until
 
 ODD_NAME = "we[red]ird \"quo'te\".bin"
 
@@ -207,6 +208,8 @@ def test_a_wait_that_ends_in_time_says_where_it_is(served: Shell, folder: Path) 
         outcome = served("wait", "/late", "pfs", "--timeout", "0.2")
         assert outcome.code == errors.WaitTimeout.exit_code, outcome
         assert "not in pfs after 0.2 s (nvme)" in outcome.err
+        until("its error is known", lambda: served.ok("status", "--json").document["tiers"][1]["last_error"])
+        assert "its last error: " in served("wait", "/late", "pfs", "--timeout", "0.2").err
     finally:
         blocked.unlink()
         (served.home / "pfs-away").rename(blocked)

@@ -1,0 +1,28 @@
+"""What does a wait say that has run out of time? Where the checkpoint is by now, and what the daemon knows of the tier that lacks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ckptstore.errors import CkptStoreError, WaitTimeout
+from ckptstore.wire import Status
+from ckptstore_client.api import Api
+
+#: Runs a request on the store's present connection, and again on a new one if that was lost.
+Ask = Callable[[Callable[[Api], Any]], Any]
+
+
+def not_yet(ask: Ask, subject: str, tier: str, timeout_s: float | None, where: str) -> WaitTimeout:
+    """The error of a wait for `tier`; `where` says what holds it."""
+    why, hint = f"not in {tier} after {timeout_s:g} s ({where})", "it goes on; wait longer, or see ckptstore status"
+    try:
+        status: Status = ask(lambda api: api.call("GET", "status", Status))
+    except CkptStoreError:
+        return WaitTimeout(why, operation="wait", subject=subject, tier=tier, hint=hint)
+    known = next((line for line in status.tiers if line.name == tier), None)
+    if known is not None and known.last_error:
+        why += f"; its last error: {known.last_error}"
+    if known is not None and known.state != "ok":
+        why += f"; the tier is {known.state}"
+    return WaitTimeout(why, operation="wait", subject=subject, tier=tier, hint=hint)
