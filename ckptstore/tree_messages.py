@@ -68,6 +68,8 @@ class FdFile(Message):
     """
 
     version: str = ""
+    #: names the file behind the descriptor, for FdNeed: of one version there may be another one later
+    copy_id: str = ""
     size_bytes: Count = 0
     whole: bool = False
     streamed: bool = False
@@ -75,14 +77,14 @@ class FdFile(Message):
 
 
 class FdNeed(Message):
-    """Answered by FdReady once `size_bytes` from `offset_bytes` on can be read from the copy's descriptor.
+    """Answered by FdReady once `size_bytes` from `offset_bytes` on can be read from the descriptor that came with `copy_id`.
 
-    It speaks of the descriptors that FdOpenFile gave this process, over whichever of its connections. The error NotFound: it gave none
-    that the daemon remembers (a new process, or a new daemon); open the file again, and read from the new descriptor. TierFull: the node
-    cannot keep these bytes; read them by GET /v1/tree/content.
+    The error NotFound: that copy is kept no longer (it gave way to others, or a block of it was damaged); open the file again, with its
+    version, and read from the new descriptor. TierFull: the node cannot keep these bytes; read them by GET /v1/tree/content.
     """
 
     op: Literal["need"] = "need"
     version: str
+    copy_id: str
     offset_bytes: Count
     size_bytes: Count
