@@ -17,6 +17,8 @@ MAX_SEGMENT_BYTES = 200
 MAX_PATH_BYTES = 800
 LATEST = "@latest"
 INDEX_NAME = "checkpoint.json"
+#: The one file more of a checkpoint whose tensors are spread over its ranks: see `shards`.
+SHARDS_NAME = "shards.json"
 
 
 def _refuse(path: str, why: str, operation: str) -> InvalidInput:
@@ -58,6 +60,14 @@ def check_path(path: object, *, operation: str = "use path", latest_allowed: boo
     if (size_bytes := len(path.encode("utf-8"))) > MAX_PATH_BYTES:
         raise _refuse(path, f"the path has {size_bytes} bytes; {MAX_PATH_BYTES} are allowed", operation)
     return path
+
+
+def check_tree_path(path: object, *, operation: str = "look") -> str:
+    """Like `check_folder`, for readers: any name in it may be `@latest`."""
+    if not isinstance(path, str):
+        return check_folder(path, operation=operation)
+    check_folder("/".join("latest" if name == LATEST else name for name in path.split("/")), operation=operation)
+    return path.removesuffix("/") or "/"
 
 
 def check_folder(path: object, *, operation: str = "list") -> str:

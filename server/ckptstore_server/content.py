@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 
 from ckptstore.catalog.model import StoredFile
-from ckptstore.errors import ChecksumMismatch, CkptStoreError, InvalidInput, NotFound, TierUnavailable
-from ckptstore_server.arriving import ArrivingReader
+from ckptstore.errors import CkptStoreError, InvalidInput
 from ckptstore_server.node import Node
 from ckptstore_server.recall import Recall
-from ckptstore_server.replicas import Replicas, digests_of
+from ckptstore_server.replicas import Replicas
+from ckptstore_server.verified_blocks import VerifiedBlocks
 from ckptstore_tiers.checksums import BLOCK_BYTES, block_length
-from ckptstore_tiers.interface import ObjectReader
 
 _RANGE = re.compile(r"^bytes=([0-9]{0,18})-([0-9]{0,18})$")
 
@@ -70,14 +68,9 @@ class ObjectStream:
 
     def __init__(self, node: Node, replicas: Replicas, file: StoredFile, extent: Extent, *, partial: bool) -> None:
         self._node = node
-        self._replicas = replicas
-        self._file = file
         self._extent = extent
-        self._digests = digests_of(file)
-        self._stack = ExitStack()
-        self._reader: tuple[str, ObjectReader] | None = None
+        self._blocks = VerifiedBlocks(node, replicas, file)
         self._first: bytes | None = None
-        self._down: TierUnavailable | None = None  # the last tier that did not answer
         self.status = 206 if partial else 200
         self.headers = {"content-length": str(extent.stop - extent.start), "etag": f'"{file.root}"', "accept-ranges": "bytes"}
         if partial:
@@ -89,7 +82,7 @@ class ObjectStream:
             try:
                 self._first = await self._node.run(self._node.read_executor, self._read, self._extent.start // BLOCK_BYTES)
             except CkptStoreError:
-                self._stack.close()
+                self._blocks.close()
                 raise
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -102,68 +95,10 @@ class ObjectStream:
                 begin = index * BLOCK_BYTES
                 yield block[max(0, self._extent.start - begin) : self._extent.stop - begin]
         finally:
-            self._stack.close()
+            self._blocks.close()
 
     def _read(self, index: int) -> bytes:
-        """Block `index`, verified, from the reader at hand or the next replica."""
-        bad: list[str] = []
-        last: CkptStoreError | None = None
-        while True:
-            opened = self._reader or self._open_next(bad)
-            if opened is None:
-                raise self._none_left(last, bad)
-            tier, reader = opened
-            try:
-                with self._node.scratch.borrow() as scratch:
-                    view = scratch[: block_length(index, self._file.size_bytes)]
-                    reader.read_into(index * BLOCK_BYTES, view)
-                    self._digests.check(index, view, operation="read", subject=self._file.key, tier=tier)
-                    return bytes(view)
-            except (ChecksumMismatch, NotFound) as error:
-                last = error
-                self._replicas.damaged(self._file, tier, error.why)
-            except TierUnavailable as error:
-                if not isinstance(reader, ArrivingReader):  # a recall that failed tells nothing of its tier: the replicas themselves do
-                    self._down = error
-            bad.append(tier)
-            self._reader = None
-
-    def _open_next(self, bad: list[str]) -> tuple[str, ObjectReader] | None:
-        arriving = self._replicas.arrivals.find(self._file.object_id)
-        if arriving is not None and arriving.tier not in bad:
-            with suppress(NotFound):  # it has arrived meanwhile, and is recorded
-                self._reader = arriving.tier, self._stack.enter_context(closing(arriving.reader()))
-                return self._reader
-        for tier in self._replicas.sources(self._file):
-            if tier in bad:
-                continue
-            try:
-                self._reader = tier, self._stack.enter_context(self._replicas.reader(self._file, tier))
-                return self._reader
-            except NotFound:
-                self._replicas.missing(self._file, tier)
-                bad.append(tier)
-            except ChecksumMismatch as error:  # of another length, or no file of a codec's
-                self._replicas.damaged(self._file, tier, error.why)
-                bad.append(tier)
-            except TierUnavailable as error:
-                self._down = error
-                bad.append(tier)
-        return None
-
-    def _none_left(self, last: CkptStoreError | None, bad: list[str]) -> CkptStoreError:
-        """Why the block cannot be had. A good copy that is only out of reach, in a tier that is down or on another node, is not damage."""
-        if self._down is not None:
-            return self._down
-        places = {self._node.node_id, ""}
-        away = [r for r in self._node.catalog.replicas(self._file.object_id) if not r.damaged and r.node not in places]
-        if away:
-            return TierUnavailable(
-                f"only node {away[0].node} has it so far",
-                operation="read",
-                subject=self._file.key,
-                tier=away[0].tier,
-                hint="load it there, or wait until a shared tier holds it too",
-            )
-        tier = ", ".join(dict.fromkeys(bad)) or None
-        return last or ChecksumMismatch("no replica of the object is left", operation="read", subject=self._file.key, tier=tier)
+        with self._node.scratch.borrow() as scratch:
+            view = scratch[: block_length(index, self._blocks.file.size_bytes)]
+            self._blocks.fill(index, view)
+            return bytes(view)

@@ -16,6 +16,7 @@ from ckptstore_server.ingest import Ingest
 from ckptstore_server.namespace import Namespace
 from ckptstore_server.node import Node
 from ckptstore_server.publish import Publisher
+from ckptstore_server.readers.tree import Tree
 from ckptstore_server.recall import Recall
 from ckptstore_server.replicas import Replicas
 from ckptstore_server.sessions import Sessions
@@ -37,6 +38,7 @@ class Services:
     namespace: Namespace
     content: Content
     verifier: Verifier
+    tree: Tree
     request_stop: Callable[[], None]
 
     @classmethod
@@ -61,5 +63,6 @@ class Services:
             namespace=Namespace(node),
             content=Content(node, replicas, recall),
             verifier=Verifier(node, replicas, publisher),
+            tree=Tree(node, replicas),
             request_stop=request_stop,
         )

@@ -21,6 +21,7 @@ RECORDS_TURN_S = 2.0
 MEMORY_TURN_S = 15.0
 IDLE_TURN_S = 1.0
 DRAINS_TURN_S = 1.0
+READERS_TURN_S = 5.0
 
 
 class Upkeep:
@@ -38,6 +39,7 @@ class Upkeep:
             ("notice emptied tiers", RECORDS_TURN_S, False, self._notice_emptied),
             ("commit records", RECORDS_TURN_S, True, self._settle),
             ("give memory back", MEMORY_TURN_S, False, self._give_back),
+            ("close idle readers", READERS_TURN_S, False, self._close_idle_readers),
             ("leave when idle", IDLE_TURN_S, False, self._leave_when_idle),
         ]
         for name, turn_s, on_change, duty in duties:
@@ -91,6 +93,9 @@ class Upkeep:
 
     async def _give_back(self) -> None:
         await self._node.run(self._node.upkeep_executor, self._node.pool.give_back, self._node.settings.memory.idle_release_s)
+
+    async def _close_idle_readers(self) -> None:
+        await self._node.run(self._node.upkeep_executor, self._services.tree.close_idle)
 
     async def _leave_when_idle(self) -> None:
         """An auto-started daemon goes when no client is connected, nothing is being saved, and no copy or commit record is owed."""

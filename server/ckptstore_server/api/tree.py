@@ -1,0 +1,24 @@
+"""Routes of the one tree that all readers share: what is at a path, what is in a folder."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from ckptstore.tree_messages import FileInfo, FileListing
+from ckptstore.wire import Text
+from ckptstore_server.api.dependencies import TheServices
+from ckptstore_server.api.namespace import Limit
+
+router = APIRouter(prefix="/v1/tree", tags=["tree"])
+
+
+@router.get("/info")
+async def info(services: TheServices, path: Text, resolve: bool = False) -> FileInfo:
+    """What is at a path, which may go through `@latest`; with `resolve`, a link at its end is followed, too."""
+    return await services.tree.look(path, resolve=resolve)
+
+
+@router.get("/list")
+async def listing(services: TheServices, path: Text = "/", after: Text = "", limit: Limit = 1000) -> FileListing:
+    """A page of a folder; give `after` of the answer to go on."""
+    return await services.tree.list(path, after=after, limit=limit)
