@@ -13,8 +13,9 @@ A record in a node-local tier lists that node's files only, and says so (`comple
 
 Reading is strict: a record that was cut off or changed is refused (ChecksumMismatch), and so is one whose lines do not have this form,
 or name a key that is not the file's own (InvalidInput); nothing of it is used before its digest was checked. A record without
-references is of version 1, one with them of version 2: an older ckptstore refuses what it would not understand. Golden files keep both
-readable.
+references is of version 1, one with them of version 2, one of a publication that was moved of version 3, whose header has
+`"stored_as"`, the path that its objects' keys are made of: an older ckptstore refuses what it would not understand. Golden files keep
+all of them readable.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from ckptstore.errors import ChecksumMismatch, InvalidInput
 
 RECORD_FORMAT = "ckptstore-record"
 TOMBSTONE_FORMAT = "ckptstore-tombstone"
-#: Of records: without references, and with them.
-VERSIONS = (1, 2)
+#: Of records: without references, with them, and of a publication that was moved.
+VERSIONS = (1, 2, 3)
 #: A file's line: 16 bytes of digest for each 4 MiB, in base64; a line of this length speaks for an object of 50 TB.
 MAX_LINE_BYTES = 256 << 20
 _DIGEST_BYTES = 16
@@ -54,7 +55,7 @@ class RecordHeader(_Line):
     """The first line of a commit record."""
 
     format: Literal["ckptstore-record"] = "ckptstore-record"
-    version: Literal[1, 2] = 1
+    version: Literal[1, 2, 3] = 1
     store: str
     publication_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     path: str
@@ -70,6 +71,7 @@ class RecordHeader(_Line):
     published_at_s: float
     file_count: int = Field(ge=0)  # of the publication
     complete: bool  # whether this record lists all of them
+    stored_as: str = ""  # version 3: where it was when its objects got their keys
 
 
 class _FileLine(_Line):
@@ -123,7 +125,8 @@ class Record:
         """The files, parsed one by one. InvalidInput at the first that does not have the right form."""
         last: str | None = None
         for line in self._lines:
-            file = _stored_file(_parse(_FileLine, line, self._subject), self.header.path, self.header.kind, self._subject)
+            stored_as = self.header.stored_as or self.header.path
+            file = _stored_file(_parse(_FileLine, line, self._subject), stored_as, self.header.kind, self._subject)
             if last is not None and file.name.encode() <= last.encode():
                 raise InvalidInput("its files are not in order", operation="read record", subject=self._subject)
             last = file.name
@@ -151,13 +154,24 @@ def write_record(header: RecordHeader, files: Iterable[StoredFile], references: 
 
 
 def _documents(header: RecordHeader, files: Iterable[StoredFile], references: Iterable[Reference]) -> Iterator[dict[str, Any]]:
-    yield header.model_dump()
+    yield header.model_dump(exclude=None if header.stored_as else {"stored_as"})
     yield from map(_file_line, files)
     for reference in references:
         yield {
-            "refers_to": _file_line(reference.file), "publication_id": reference.publication_id, "path": reference.path,
+            "refers_to": _file_line(reference.file), "publication_id": reference.publication_id, "path": stored_as(reference.file),
             "rank": reference.rank, "size": reference.size_bytes,
         }  # fmt: skip
+
+
+def stored_as(file: StoredFile) -> str:
+    """The path of the file's publication when the object got its key: it may have been moved since."""
+    path = file.key.removeprefix("objects").rpartition("~")[0]
+    return path.removesuffix(f"/{file.name}") if file.name else path
+
+
+def sequence_of(record: bytes) -> int:
+    """The sequence number in the header of a record that this process has made."""
+    return int(json.loads(record.partition(b"\n")[0])["sequence"])
 
 
 def _file_line(file: StoredFile) -> dict[str, Any]:
@@ -205,6 +219,11 @@ def _header(line: bytes, subject: str) -> RecordHeader:
     _refuse_other_version(line, RECORD_FORMAT, VERSIONS, subject)
     header = _parse(RecordHeader, line, subject)
     paths.check_path(header.path, operation="read record")
+    if (header.version == 3) != bool(header.stored_as):
+        why = "a record of version 3, and no other, says where its objects were stored"
+        raise InvalidInput(why, operation="read record", subject=subject)
+    if header.stored_as:
+        paths.check_path(header.stored_as, operation="read record")
     return header
 
 

@@ -22,6 +22,7 @@ Unknown fields are refused on both sides. Memory and descriptors go over another
     GET    /v1/entry?path=P                               → EntryInfo
     GET    /v1/usage?path=P                               → Usage
     DELETE /v1/entries?path=P&recursive=B                 → Removed
+    POST   /v1/entries/move                Move           → Moved
     POST   /v1/verify?path=P                              → one VerifyLine of JSON a line, while it goes on
     GET    /v1/status                                     → Status
     POST   /v1/stop                                       → 202                (unix socket only)
@@ -265,6 +266,18 @@ class Usage(Message):
 
 class Removed(Message):
     removed: list[str]
+
+
+class Move(Message):
+    """POST /v1/entries/move: give what is at a path another one. A folder moves with all below it, and never replaces anything."""
+
+    path: str
+    to: str
+    replace: bool = False
+
+
+class Moved(Message):
+    moved: list[str]  # the new paths of what was moved
 
 
 class VerifyLine(Message):

@@ -134,7 +134,7 @@ class Drains(References):
         place = self._place(row)
         store_id = self.store_id
 
-        def head(tx: Connection) -> tuple[Publication, int]:
+        def head(tx: Connection) -> tuple[Publication, int, str]:
             found = publication_row(tx, publication_id)
             if found is None or found.state == "deleted":
                 raise NotFound("no such publication is live", operation="make record", subject=publication_id, tier=tier)
@@ -142,21 +142,26 @@ class Drains(References):
                 raise InvalidInput("it is not whole in this tier", operation="make record", subject=found.path, tier=tier)
             listed = select(func.count()).where(objects.c.attempt_id == publication_id)
             count = tx.execute(listed if row.shared else listed.where(objects.c.node == place)).scalar_one()
-            return read_publication(tx, found, self._tiers), count
+            some = tx.execute(select(*file_columns(False)).where(objects.c.attempt_id == publication_id).limit(1)).one()
+            return read_publication(tx, found, self._tiers), count, records.stored_as(stored_file(some))
 
-        publication, count = self._db.read("make record", head, publication_id)
+        publication, count, stored_as = self._db.read("make record", head, publication_id)
         header = records.RecordHeader(
             store=store_id, publication_id=publication_id, path=publication.path, kind=publication.kind.value,
             sequence=publication.sequence, opened=publication.opened, world_size=publication.world_size, step=publication.step,
             metadata=publication.metadata, tier=tier, node=place, opened_at_s=publication.opened_at_s,
             published_at_s=publication.published_at_s, file_count=publication.file_count, complete=count == publication.file_count,
-            version=2 if publication.referred_bytes else 1,
+            version=3 if stored_as != publication.path else 2 if publication.referred_bytes else 1,
+            stored_as=stored_as if stored_as != publication.path else "",
         )  # fmt: skip
         referred = self._references_in(publication_id, place)
         return b"".join(records.write_record(header, self._files_in(publication_id, row, place), referred))
 
-    def record_written(self, publication_id: str, tier: str) -> Publication:
-        """The record is durable in the tier. Deletes the versions that this one replaced, once it is as durable as they are."""
+    def record_written(self, publication_id: str, tier: str, *, sequence: int | None = None) -> Publication:
+        """The record is durable in the tier. Deletes the versions that this one replaced, once it is as durable as they are.
+
+        `sequence` is what the record says: if the publication was moved meanwhile, the record is still owed.
+        """
         row = self._tier(tier)
         place = self._place(row)
 
@@ -165,6 +170,8 @@ class Drains(References):
             if found is None:
                 raise NotFound("no such publication is known", operation="note record", subject=publication_id, tier=tier)
             here = (owed_records.c.publication_id == publication_id, owed_records.c.tier == tier, owed_records.c.place == place)
+            if sequence not in (None, found.sequence):
+                return read_publication(tx, found, self._tiers)
             owed = tx.execute(delete(owed_records).where(*here)).rowcount
             if owed and found.state != "deleted":
                 key = {"publication_id": publication_id, "tier": tier, "place": place}

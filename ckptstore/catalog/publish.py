@@ -56,7 +56,7 @@ class Publishing(Attempts):
         tx.execute(insert(publications), row)
         add_entry(tx, attempt.path, attempt_id, there)
         if (old := there.get(attempt.path)) is not None:
-            _supersede(tx, old)
+            supersede(tx, old)
         queue_drains(tx, self.node, attempt_id, attempt.opened, sequence)
         note_owed_records(tx, self.node, attempt_id, attempt.opened)
         tx.execute(
@@ -87,7 +87,7 @@ class Publishing(Attempts):
         }  # fmt: skip
 
 
-def _supersede(tx: Connection, publication_id: str) -> None:
+def supersede(tx: Connection, publication_id: str) -> None:
     """The old version stays until the new one is as durable, but goes no deeper: what was not drained yet never will be.
 
     Nor will it for others' sake, except for what they refer to.

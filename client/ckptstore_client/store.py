@@ -33,6 +33,8 @@ from ckptstore.wire import (
     FilePage,
     Hello,
     Message,
+    Move,
+    Moved,
     OpenAttempt,
     PublicationInfo,
     Removed,
@@ -352,6 +354,13 @@ class Store:
         # Not repeated on a new connection: the first one may have worked, and the second would then say NotFound.
         api = self._connection.transport().api
         return api.call("DELETE", "entries", Removed, path=path, recursive="true" if recursive else "false").removed
+
+    def mv(self, path: str, to: str, *, replace: bool = False) -> list[str]:
+        """Give what is at `path` the path `to`, in one transaction; gives the new paths. A folder moves whole, and replaces nothing."""
+        check_path(path, operation="mv")
+        check_path(to, operation="mv")
+        # Not repeated on a new connection, as for rm.
+        return self._connection.transport().api.call("POST", "entries/move", Moved, Move(path=path, to=to, replace=bool(replace))).moved
 
     def wait(self, path: str, tier: str, timeout_s: float | None = None) -> PublicationInfo:
         """Return when `tier` holds all of what is published at `path`. WaitTimeout, InvalidInput as for `PendingCheckpoint.wait`."""

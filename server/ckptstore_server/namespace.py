@@ -6,7 +6,7 @@ import json
 
 from ckptstore.catalog.model import Entry, Publication, StoredFile
 from ckptstore.paths import check_folder, check_path
-from ckptstore.wire import EntryInfo, EntryPage, FileInfo, FilePage, PublicationInfo, Removed, Usage, WholeFile
+from ckptstore.wire import EntryInfo, EntryPage, FileInfo, FilePage, Move, Moved, PublicationInfo, Removed, Usage, WholeFile
 from ckptstore_server.node import Node
 
 
@@ -80,6 +80,11 @@ class Namespace:
         removed = await self._node.query(self._node.catalog.remove, path, recursive=recursive)
         self._node.board.announce()
         return Removed(removed=sorted({publication.path for publication in removed}))
+
+    async def move(self, message: Move) -> Moved:
+        moved = await self._node.query(self._node.catalog.move, message.path, message.to, replace=message.replace)
+        self._node.board.announce()
+        return Moved(moved=moved)
 
 
 def publication_info(publication: Publication) -> PublicationInfo:

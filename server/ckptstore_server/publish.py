@@ -16,12 +16,15 @@ from ckptstore.errors import AlreadyExists, CkptStoreError, PathConflict, TierFu
 from ckptstore.failpoints import declare, failpoint
 from ckptstore.manifest import build_index
 from ckptstore.paths import INDEX_NAME
+from ckptstore.records import sequence_of
 from ckptstore_server.node import Node
 from ckptstore_server.tier_handle import TierHandle
 from ckptstore_tiers.sources import MemorySource
 
 #: Records that one round writes before it looks again.
 RECORDS_PER_ROUND = 64
+#: How long a move waits for its records, in seconds.
+PATIENCE_S = 10.0
 COMPLETE = declare("publish.complete")
 BEFORE_CATALOG = declare("publish.before_catalog")
 AFTER_CATALOG = declare("publish.after_catalog")
@@ -33,6 +36,7 @@ class Publisher:
         self._node = node
         # One writer of records per tier: a record must not be written while the deletion of the same publication is under way.
         self.record_locks = {handle.name: asyncio.Lock() for handle in node.durable}
+        self._turns: set[asyncio.Future[None]] = set()
 
     async def arrive(self, attempt_id: str, rank: int) -> None:
         """A rank's bytes are stored. The arrival that completes the attempt publishes it.
@@ -108,6 +112,14 @@ class Publisher:
     async def settle_all(self) -> None:
         await asyncio.gather(*(self.settle(handle) for handle in self._node.durable))
 
+    async def soon(self) -> None:
+        """Settle for a moment before a move is acknowledged: a catalog that is lost right after it then does not undo the move. What
+        takes longer goes on behind."""
+        turn = asyncio.ensure_future(self.settle_all())
+        self._turns.add(turn)
+        turn.add_done_callback(self._turns.discard)
+        await asyncio.wait({turn}, timeout=PATIENCE_S)
+
     async def settle(self, handle: TierHandle) -> None:
         """Write the commit records that this node owes in a tier; after each, the tier counts as holding the checkpoint."""
         async with self.record_locks[handle.name]:
@@ -125,7 +137,7 @@ class Publisher:
         with handle.watched() as tier:
             tier.put_document(record_key(publication_id), record)
         failpoint(RECORD_WRITTEN)
-        self._node.catalog.record_written(publication_id, handle.name)
+        self._node.catalog.record_written(publication_id, handle.name, sequence=sequence_of(record))
 
     # --- what a crash left -----------------------------------------------------------------------------------------------------
 

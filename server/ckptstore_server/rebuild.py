@@ -84,7 +84,7 @@ class _Found:
     header: RecordHeader
     files: dict[str, StoredFile]
     references: dict[str, Reference]
-    recorded: list[str]
+    recorded: list[str]  # the tiers whose record says where it is now
 
 
 def rebuild(
@@ -264,9 +264,12 @@ def _gather(publication_id: str, tiers: Mapping[str, CodecTier], catalog: Catalo
             continue
         if found is None:
             found = _Found(record.header, {}, {}, [])
+        if record.header.sequence > found.header.sequence:  # it was moved, and the tiers before have not heard of that yet
+            found.header, found.recorded = record.header, []
         found.files.update(files | {i: file for i, file in found.files.items() if file.node == catalog.node})
         found.references.update(references | {i: item for i, item in found.references.items() if item.file.node == catalog.node})
-        found.recorded.append(name)
+        if record.header.sequence == found.header.sequence:
+            found.recorded.append(name)
     return found
 
 

@@ -13,6 +13,7 @@ import pytest
 from ckptstore.catalog import Catalog, engine
 from ckptstore.errors import CatalogUnavailable
 from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
+from tests.contract.moving_contract import MovingContract
 from tests.contract.references_contract import ReferencesContract
 from tests.services.postgres import Postgres
 
@@ -24,7 +25,7 @@ def postgres() -> Iterator[Postgres]:
     server.stop()
 
 
-class TestPostgresCatalog(CatalogContract, ReferencesContract):
+class TestPostgresCatalog(CatalogContract, ReferencesContract, MovingContract):
     @pytest.fixture
     def url(self, postgres: Postgres) -> str:
         return postgres.database()

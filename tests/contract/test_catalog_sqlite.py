@@ -21,13 +21,14 @@ from ckptstore.catalog.model import AttemptState
 from ckptstore.errors import CatalogUnavailable, ConfigInvalid
 from ckptstore.paths import new_id
 from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
+from tests.contract.moving_contract import MovingContract
 from tests.contract.references_contract import ReferencesContract
 
 #: Tables that do not grow with what is stored.
 SMALL_TABLES = {"tiers", "nodes", "counters", "store", "shallower_tier"}
 
 
-class TestSqliteCatalog(CatalogContract, ReferencesContract):
+class TestSqliteCatalog(CatalogContract, ReferencesContract, MovingContract):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'catalog.sqlite3'}"

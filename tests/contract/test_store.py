@@ -286,6 +286,22 @@ def test_listing_tells_at_the_call_what_is_wrong(store: Store, folder: str) -> N
 # --- the namespace -----------------------------------------------------------------------------------------------------------------
 
 
+def test_a_move_is_one_step_and_what_was_moved_is_loaded_from_its_new_path(store: Store, folder: str) -> None:
+    for value in (1, 2):
+        store.save(f"{folder}/step-{value}", state_of(value)).wait("pfs", timeout_s=WAIT_S)
+    assert store.mv(folder, f"{folder}-kept") == [f"{folder}-kept/step-1", f"{folder}-kept/step-2"]
+    assert_state(store.load(f"{folder}-kept/@latest"), 2)
+    assert store.wait(f"{folder}-kept/step-1", "pfs", timeout_s=WAIT_S).durability == ["nvme", "pfs"]
+    with pytest.raises(NotFound):
+        store.stat(folder)
+    with pytest.raises(AlreadyExists):
+        store.mv(f"{folder}-kept/step-1", f"{folder}-kept/step-2")
+    store.mv(f"{folder}-kept/step-1", f"{folder}-kept/step-2", replace=True)
+    assert_state(store.load(f"{folder}-kept/step-2"), 1)
+    summary = list(store.verify(f"{folder}-kept"))[-1]
+    assert (summary.problems, summary.records) == (0, 2)
+
+
 def test_ls_stat_du_rm_and_verify(store: Store, folder: str) -> None:
     for name in ("b", "a", "é"):
         store.save(f"{folder}/{name}", state_of(1)).wait("pfs", timeout_s=WAIT_S)

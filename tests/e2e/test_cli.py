@@ -121,6 +121,9 @@ def test_replace_has_to_be_asked_for_on_both_ways(served: Shell, tmp_path: Path)
 def test_removing_a_folder_needs_r_and_says_what_went(served: Shell, folder: Path) -> None:
     served.ok("put", folder / "a.txt", "/gone/one")
     served.ok("put", folder / "a.txt", "/gone/two")
+    assert served("mv", "/gone/one", "/gone/two").code == errors.AlreadyExists.exit_code
+    assert served.ok("mv", "/gone/one", "/gone/three", "--json").document == {"moved": ["/gone/three"]}
+    assert served.ok("mv", "/gone/three", "/gone/one").out == "now at /gone/one\n"
     assert served("rm", "/gone").code == errors.PathConflict.exit_code
     assert served.ok("rm", "-r", "/gone", "--json").document == {"removed": ["/gone/one", "/gone/two"]}
     assert served("stat", "/gone").code == errors.NotFound.exit_code
@@ -343,7 +346,7 @@ def test_config_check_names_the_fault(bare: Shell, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("serve", "stop", "status", "ls", "stat", "du", "put", "get", "rm", "wait", "verify", "version"),
+        *("serve", "stop", "status", "ls", "stat", "du", "put", "get", "rm", "mv", "wait", "verify", "version"),
         *("config init", "config show", "config path", "config check", "catalog rebuild"),
     ],
 )

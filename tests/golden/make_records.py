@@ -1,4 +1,4 @@
-"""The values that the golden records of format versions 1 and 2 hold. The files beside it are never rewritten."""
+"""The values that the golden records of format versions 1, 2 and 3 hold. The files beside it are never rewritten."""
 
 from __future__ import annotations
 
@@ -40,6 +40,15 @@ def references_v2() -> list[Reference]:
     key = f"objects/runs/größe 日本/step-000050/{name}~{object_id}"
     file = StoredFile(object_id, name, 0, key, "node-a", digests.size_bytes, digests.root, digests.blocks)
     return [Reference(file, "0199a1b2c3d2" + "0123456789abcdef0123", "/runs/größe 日本/step-000050", 0, 5000)]
+
+
+def header_v3() -> RecordHeader:
+    """Of what was moved: the keys of its objects are those of the path before."""
+    return header_v1().model_copy(update={"version": 3, "stored_as": header_v1().path, "path": "/models/größe"})
+
+
+def record_v3() -> bytes:
+    return b"".join(write_record(header_v3(), files_v1(), references_v2()))
 
 
 def record_v2() -> bytes:

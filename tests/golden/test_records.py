@@ -1,4 +1,4 @@
-"""Commit records and tombstones: versions 1 and 2 stay byte for byte as they are, and what is not as it was written is refused."""
+"""Commit records and tombstones: versions 1, 2 and 3 stay byte for byte as they are, and what is not as it was written is refused."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from tests.golden.make_records import (
     files_v1,
     header_v1,
     header_v2,
+    header_v3,
     record_v1,
     record_v2,
+    record_v3,
     references_v2,
     tombstone_v1,
 )
@@ -53,6 +55,29 @@ def test_version_2_is_written_and_read_as_it_always_was() -> None:
     record = read_record((HERE / "record-v2.jsonl").read_bytes(), subject="golden")
     assert record.header == header_v2()
     assert (list(record.files()), list(record.references())) == (files_v1(), references_v2())
+
+
+def test_version_3_is_written_and_read_as_it_always_was() -> None:
+    assert record_v3() == (HERE / "record-v3.jsonl").read_bytes()
+    record = read_record((HERE / "record-v3.jsonl").read_bytes(), subject="golden")
+    assert record.header == header_v3()
+    assert (list(record.files()), list(record.references())) == (files_v1(), references_v2())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (b'"version":3', b'"version":2', "version 3, and no other"),
+        (b'"stored_as":"/runs/', b'"stored_as":"/../', r"'\.\.'"),
+        (b'"stored_as":"/runs/', b'"stored_as":"/walks/', "not that of its file"),
+    ],
+)
+def test_a_moved_record_that_breaks_a_rule_is_refused_by_name(old: bytes, new: bytes, why: str) -> None:
+    lines = record_v3().split(b"\n")[:-2]
+    assert old in lines[0]
+    lines[0] = lines[0].replace(old, new, 1)
+    with pytest.raises(InvalidInput, match=why):
+        list(read_record(_sealed(lines), subject="crafted").files())
 
 
 @pytest.mark.parametrize(
@@ -92,7 +117,7 @@ def test_a_record_with_any_byte_flipped_is_refused() -> None:
 @pytest.mark.parametrize(
     ("line", "old", "new", "why"),
     [
-        (0, b'"version":1', b'"version":3', "version 3"),
+        (0, b'"version":1', b'"version":4', "version 4"),
         (0, b'"format":"ckptstore-record"', b'"format":"other"', "no ckptstore-record"),
         (0, b'"path":"/runs/', b'"path":"/../', r"'\.\.'"),
         (0, b'"sequence":42', b'"sequence":"42"', "sequence"),

@@ -1,4 +1,4 @@
-"""`ls`, `stat`, `du`, `rm`: what is in the namespace. Nothing is held whole: a folder of millions is printed a page at a time."""
+"""`ls`, `stat`, `du`, `rm`, `mv`: what is in the namespace. Nothing is held whole: a folder of millions is printed a page at a time."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def register(root: CommandGroup) -> None:
     root.command("stat")(stat)
     root.command("du")(du)
     root.command("rm")(rm)
+    root.command("mv")(mv)
 
 
 def ls(
@@ -107,6 +108,27 @@ def rm(
         terminal.document({"removed": removed})
     for name in [] if terminal.as_json else removed:
         terminal.show(Text("removed ") + terminal.name(name))
+
+
+def mv(
+    invocation: Invocation,
+    path: PathArgument,
+    to: Annotated[str, typer.Argument(metavar="TO", help="Its new path.")],
+    replace: Annotated[bool, typer.Option("--replace", help="In place of what is published there.")] = False,
+) -> None:
+    """Give what is at a path another one, at once.
+
+    A folder moves with everything below it. No bytes move: in the tiers files keep the names under which they were stored.
+
+    Example: ckptstore mv /runs/gpt/step-000100 /models/acme/gpt
+    """
+    terminal = invocation.terminal
+    with invocation.store() as store:
+        moved = store.mv(path, to, replace=replace)
+    if terminal.as_json:
+        terminal.document({"moved": moved})
+    for name in [] if terminal.as_json else moved:
+        terminal.show(Text("now at ") + terminal.name(name))
 
 
 def _walk(store: Store, folder: str) -> Iterator[EntryInfo]:

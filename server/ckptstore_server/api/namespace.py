@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from ckptstore.wire import EntryInfo, EntryPage, FilePage, PublicationInfo, Removed, Text, Usage
+from ckptstore.wire import EntryInfo, EntryPage, FilePage, Move, Moved, PublicationInfo, Removed, Text, Usage
 from ckptstore_server.api.dependencies import TheServices, bounded_wait, check_id
 
 router = APIRouter(prefix="/v1", tags=["namespace"])
@@ -53,3 +53,11 @@ async def remove(services: TheServices, path: str, recursive: bool = False) -> R
     removed = await services.namespace.remove(path, recursive=recursive)
     await services.deletion.soon()
     return removed
+
+
+@router.post("/entries/move")
+async def move(services: TheServices, message: Move) -> Moved:
+    """Another path for what is published at one, in one transaction."""
+    moved = await services.namespace.move(message)
+    await services.publisher.soon()
+    return moved
