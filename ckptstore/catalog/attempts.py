@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, exists, insert, literal, select, true, update
 
 from ckptstore import paths
-from ckptstore.catalog.core import Core, insert_unless_there, next_value, upsert
+from ckptstore.catalog.core import insert_unless_there, next_value, upsert
 from ckptstore.catalog.deletion import queue_object_deletions, release_references
 from ckptstore.catalog.digests import Digests
 from ckptstore.catalog.engine import Race
@@ -22,6 +22,7 @@ from ckptstore.catalog.entries import refuse_taken_path
 from ckptstore.catalog.joining import check_join, check_name, record_folders, refuse_different
 from ckptstore.catalog.model import AttemptState, AttemptView, Join, Kind, NewObject, RankState, StoredFile, Ticket
 from ckptstore.catalog.schema import attempts, chores, inner_folders, nodes, now_s, objects, ranks, replicas
+from ckptstore.catalog.shard_documents import ShardDocuments, forget_ended
 from ckptstore.catalog.views import ATTEMPT_COLUMNS, attempt_view, file_columns, stored_file
 from ckptstore.errors import AttemptAborted, InvalidInput, NotFound
 
@@ -33,7 +34,7 @@ _PAGE = 1000
 _UNFINISHED = (AttemptState.OPEN, AttemptState.COMPLETE)
 
 
-class Attempts(Core):
+class Attempts(ShardDocuments):
     def join(self, join: Join, names: Sequence[str]) -> Ticket:
         """Take part in an attempt as one rank, opening it if this is the first to come, and record an id for each file. Idempotent."""
         check_join(join, names)
@@ -148,6 +149,7 @@ class Attempts(Core):
             idle = (attempts.c.state == AttemptState.OPEN, attempts.c.moved_at_s < now_s() - idle_s)
             expired = self._abort_all(tx, idle, f"no progress for {idle_s:g} s")
             self._purge_aborted(tx)
+            forget_ended(tx)
             return expired
 
         return self._db.write("expire attempts", work)

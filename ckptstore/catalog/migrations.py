@@ -34,8 +34,25 @@ def _add_stored_bytes(tx: Connection) -> None:
     tx.execute(text("ALTER TABLE replicas ADD COLUMN stored_bytes BIGINT"))
 
 
+def _add_shard_documents(tx: Connection) -> None:
+    """4: what ranks say of the tensors that are spread over them, until their attempt ends."""
+    name, blob = ('TEXT COLLATE "C"', "BYTEA") if tx.dialect.name == "postgresql" else ("TEXT", "BLOB")
+    tx.execute(
+        text(
+            f"CREATE TABLE shard_documents (attempt_id {name} NOT NULL, digest {name} NOT NULL, body {blob} NOT NULL, "
+            "PRIMARY KEY (attempt_id, digest))"
+        )
+    )
+    tx.execute(
+        text(
+            f"CREATE TABLE rank_documents (attempt_id {name} NOT NULL, rank BIGINT NOT NULL, plan {name} NOT NULL, leaves {name} NOT NULL, "
+            "PRIMARY KEY (attempt_id, rank))"
+        )
+    )
+
+
 #: version → what makes the next version of it. A step spells out its DDL: it must not change when `schema` does.
-STEPS: dict[int, Callable[[Connection], None]] = {1: _add_references, 2: _add_stored_bytes}
+STEPS: dict[int, Callable[[Connection], None]] = {1: _add_references, 2: _add_stored_bytes, 3: _add_shard_documents}
 
 #: Any number that no other program uses: nodes that start together migrate one after the other.
 _ADVISORY_LOCK = 0x636B7074

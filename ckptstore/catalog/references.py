@@ -120,7 +120,7 @@ class References(Core):
         query = (
             select(*file_columns(True))
             .join(newest, newest.c.publication_id == objects.c.attempt_id)
-            .where(objects.c.rank == rank, objects.c.name != paths.INDEX_NAME, objects.c.node == self.node)
+            .where(objects.c.rank == rank, objects.c.name.not_in((paths.INDEX_NAME, paths.SHARDS_NAME)), objects.c.node == self.node)
             .order_by(newest.c.opened.desc())
         )
         return [stored_file(row) for row in self._db.read("find base", lambda tx: tx.execute(query).all(), path)]

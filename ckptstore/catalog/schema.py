@@ -33,7 +33,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 #: The version of the schema below; `migrations` brings older ones up to it.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 metadata = MetaData()
 _Text = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
@@ -160,6 +160,25 @@ references = Table(
     _whole("size_bytes"),
     PrimaryKeyConstraint("attempt_id", "object_id"),
     Index("references_by_object", "object_id", "attempt_id"),
+)
+
+#: What the ranks of an attempt say of the tensors that are spread over them (`ckptstore.shards`), until it ends. Ranks share documents.
+shard_documents = Table(
+    "shard_documents",
+    metadata,
+    _text("attempt_id"),
+    _text("digest"),
+    Column("body", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("attempt_id", "digest"),
+)
+rank_documents = Table(
+    "rank_documents",
+    metadata,
+    _text("attempt_id"),
+    _whole("rank"),
+    _text("plan"),
+    _text("leaves"),
+    PrimaryKeyConstraint("attempt_id", "rank"),
 )
 
 #: Folders inside a publication, so that a listing shows one level.

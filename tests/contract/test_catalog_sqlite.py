@@ -202,6 +202,8 @@ def test_a_catalog_from_before_compressed_replicas_were_counted_is_taken_up(save
     saver.catalog.close()
     with closing(sqlite3.connect(place)) as connection:
         connection.execute("ALTER TABLE replicas DROP COLUMN stored_bytes")
+        for table in ("shard_documents", "rank_documents"):
+            connection.execute(f"DROP TABLE {table}")
         connection.execute("UPDATE store SET value = '2' WHERE key = 'schema_version'")
         connection.commit()
     with closing(Catalog.open(f"sqlite:///{place}", node="node-a")) as migrated:
@@ -218,7 +220,8 @@ def test_a_catalog_of_version_1_is_used_as_it_was(saver: Saver, tmp_path: Path) 
     place = tmp_path / "catalog.sqlite3"
     with closing(sqlite3.connect(place)) as connection:
         made_anew = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
-        connection.execute("DROP TABLE object_references")
+        for table in ("object_references", "shard_documents", "rank_documents"):
+            connection.execute(f"DROP TABLE {table}")
         connection.execute("ALTER TABLE publications DROP COLUMN referred_bytes")
         connection.execute("ALTER TABLE replicas DROP COLUMN stored_bytes")
         connection.execute("UPDATE store SET value = '1' WHERE key = 'schema_version'")
@@ -328,7 +331,8 @@ def test_no_operation_reads_a_growing_table_from_end_to_end(saver: Saver) -> Non
         "session_lost": lambda: catalog.session_lost("nobody", "gone"),
         "expire": lambda: catalog.expire(3600.0),
         "abandon": lambda: catalog.abandon("node-a", "restarted"),
-        "remove": lambda: catalog.remove("/run", recursive=True),
+        "move": lambda: catalog.move("/run", "/moved/run"),
+        "remove": lambda: catalog.remove("/moved", recursive=True),
     }
     scans = {name: found for name, call in calls.items() if (found := _scans(_plans(catalog, call)))}
     assert scans == {}

@@ -1,0 +1,175 @@
+"""Do the ranks of an attempt have, together, each tensor whole and once? From their plans to `shards.json`, or to what is missing.
+
+What is refused, by the tensor's name (InvalidInput): ranks that disagree on a tensor's dtype, shape or distribution; a box that no rank
+has, or two have; a tensor that some rank holds as a plain leaf; a pattern of `expect` that nothing matches; ranks that saved without a
+plan beside others that have one. Plain leaves are sorted into those that are equal on all ranks that have them, and the others.
+
+Ranks with equal documents are treated as one: the work grows with the tensors and the differing documents, not with ranks times tensors,
+where grids describe the tensors. Pure functions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+from zlib import crc32
+
+import orjson
+
+from ckptstore.boxes import Box, Grid, cover_fault
+from ckptstore.errors import InvalidInput
+from ckptstore.shards import Piece, ShardTable, Spread, write_table, written_boxes
+
+
+@dataclass(frozen=True)
+class RankDocuments:
+    """Which documents a rank has, by their digests."""
+
+    rank: int
+    plan: str
+    leaves: str
+
+
+@dataclass
+class _Merged:
+    """What is known of one tensor."""
+
+    first: Spread
+    said_by: set[int] = field(default_factory=set)  # numbers of plans
+    pieces: list[Piece] = field(default_factory=list)
+
+
+def merge(ranks: Sequence[RankDocuments], world_size: int, plans: Mapping[str, ShardTable], leaves: Mapping[str, bytes]) -> bytes:
+    """`shards.json` of these ranks. `plans` and `leaves` are by digest."""
+    missing = sorted(set(range(world_size)) - {rank.rank for rank in ranks})
+    if missing:
+        why = f"rank {missing[0]} saved nothing of the whole, and other ranks did"
+        raise InvalidInput(why, operation="publish", hint="give shards={} to save on ranks that have no sharded tensors")
+    having: dict[str, list[int]] = defaultdict(list)
+    for rank in ranks:
+        having[rank.plan].append(rank.rank)
+    tensors = _merge_plans(plans, having)
+    plain = _Plain.of(ranks, leaves)
+    _check_names(tensors, plain, [pattern for plan in plans.values() for pattern in plan.expect])
+    grids: dict[Grid, int] = {}
+    written: dict[str, Any] = {}
+    for name, merged in tensors.items():
+        first = merged.first
+        where: Any = written_boxes(merged.pieces) if first.grid is None else grids.setdefault(first.grid, len(grids))
+        written[name] = [first.dtype, list(first.shape), where]
+    for key, ((dtype, shape), holders) in plain.equal_tensors.items():
+        home = holders[crc32(key.encode("utf-8", "surrogatepass")) % len(holders)]
+        written[key] = [dtype, shape, written_boxes([Piece(home, Box.whole(shape), key)])]
+    more = {"world_size": world_size, "trees": _trees(ranks, plans, plain), "per_rank": plain.differing}
+    return write_table(written, list(grids), more=more)
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def _merge_plans(plans: Mapping[str, ShardTable], having: Mapping[str, Sequence[int]]) -> dict[str, _Merged]:
+    merged: dict[str, _Merged] = {}
+    for number, digest in enumerate(having):
+        for tensor in plans[digest].tensors():
+            known = merged.setdefault(tensor.name, _Merged(tensor))
+            _refuse_disagreement(known.first, tensor)
+            known.said_by.add(number)
+            known.pieces += tensor.boxes
+    ranks_of = [frozenset(ranks) for ranks in having.values()]
+    silent: dict[tuple[int, frozenset[int]], set[int]] = {}
+    for name, whole in merged.items():
+        grid = whole.first.grid
+        if grid is None:
+            fault = cover_fault(whole.first.shape, [(piece.rank, piece.box) for piece in whole.pieces])
+            if fault is not None:
+                raise _refusal(fault, name)
+            continue
+        key = id(grid), frozenset(whole.said_by)
+        if key not in silent:
+            silent[key] = set(grid.ranks).difference(*(ranks_of[number] for number in whole.said_by))
+        for rank in silent[key]:
+            box = grid.of_rank(rank, whole.first.shape)
+            if box is not None:
+                raise _refusal(f"rank {rank} should have {box} of it, of the shape {whole.first.shape}, and saved nothing", name)
+    return merged
+
+
+def _refuse_disagreement(first: Spread, other: Spread) -> None:
+    for what, one, two in (("dtype", first.dtype, other.dtype), ("shape", first.shape, other.shape)):
+        if one != two:
+            raise _refusal(f"one rank says that its {what} is {one}, another {two}", first.name)
+    if first.grid != other.grid:
+        raise _refusal("ranks disagree on how it is spread over them", first.name)
+
+
+# --- plain leaves -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Plain:
+    equal_tensors: dict[str, tuple[tuple[str, list[int]], list[int]]]  # key → (dtype, shape), the ranks that have it
+    differing: dict[str, list[int]]
+    places: dict[str, frozenset[str]]  # by digest of the document
+
+    @classmethod
+    def of(cls, ranks: Iterable[RankDocuments], leaves: Mapping[str, bytes]) -> _Plain:
+        having: dict[str, list[int]] = defaultdict(list)
+        for rank in ranks:
+            having[rank.leaves].append(rank.rank)
+        found: dict[str, dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
+        places: dict[str, frozenset[str]] = {}
+        for digest, holders in having.items():
+            document = orjson.loads(leaves[digest])
+            for place, text in document["leaves"].items():
+                found[place][text] += holders
+            for key, (dtype, shape, content) in document["tensors"].items():
+                found[key][(dtype, tuple(shape), content)] += holders
+            places[digest] = frozenset(document["leaves"]) | frozenset(document["tensors"])
+        equal, differing = {}, {}
+        for place, versions in found.items():
+            if len(versions) > 1:
+                differing[place] = sorted(rank for holders in versions.values() for rank in holders)
+                continue
+            ((value, holders),) = versions.items()
+            if isinstance(value, tuple):
+                equal[place] = ((value[0], list(value[1])), sorted(holders))
+        return cls(equal, differing, places)
+
+    def __contains__(self, place: str) -> bool:
+        return place in self.equal_tensors or place in self.differing or any(place in places for places in self.places.values())
+
+
+def _check_names(tensors: Mapping[str, _Merged], plain: _Plain, expect: Iterable[str]) -> None:
+    for name in tensors:
+        if name in plain:
+            why = "one rank has it as a plain leaf, another as a piece of a tensor that is spread over ranks"
+            raise _refusal(why, name, "declare it with shards= on every rank that has it")
+    for pattern in dict.fromkeys(expect):
+        if pattern in tensors or pattern in plain:
+            continue
+        if not any(fnmatchcase(name, pattern) for name in (*tensors, *(place for places in plain.places.values() for place in places))):
+            raise _refusal("it is expected, and no rank has it", pattern)
+
+
+def _trees(ranks: Sequence[RankDocuments], plans: Mapping[str, ShardTable], plain: _Plain) -> list[int]:
+    """Ranks whose parts have every place, together: few, since most ranks have the same places."""
+    seen: set[str] = set()
+    looked_at: set[tuple[str, frozenset[str]]] = set()
+    chosen: list[int] = []
+    for documents in sorted(ranks, key=lambda documents: documents.rank):
+        places = plain.places[documents.leaves]
+        if (documents.plan, places) in looked_at:
+            continue
+        looked_at.add((documents.plan, places))
+        here = places.union(plans[documents.plan].raw)
+        if not chosen or not here <= seen:
+            chosen.append(documents.rank)
+            seen |= here
+    return chosen
+
+
+def _refusal(why: str, name: str, hint: str | None = None) -> InvalidInput:
+    return InvalidInput(why, operation="publish", subject=repr(name[:200]), hint=hint)
