@@ -1,8 +1,7 @@
 """What is at a path?
 
 Everything is read from `entries` (what is visible) and `publications`; a page at a time, in byte order. A published folder lists its
-files and, one level at a time, the folders in which they are. `@latest` walks the checkpoints of one folder from the one opened last,
-until one has every object within reach of this node.
+files and, one level at a time, the folders in which they are. What `@latest` stands for is told by `latest`.
 """
 
 from __future__ import annotations
@@ -10,21 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Select, Text, and_, exists, func, literal, or_, select, true, union_all
+from sqlalchemy import Connection, Select, Text, and_, func, literal, or_, select, union_all
 
 from ckptstore import paths
 from ckptstore.catalog.core import Core, lock_namespace
 from ckptstore.catalog.deletion import delete_publications
 from ckptstore.catalog.entries import below, remove_entries, visible_at
+from ckptstore.catalog.latest import latest
 from ckptstore.catalog.model import AttemptState, Entry, Kind, Publication, StoredFile
-from ckptstore.catalog.references import needed_objects
-from ckptstore.catalog.schema import attempts, drains, entries, inner_folders, objects, publications, replicas
+from ckptstore.catalog.schema import attempts, drains, entries, inner_folders, objects, publications
 from ckptstore.catalog.views import file_columns, publication_row, read_publication, read_publications, stored_file
 from ckptstore.errors import NotFound, PathConflict
 
 FOLDER = "folder"
-#: Checkpoints that `@latest` looks at in one go.
-_LATEST_PAGE = 16
 
 
 class Namespace(Core):
@@ -56,7 +53,7 @@ class Namespace(Core):
         path = paths.check_path(path, operation="resolve", latest_allowed=True)
         parent, name = paths.parent_and_name(path)
         if name == paths.LATEST:
-            return self._db.read("resolve", lambda tx: self._latest(tx, parent), path)
+            return self._db.read("resolve", lambda tx: latest(tx, self.node, parent, self._tiers), path)
         return self._db.read("resolve", lambda tx: self._published_at(tx, path), path)
 
     def files(
@@ -185,32 +182,6 @@ class Namespace(Core):
         if entry is not None:
             hint = f"{entry.path} is published: name that" if entry.publication_id is not None and rest else f"list {entry.path}"
         raise NotFound("nothing is published there", operation="resolve", subject=path, hint=hint)
-
-    def _latest(self, tx: Connection, folder: str) -> Publication:
-        opened: int | None = None
-        skipped = 0
-        while True:
-            query = select(publications).where(
-                publications.c.parent == folder,
-                publications.c.state == "live",
-                publications.c.kind == Kind.CHECKPOINT,
-                publications.c.opened < opened if opened is not None else true(),
-            )
-            rows = tx.execute(query.order_by(publications.c.opened.desc()).limit(_LATEST_PAGE)).all()
-            for row in rows:
-                if self._is_within_reach(tx, row.publication_id):
-                    return read_publication(tx, row, self._tiers)
-            skipped += len(rows)
-            if len(rows) < _LATEST_PAGE:
-                break
-            opened = rows[-1].opened
-        why = f"none of its {skipped} checkpoints is whole within reach of this node" if skipped else "the folder has no checkpoint"
-        raise NotFound(why, operation="resolve", subject=paths.join(folder, paths.LATEST))
-
-    def _is_within_reach(self, tx: Connection, publication_id: str) -> bool:
-        """Whether each object that it needs has an undamaged replica in a shared tier or on this node."""
-        here = exists().where(replicas.c.object_id == objects.c.object_id, replicas.c.place.in_(("", self.node)), ~replicas.c.damaged)
-        return tx.execute(select(objects.c.object_id).select_from(needed_objects(publication_id)).where(~here).limit(1)).first() is None
 
     # --- removing --------------------------------------------------------------------------------------------------------------
 

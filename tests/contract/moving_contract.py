@@ -141,3 +141,26 @@ class MovingContract:
         assert b.catalog.owed_records("nvme", limit=9) == []
         assert a.catalog.owed_records("nvme", limit=9) == [published.publication_id]
         assert b.settle("pfs") == [published.publication_id]
+
+    def test_a_folder_written_file_by_file_is_the_latest_once_its_metadata_is_renamed_in(self, saver: Saver, catalog: Catalog) -> None:
+        saver.save("/run/1")
+        for name in ("__0_0.distcp", ".metadata.tmp"):
+            saver.save(f"/run/2/{name}", kind=Kind.FILE)
+        assert catalog.resolve("/run/@latest").path == "/run/1"
+        catalog.move("/run/2/.metadata.tmp", "/run/2/.metadata")
+        found = catalog.resolve("/run/@latest")
+        assert (found.path, found.kind) == ("/run/2", Kind.FOLDER)
+        saver.save("/run/3")
+        assert catalog.resolve("/run/@latest").path == "/run/3"
+        catalog.remove("/run/3")
+        catalog.remove("/run/2/.metadata")
+        assert catalog.resolve("/run/@latest").path == "/run/1"
+
+    def test_a_folder_written_file_by_file_counts_only_with_all_its_files_within_reach(self, open_node: Callable[[str], Saver]) -> None:
+        a, b = open_node("node-a"), open_node("node-b")
+        a.save("/run/1/__0_0.distcp", kind=Kind.FILE)
+        b.save("/run/1/.metadata", kind=Kind.FILE)
+        with pytest.raises(NotFound, match="within reach"):
+            b.catalog.resolve("/run/@latest")
+        a.settle_all()
+        assert b.catalog.resolve("/run/@latest").path == "/run/1"
