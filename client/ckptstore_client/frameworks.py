@@ -20,6 +20,10 @@ from ckptstore.part import ARRAY, TORCH, LeafDecoder, LeafEncoder
 from ckptstore.safetensors_format import TensorEntry
 from ckptstore_client.cuda import Moment
 
+#: Tensors up to this size lie beside others of their kind in the file, and may be copied together; a larger one's bytes cost more than
+#: a call for it alone, which may use several threads.
+SMALL_TENSOR_BYTES = 64 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -29,6 +33,17 @@ class TensorSpec:
     shape: tuple[int, ...]
     size_bytes: int
     native: Hashable
+
+
+class Places(Protocol):
+    """Where a state's tensors lie in a buffer, one view for each; for copies that are made again and again."""
+
+    @property
+    def views(self) -> Sequence[Any]: ...
+
+    def copy(self, sources: Sequence[Any]) -> None:
+        """Copy all of them: as `TensorFramework.copy`, for tensors in the memory of this machine."""
+        ...
 
 
 class TensorFramework(Protocol):
@@ -49,6 +64,10 @@ class TensorFramework(Protocol):
 
     def views(self, buffer: memoryview, entries: Sequence[TensorEntry], data_start: int) -> list[Any]:
         """A typed view of `buffer` for each entry; it keeps the buffer alive."""
+        ...
+
+    def places(self, buffer: memoryview, entries: Sequence[TensorEntry], data_start: int) -> Places:
+        """The same views, and whatever makes copying to all of them quick."""
         ...
 
     def over(self, memory: memoryview, entries: Sequence[TensorEntry], base: int) -> list[Any]:

@@ -3,7 +3,8 @@
 The shape of a state repeats from save to save. So the plan (which tensor lies where, the header's table of tensors, the views of
 each segment) is kept and found again by comparing keys, dtypes, shapes and ties; only scalars, and with them the header's text,
 are written anew. Tensors whose sizes are multiples of 64 bytes come first, then those of 32, and so on: each tensor then starts
-aligned to its own dtype at least, and large ones to a cache line, without a byte of padding, which safetensors does not allow.
+aligned to its own dtype at least, and large ones to a cache line, without a byte of padding, which safetensors does not allow. Among
+them, small ones of one dtype and row shape are neighbours, to be copied in one call.
 
 The data is copied first, all at once or in two parts (`guard`), and the header last: a segment without a header is no file. Nothing
 is hashed here; the daemon does that.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Container, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from ckptstore.part import PART_KEY, TORCH
 from ckptstore.part_writing import Flattened, Walked, flatten, write_part
 from ckptstore.safetensors_format import TensorEntry, assemble_header, build_tensor_table
 from ckptstore_client.cuda import Moment, PinnedPages
-from ckptstore_client.frameworks import TensorSpec, framework, leaf_encoders, tensor_tags
+from ckptstore_client.frameworks import SMALL_TENSOR_BYTES, Places, TensorSpec, framework, leaf_encoders, tensor_tags
 
 T = TypeVar("T")
 CACHE_LINE_BYTES = 64
@@ -71,18 +72,18 @@ class BoundState:
 
     staged: StagedState
     segment: memoryview
-    views: dict[str, list[Any]]  # by tag, one for each tensor that is stored
+    places: dict[str, Places]  # by tag, one for each tensor that is stored
     moment: Moment | None  # of the save, where there are CUDA tensors
 
     def copy(self, leaves: Container[int] | None = None) -> None:
         """Copy the tensors of these leaves (None: all)."""
         values = self.staged.values
-        for tag, destinations in self.views.items():
+        for tag, places in self.places.items():
             stored = self.staged.plan.stored[tag]
-            if leaves is None:
-                framework(tag).copy(destinations, [values[leaf] for leaf in stored], self.moment)
+            if leaves is None and self.moment is None:
+                places.copy([values[leaf] for leaf in stored])
             else:
-                pairs = [(view, values[leaf]) for view, leaf in zip(destinations, stored, strict=True) if leaf in leaves]
+                pairs = [(view, values[leaf]) for view, leaf in zip(places.views, stored, strict=True) if leaves is None or leaf in leaves]
                 framework(tag).copy([view for view, _ in pairs], [value for _, value in pairs], self.moment)
 
     def seal(self) -> None:
@@ -96,7 +97,7 @@ class Staging:
 
     _plans: list[Plan] = field(default_factory=list)
     _walked: Walked = field(default_factory=dict)
-    _views: OrderedDict[tuple[int, Hashable, int], dict[str, list[Any]]] = field(default_factory=OrderedDict)
+    _places: OrderedDict[tuple[int, Hashable, int], dict[str, Places]] = field(default_factory=OrderedDict)
     _pinned: OrderedDict[Hashable, PinnedPages] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _planning: threading.Lock = field(default_factory=threading.Lock)  # walks share what they remember
@@ -122,11 +123,11 @@ class Staging:
         plan, data_start = staged.plan, len(staged.header)
         if staged.size_bytes > len(segment):
             raise CkptStoreError(f"the segment has {len(segment)} bytes, {staged.size_bytes} are needed", operation="save")
-        views = self._views_of(plan, data_start, segment, segment_key)
+        places = self._places_of(plan, data_start, segment, segment_key)
         if plan.on_cuda and segment_key is not None:
             self._pin(segment_key, segment)
         moment = Moment(staged.values[leaf] for leaf in plan.stored[TORCH]) if plan.on_cuda else None
-        return BoundState(staged, segment, views, moment)
+        return BoundState(staged, segment, places, moment)
 
     def copy(self, staged: StagedState, segment: memoryview, segment_key: Hashable | None = None) -> None:
         """Write the whole file into `segment`."""
@@ -137,7 +138,7 @@ class Staging:
     def forget(self) -> None:
         """Drop all views, so that the segments of a daemon that is gone can be unmapped. A save that still copies there is lost anyway."""
         with self._lock:
-            self._views.clear()
+            self._places.clear()
             pinned, self._pinned = list(self._pinned.values()), OrderedDict()
         for pages in pinned:
             pages.close()
@@ -165,22 +166,22 @@ class Staging:
             self._plans = [plan, *self._plans[: MAX_PLANS - 1]]
         return plan
 
-    def _views_of(self, plan: Plan, data_start: int, segment: memoryview, segment_key: Hashable) -> dict[str, list[Any]]:
+    def _places_of(self, plan: Plan, data_start: int, segment: memoryview, segment_key: Hashable) -> dict[str, Places]:
         key = (id(plan), segment_key, data_start)
         with self._lock:
-            known = self._views.get(key)
+            known = self._places.get(key)
             if known is not None:
-                self._views.move_to_end(key)
+                self._places.move_to_end(key)
                 return known
-        views = {tag: framework(tag).views(segment, entries, data_start) for tag, entries in plan.entries.items()}
+        places = {tag: framework(tag).places(segment, entries, data_start) for tag, entries in plan.entries.items()}
         if segment_key is not None:
             with self._lock:
                 kept_plans = {id(kept) for kept in self._plans}
                 if id(plan) in kept_plans:  # a forgotten plan's id may be given to another
-                    self._views[key] = views
-                for stale in [k for k in self._views if k[0] not in kept_plans] + list(self._views)[:-MAX_VIEW_SETS]:
-                    self._views.pop(stale, None)
-        return views
+                    self._places[key] = places
+                for stale in [k for k in self._places if k[0] not in kept_plans] + list(self._places)[:-MAX_VIEW_SETS]:
+                    self._places.pop(stale, None)
+        return places
 
 
 def _by_tag(of_leaves: Sequence[T], tags: Sequence[str]) -> dict[str, list[T]]:
@@ -210,7 +211,7 @@ def _make_plan(flat: Flattened, tags: list[str]) -> Plan:
     }
     spec_of = {leaf: spec for tag, leaves in by_tag.items() for leaf, spec in zip(leaves, specs[tag], strict=True)}
     ties = _ties(flat, tags)
-    order = sorted((leaf for leaf in range(len(tags)) if leaf not in ties), key=lambda leaf: -_alignment(spec_of[leaf].size_bytes))
+    order = sorted((leaf for leaf in range(len(tags)) if leaf not in ties), key=_file_order(spec_of))
     entries: dict[int, TensorEntry] = {}
     position = 0
     for leaf in order:
@@ -229,6 +230,18 @@ def _make_plan(flat: Flattened, tags: list[str]) -> Plan:
         data_size_bytes=position,
         on_cuda=any(getattr(value, "is_cuda", False) for value in flat.values),
     )
+
+
+def _file_order(specs: Mapping[int, TensorSpec]) -> Callable[[int], tuple[int, int]]:
+    """A sort key of leaves: aligned ones first; small tensors of one kind beside each other, so that they can be copied together."""
+    kinds: dict[tuple[str, tuple[int, ...]], int] = {}
+
+    def key(leaf: int) -> tuple[int, int]:
+        spec = specs[leaf]
+        small = 0 < spec.size_bytes <= SMALL_TENSOR_BYTES
+        return -_alignment(spec.size_bytes), kinds.setdefault((spec.dtype, spec.shape[1:]), len(kinds) + 1) if small else 0
+
+    return key
 
 
 def _alignment(size_bytes: int) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,19 @@ def _dtype(entry: TensorEntry) -> np.dtype[Any]:
     return dtype
 
 
+def _copy(destinations: Sequence[np.ndarray[Any, Any]], sources: Sequence[np.ndarray[Any, Any]]) -> None:
+    for destination, source in zip(destinations, sources, strict=True):
+        np.copyto(destination, source, casting="no")
+
+
+@dataclass(frozen=True)
+class NumpyPlaces:
+    views: list[np.ndarray[Any, Any]]
+
+    def copy(self, sources: Sequence[np.ndarray[Any, Any]]) -> None:
+        _copy(self.views, sources)
+
+
 class NumpyArrays:
     tag = ARRAY
 
@@ -85,6 +99,9 @@ class NumpyArrays:
             whole[data_start + entry.start : data_start + entry.end].view(DTYPES[entry.dtype]).reshape(entry.shape) for entry in entries
         ]
 
+    def places(self, buffer: memoryview, entries: Sequence[TensorEntry], data_start: int) -> NumpyPlaces:
+        return NumpyPlaces(self.views(buffer, entries, data_start))
+
     def over(self, memory: memoryview, entries: Sequence[TensorEntry], base: int) -> list[np.ndarray[Any, Any]]:
         made = []
         for entry in entries:
@@ -93,8 +110,7 @@ class NumpyArrays:
         return made
 
     def copy(self, destinations: Sequence[np.ndarray[Any, Any]], sources: Sequence[np.ndarray[Any, Any]], moment: object = None) -> None:
-        for destination, source in zip(destinations, sources, strict=True):
-            np.copyto(destination, source, casting="no")
+        _copy(destinations, sources)
 
     def empty(self, entry: TensorEntry) -> np.ndarray[Any, Any]:
         try:

@@ -5,8 +5,8 @@ Sparse, quantized, nested and meta tensors, tensor subclasses, complex128 and co
 name for them.
 
 `torch._foreach_copy_` takes the whole list of tensors in one call, 0.6 µs a tiny tensor where `copy_` in a loop takes 0.9; each
-large tensor in the list is still copied by torch's intra-op threads. The module imports torch: `frameworks` imports it only when
-that is right. Stateless, any thread.
+large tensor in the list is still copied by torch's intra-op threads. Many small ones are copied otherwise, where it matters: see
+`torch_places`. The module imports torch: `frameworks` imports it only when that is right. Stateless, any thread.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ckptstore.part import TORCH, LeafDecoder, LeafEncoder
 from ckptstore.safetensors_format import TensorEntry
 from ckptstore_client.cuda import Moment, copy_from_cuda
 from ckptstore_client.frameworks import TensorSpec
+from ckptstore_client.torch_places import TorchPlaces
 
 TENSOR_TYPES: tuple[type, ...] = (torch.Tensor, torch.nn.Parameter)
 
@@ -139,6 +140,9 @@ class TorchTensors:
             piece = whole[data_start + entry.start : data_start + entry.end]
             made.append(piece.view(DTYPES[entry.dtype]).view(_native_shape(entry)))
         return made
+
+    def places(self, buffer: memoryview, entries: Sequence[TensorEntry], data_start: int) -> TorchPlaces:
+        return TorchPlaces(self.views(buffer, entries, data_start), torch.frombuffer(buffer, dtype=torch.uint8), entries, data_start)
 
     @torch.inference_mode(False)
     def over(self, memory: memoryview, entries: Sequence[TensorEntry], base: int) -> list[torch.Tensor]:

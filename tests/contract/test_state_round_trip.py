@@ -224,6 +224,28 @@ def test_twenty_thousand_tiny_tensors() -> None:
     assert first != second
 
 
+def test_small_tensors_of_every_kind_among_each_other() -> None:
+    """Those of one dtype and row shape are copied in one call, wherever they stand in the state."""
+    makers = [
+        lambda i: torch.full((i % 5, 4), float(i)),
+        lambda i: torch.arange(i, i + 12, dtype=torch.bfloat16).view(4, 3).t(),
+        lambda i: torch.full((3,), i, dtype=torch.int64),
+        lambda i: torch.tensor(i, dtype=torch.int16),
+        lambda i: torch.full((7,), i % 2 == 0),
+        lambda i: torch.randn(6, 4).to(torch.float8_e4m3fn),
+        lambda i: torch.randn(2, 4, requires_grad=True),
+        lambda i: torch.complex(torch.randn(4), torch.randn(4)).conj(),
+        lambda i: torch.randn(32, 1024),  # larger than what counts as small
+    ]
+    state = {f"{index}": makers[index % len(makers)](index) for index in range(30 * len(makers))}
+    staging = Staging()
+    assert_identical(loaded(staged(state, staging)), {name: value.detach() for name, value in state.items()})
+    for value in state.values():
+        if value.is_floating_point() and value.element_size() > 1:
+            value.data.mul_(-2)
+    assert_identical(loaded(staged(state, staging)), {name: value.detach() for name, value in state.items()})
+
+
 @pytest.mark.soak
 def test_a_tensor_of_two_gibibytes() -> None:
     """Staged into shared memory and read from there, as a daemon's segment is; three copies of it in all."""
