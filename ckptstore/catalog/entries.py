@@ -1,8 +1,8 @@
 """Which paths are taken, and how does the tree of entries change?
 
-`entries` has one row for each visible publication and one for each folder above one; a folder exists exactly as long as something
-lies below it. Functions that change it need the namespace's lock (`core.lock_namespace`); `refuse_taken_path` may be asked without it,
-as an early answer, and is asked again under it.
+`entries` has one row for each visible publication and attached path, and one for each folder above these; a folder exists exactly as long
+as something lies below it. Functions that change it need the namespace's lock (`core.lock_namespace`); `refuse_taken_path` may be asked
+without it, as an early answer, and is asked again under it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, delete, select, update
 
 from ckptstore import paths
 from ckptstore.catalog.core import insert_unless_there
-from ckptstore.catalog.schema import entries
+from ckptstore.catalog.schema import attachments, entries
 from ckptstore.errors import AlreadyExists, PathConflict
 
 
@@ -23,6 +23,7 @@ def refuse_taken_path(tx: Connection, path: str, replace: bool, operation: str) 
 
     They are given as path → publication id, None for a folder.
     """
+    refuse_attached(tx, path, operation)
     above = paths.ancestors(path)
     found = tx.execute(select(entries.c.path, entries.c.publication_id).where(entries.c.path.in_([*above, path])))
     there: dict[str, str | None] = {row.path: row.publication_id for row in found}
@@ -36,8 +37,30 @@ def refuse_taken_path(tx: Connection, path: str, replace: bool, operation: str) 
     return there
 
 
-def add_entry(tx: Connection, path: str, publication_id: str, there: dict[str, str | None]) -> None:
-    """Make the publication visible at `path`, in place of what is there."""
+def attached_over(tx: Connection, path: str) -> Row[Any] | None:
+    """The attachment at or above `path`."""
+    return tx.execute(select(attachments).where(attachments.c.path.in_([*paths.ancestors(path), path]))).first()
+
+
+def refuse_attached(tx: Connection, path: str, operation: str) -> None:
+    """PathConflict if `path` is attached, or lies below what is: nothing of ours can be there."""
+    if (over := attached_over(tx, path)) is not None:
+        where = "it" if over.path == path else over.path
+        why = f"{where} is attached from {over.url}, which is only read"
+        raise PathConflict(why, operation=operation, subject=path, hint=f"choose another path, or detach {over.path}")
+
+
+def refuse_to_take_away(tx: Connection, path: str, operation: str) -> None:
+    """PathConflict if what is at `path`, or anything below it, is attached, or lies in what is."""
+    refuse_attached(tx, path, operation)
+    low, high = below(path)
+    inside = select(attachments.c.path).where(attachments.c.path >= low, attachments.c.path < high)
+    if (kept := tx.execute(inside).first()) is not None:
+        raise PathConflict(f"{kept.path} below it is attached", operation=operation, subject=path, hint=f"detach {kept.path} first")
+
+
+def add_entry(tx: Connection, path: str, publication_id: str | None, there: dict[str, str | None]) -> None:
+    """Make the publication visible at `path`, in place of what is there; without one, an attached folder."""
     if path in there:
         tx.execute(update(entries).where(entries.c.path == path).values(publication_id=publication_id))
         return

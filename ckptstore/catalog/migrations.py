@@ -51,8 +51,21 @@ def _add_shard_documents(tx: Connection) -> None:
     )
 
 
+def _add_attachments(tx: Connection) -> None:
+    """5: storage of others under the namespace."""
+    name = 'TEXT COLLATE "C"' if tx.dialect.name == "postgresql" else "TEXT"
+    moment = "DOUBLE PRECISION" if tx.dialect.name == "postgresql" else "DOUBLE"
+    tx.execute(
+        text(
+            f"CREATE TABLE attachments (path {name} NOT NULL, url {name} NOT NULL, read_only BOOLEAN NOT NULL, "
+            f"refresh_s {moment} NOT NULL, credentials {name}, options {name} NOT NULL, attached_at_s {moment} NOT NULL, "
+            "PRIMARY KEY (path))"
+        )
+    )
+
+
 #: version → what makes the next version of it. A step spells out its DDL: it must not change when `schema` does.
-STEPS: dict[int, Callable[[Connection], None]] = {1: _add_references, 2: _add_stored_bytes, 3: _add_shard_documents}
+STEPS: dict[int, Callable[[Connection], None]] = {1: _add_references, 2: _add_stored_bytes, 3: _add_shard_documents, 4: _add_attachments}
 
 #: Any number that no other program uses: nodes that start together migrate one after the other.
 _ADVISORY_LOCK = 0x636B7074

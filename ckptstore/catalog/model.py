@@ -149,6 +149,19 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Attachment:
+    """Storage of others, shown below `path`."""
+
+    path: str
+    url: str
+    refresh_s: float  # how old an answer about what is there may be
+    read_only: bool = True
+    credentials: str | None = None  # the profile that has them
+    options: str = "{}"  # JSON
+    attached_at_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class Replica:
     object_id: str
     tier: str

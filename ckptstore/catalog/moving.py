@@ -19,7 +19,7 @@ from sqlalchemy.sql.expression import FunctionElement
 
 from ckptstore import paths
 from ckptstore.catalog.core import Core, chunks, insert_unless_there, lock_namespace
-from ckptstore.catalog.entries import add_entry, below, refuse_taken_path, remove_entries, visible_at
+from ckptstore.catalog.entries import add_entry, below, refuse_taken_path, refuse_to_take_away, remove_entries, visible_at
 from ckptstore.catalog.publish import supersede
 from ckptstore.catalog.schema import counters, entries, objects, owed_records, publications, tier_commits
 from ckptstore.errors import AlreadyExists, InvalidInput, NotFound, PathConflict
@@ -85,6 +85,7 @@ class Moving(Core):
 
 def _refuse_what_cannot_move(tx: Connection, source: str) -> bool:
     """Whether it is a folder."""
+    refuse_to_take_away(tx, source, "move")
     entry, rest = visible_at(tx, source)
     if entry is None or (rest and entry.publication_id is None):
         raise NotFound("nothing is published there", operation="move", subject=source)

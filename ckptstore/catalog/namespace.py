@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Select, Text, and_, func, literal, or_, selec
 from ckptstore import paths
 from ckptstore.catalog.core import Core, lock_namespace
 from ckptstore.catalog.deletion import delete_publications
-from ckptstore.catalog.entries import below, remove_entries, visible_at
+from ckptstore.catalog.entries import below, refuse_to_take_away, remove_entries, visible_at
 from ckptstore.catalog.latest import latest
 from ckptstore.catalog.model import AttemptState, Entry, Kind, Publication, StoredFile
 from ckptstore.catalog.schema import attempts, drains, entries, inner_folders, objects, publications
@@ -104,6 +104,14 @@ class Namespace(Core):
             raise NotFound("no such object is known", operation="look up object", subject=object_id)
         return stored_file(row)
 
+    def path_of(self, object_id: str) -> str:
+        """Where the object's file is published, or was."""
+        query = select(publications.c.path, objects.c.name).join(objects, objects.c.attempt_id == publications.c.publication_id)
+        row = self._db.read("look up object", lambda tx: tx.execute(query.where(objects.c.object_id == object_id)).first(), object_id)
+        if row is None:
+            raise NotFound("no such object was published", operation="look up object", subject=object_id)
+        return paths.join(row.path, row.name) if row.name else str(row.path)
+
     def usage(self, path: str) -> tuple[int, int, int]:
         """Publications, files and bytes at and below `path`."""
         path = paths.check_folder(path, operation="measure")
@@ -187,6 +195,7 @@ class Namespace(Core):
 
     def _remove(self, tx: Connection, path: str, recursive: bool) -> list[Publication]:
         lock_namespace(tx)
+        refuse_to_take_away(tx, path, "remove")
         entry, rest = visible_at(tx, path)
         if entry is None or (rest and entry.publication_id is None):
             raise NotFound("nothing is published there", operation="remove", subject=path)

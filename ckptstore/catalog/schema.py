@@ -33,7 +33,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 #: The version of the schema below; `migrations` brings older ones up to it.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 metadata = MetaData()
 _Text = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
@@ -220,6 +220,19 @@ entries = Table(
     _text("name"),
     _text("publication_id", nullable=True),
     UniqueConstraint("parent", "name"),
+)
+
+#: Storage of others that is shown below a path. An attached path has a row in `entries`, too, as a folder.
+attachments = Table(
+    "attachments",
+    metadata,
+    _text("path", primary_key=True),
+    _text("url"),
+    Column("read_only", Boolean, nullable=False),
+    Column("refresh_s", Double, nullable=False),
+    _text("credentials", nullable=True),  # the name of a profile, never a secret
+    _text("options"),
+    _time("attached_at_s"),
 )
 
 replicas = Table(

@@ -12,6 +12,7 @@ import pytest
 
 from ckptstore.catalog import Catalog, engine
 from ckptstore.errors import CatalogUnavailable
+from tests.contract.attachments_contract import AttachmentsContract
 from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
 from tests.contract.moving_contract import MovingContract
 from tests.contract.references_contract import ReferencesContract
@@ -25,7 +26,7 @@ def postgres() -> Iterator[Postgres]:
     server.stop()
 
 
-class TestPostgresCatalog(CatalogContract, ReferencesContract, MovingContract):
+class TestPostgresCatalog(CatalogContract, ReferencesContract, MovingContract, AttachmentsContract):
     @pytest.fixture
     def url(self, postgres: Postgres) -> str:
         return postgres.database()

@@ -17,18 +17,19 @@ from sqlalchemy import Connection, event, text
 
 from ckptstore import mounts
 from ckptstore.catalog import Catalog, engine, migrations, reserve, schema
-from ckptstore.catalog.model import AttemptState
+from ckptstore.catalog.model import Attachment, AttemptState
 from ckptstore.errors import CatalogUnavailable, ConfigInvalid
 from ckptstore.paths import new_id
+from tests.contract.attachments_contract import AttachmentsContract
 from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
 from tests.contract.moving_contract import MovingContract
 from tests.contract.references_contract import ReferencesContract
 
 #: Tables that do not grow with what is stored.
-SMALL_TABLES = {"tiers", "nodes", "counters", "store", "shallower_tier"}
+SMALL_TABLES = {"tiers", "nodes", "counters", "store", "attachments", "shallower_tier"}
 
 
-class TestSqliteCatalog(CatalogContract, ReferencesContract, MovingContract):
+class TestSqliteCatalog(CatalogContract, ReferencesContract, MovingContract, AttachmentsContract):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'catalog.sqlite3'}"
@@ -204,6 +205,7 @@ def test_a_catalog_from_before_compressed_replicas_were_counted_is_taken_up(save
         connection.execute("ALTER TABLE replicas DROP COLUMN stored_bytes")
         for table in ("shard_documents", "rank_documents"):
             connection.execute(f"DROP TABLE {table}")
+        connection.execute("DROP TABLE attachments")
         connection.execute("UPDATE store SET value = '2' WHERE key = 'schema_version'")
         connection.commit()
     with closing(Catalog.open(f"sqlite:///{place}", node="node-a")) as migrated:
@@ -224,11 +226,13 @@ def test_a_catalog_of_version_1_is_used_as_it_was(saver: Saver, tmp_path: Path) 
             connection.execute(f"DROP TABLE {table}")
         connection.execute("ALTER TABLE publications DROP COLUMN referred_bytes")
         connection.execute("ALTER TABLE replicas DROP COLUMN stored_bytes")
+        connection.execute("DROP TABLE attachments")
         connection.execute("UPDATE store SET value = '1' WHERE key = 'schema_version'")
         connection.commit()
     with closing(Catalog.open(f"sqlite:///{place}", node="node-a")) as migrated:
         migrated.register_tiers(TIERS)
         again = Saver(migrated)
+        assert migrated.attach(Attachment("/models", "s3://bucket", 2.5, credentials=None)).refresh_s == 2.5
         assert again.save_referring("/run/2", migrated.resolve("/run/1")).referred_bytes == 7
         again.settle_all()
         assert migrated.resolve("/run/2").durability == ("nvme", "pfs", "object")
@@ -305,6 +309,9 @@ def test_no_operation_reads_a_growing_table_from_end_to_end(saver: Saver) -> Non
         "file": lambda: catalog.file("/run/1/a"),
         "stored_bytes": lambda: catalog.stored_bytes(catalog.resolve("/run/1").publication_id),
         "usage": lambda: catalog.usage("/run"),
+        "path_of": lambda: catalog.path_of(base),
+        "attach": lambda: catalog.attach(Attachment("/models", "s3://bucket", 1.0)),
+        "attached_over": lambda: catalog.attached_over("/models/a/b"),
         "pending_drains": lambda: catalog.pending_drains("pfs", limit=5),
         "drain_failed": lambda: catalog.drain_failed(file.object_id, "pfs", "no", 0.0),
         "backlog": catalog.backlog,

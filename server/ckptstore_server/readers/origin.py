@@ -22,7 +22,7 @@ class FileVersion:
     path: str
     size_bytes: int
     modified_s: float
-    #: for people: "s3://bucket/key", "/a/folder/file"; of an own object, its key in the tiers
+    #: for people: "s3://bucket/key", "/a/folder/file"; of an own object, where it is published
     where: str
     sha256: str | None = None
     #: of the store's own; None for attached storage

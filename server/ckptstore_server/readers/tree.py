@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ckptstore.catalog.model import Entry, Kind, Publication
 from ckptstore.errors import InvalidInput, NotFound, StaleVersion
-from ckptstore.paths import LATEST, check_tree_path, join, object_key, parent_and_name
+from ckptstore.paths import LATEST, check_tree_path, join, parent_and_name
 from ckptstore.tree_messages import FileInfo, FileListing
 from ckptstore_server.node import Node
 from ckptstore_server.readers.origin import FileVersion, Origin
@@ -92,13 +92,14 @@ class Tree:
         """A version that is not the path's any more: of an own object, as long as anything holds its bytes."""
         try:
             file = await self._node.query(self._node.catalog.object, version)
+            published = await self._node.query(self._node.catalog.path_of, version)
             kept = await self._node.query(self._node.catalog.replicas, version)
         except NotFound:
-            kept = []
-        if not kept or not _was_at(path, file.key.removeprefix("objects").rpartition("~")[0]):
+            published, kept = "", []
+        if not kept or not _was_at(path, published):
             why = "it is another version now, and the one that was opened is gone"
             raise StaleVersion(why, operation="open", subject=path, hint="open it again")
-        return FileVersion(version, path, file.size_bytes, 0.0, file.key, object_id=version)
+        return FileVersion(version, path, file.size_bytes, 0.0, published, object_id=version)
 
     def _is_here(self, object_id: str) -> bool:
         """Whether one of the node's own tiers has the file as it is."""
@@ -125,8 +126,7 @@ def _link(publication: Publication) -> FileInfo:
 
 
 def _version(info: FileInfo) -> FileVersion:
-    where = object_key(info.path, info.version)
-    return FileVersion(info.version, info.path, info.size_bytes, info.modified_s, where, info.sha256, object_id=info.version)
+    return FileVersion(info.version, info.path, info.size_bytes, info.modified_s, info.path, info.sha256, object_id=info.version)
 
 
 def _was_at(path: str, published: str) -> bool:
