@@ -124,7 +124,12 @@ def written_boxes(pieces: Iterable[Piece]) -> list[list[Any]]:
 def read_plan(header: Header) -> ShardTable | None:
     """The plan in a rank's file; None if its state is not sharded."""
     text = header.metadata.get(SHARDS_KEY)
-    return None if text is None else _read(text, frozenset({"format", "grids", "tensors", "expect"}))
+    return None if text is None else read_plan_text(text)
+
+
+def read_plan_text(text: str | bytes) -> ShardTable:
+    """A plan."""
+    return _read(text, frozenset({"format", "grids", "tensors", "expect"}))
 
 
 def read_index(data: bytes | memoryview) -> ShardTable:

@@ -181,7 +181,7 @@ class AttemptService:
         except CkptStoreError:
             self._node.pool.release(segment)
             raise
-        store = partial(self._ingest.segment, attempt_id, grant.new_object, segment, message.size_bytes, lineage=grant.lineage)
+        store = partial(self._ingest.segment, attempt_id, rank, grant.new_object, segment, message.size_bytes, lineage=grant.lineage)
         self._start(store, attempt_id, rank)
         if view.snapshots == view.world_size:
             self._node.timings.reach(attempt_id, "snapshot")

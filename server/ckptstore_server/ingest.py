@@ -18,6 +18,7 @@ from ckptstore_server.evict import Evictor
 from ckptstore_server.incremental import Increment, Increments, Lineage
 from ckptstore_server.node import Node
 from ckptstore_server.part_check import check_segment
+from ckptstore_server.sharding import Sharding
 from ckptstore_server.tier_handle import TierHandle
 from ckptstore_tiers.checksums import BlockDigests
 from ckptstore_tiers.interface import BlockSource
@@ -36,19 +37,25 @@ class Ingest:
         self._node = node
         self._evictor = evictor
         self._increments = increments
+        self._sharding = Sharding(node)
 
     async def segment(
-        self, attempt_id: str, new_object: NewObject, segment: Segment, size_bytes: int, *, lineage: Lineage | None = None
+        self, attempt_id: str, rank: int, new_object: NewObject, segment: Segment, size_bytes: int, *, lineage: Lineage | None = None
     ) -> None:
-        """Store a rank's segment, of an incremental save (`lineage`) what changed; afterwards the segment stays in memory."""
+        """Store a rank's segment, of an incremental save (`lineage`) what changed; afterwards the segment stays in memory.
+
+        What the rank says of tensors that are spread over ranks is in the catalog when its bytes are in a tier.
+        """
         stored = False
         increment: Increment | None = None
         try:
             run, executor = self._node.run, self._node.ingest_executor
-            checked = await run(executor, check_segment, segment, size_bytes, new_object.name)
+            checked = await run(executor, check_segment, segment, size_bytes, new_object.name, rank)
             view = segment.view[:size_bytes]
-            if lineage is not None and checked is not None:
-                increment = await run(executor, self._increments.prepare, attempt_id, new_object, lineage, view, checked)
+            if checked.declared is not None:
+                await self._node.insist(self._sharding.declare, attempt_id, rank, checked.declared, view)
+            if lineage is not None and checked.header is not None:
+                increment = await run(executor, self._increments.prepare, attempt_id, new_object, lineage, view, checked.header)
             if increment is None:
                 await self._store(attempt_id, new_object, MemorySource(view, stable=False))
             else:

@@ -1,7 +1,8 @@
 """Making a checkpoint visible, and leaving its commit record in every durable tier that holds all of it.
 
 Order, and what a crash leaves: (1) the last rank's arrival makes the attempt COMPLETE, for exactly one daemon; a crash here is found at
-the next start, and the publish goes on. (2) `checkpoint.json` is stored as an object of its own. (3) One catalog transaction publishes.
+the next start, and the publish goes on. (2) `checkpoint.json`, and `shards.json` before it where the state is sharded, are stored as
+objects of their own. (3) One catalog transaction publishes.
 (4) The commit record is written into the tier, durably, and (5) the catalog notes it; only then does `wait(tier)` return. A crash
 between (3) and (5) leaves an owed record, which `settle` writes after the restart.
 """
@@ -9,15 +10,16 @@ between (3) and (5) leaves an owed record, which `settle` writes after the resta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ckptstore.catalog.model import AttemptState, AttemptView, Kind, NewObject, StoredFile, record_key
 from ckptstore.errors import AlreadyExists, CkptStoreError, PathConflict, TierFull, TierUnavailable
 from ckptstore.failpoints import declare, failpoint
 from ckptstore.manifest import build_index
-from ckptstore.paths import INDEX_NAME
+from ckptstore.paths import INDEX_NAME, SHARDS_NAME
 from ckptstore.records import sequence_of
 from ckptstore_server.node import Node
+from ckptstore_server.sharding import NotWhole, Sharding
 from ckptstore_server.tier_handle import TierHandle
 from ckptstore_tiers.sources import MemorySource
 
@@ -34,6 +36,7 @@ RECORD_WRITTEN = declare("publish.record_written")
 class Publisher:
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._sharding = Sharding(node)
         # One writer of records per tier: a record must not be written while the deletion of the same publication is under way.
         self.record_locks = {handle.name: asyncio.Lock() for handle in node.durable}
         self._turns: set[asyncio.Future[None]] = set()
@@ -54,35 +57,43 @@ class Publisher:
                 self._node.remark("publish", error)
 
     async def publish(self, view: AttemptView) -> None:
-        """COMPLETE → PUBLISHED, with index and record. Repeating it after a crash at any point is harmless."""
+        """COMPLETE → PUBLISHED, with index and record. Repeating it after a crash at any point is harmless.
+
+        A sharded state whose tensors are not whole is not published: the attempt is aborted, with what is missing as the reason.
+        """
         try:
             if view.kind is Kind.CHECKPOINT:
-                await self._store_index(view)
+                await self._store_documents(view)
             failpoint(BEFORE_CATALOG)
             await self._node.insist(self._node.catalog.publish, view.attempt_id)
         except (AlreadyExists, PathConflict):
             self._node.board.announce()  # the catalog has aborted the attempt in the same transaction
+            return
+        except NotWhole as refusal:
+            await self._node.insist(self._node.catalog.abort, view.attempt_id, str(refusal))
+            self._node.board.announce()
             return
         failpoint(AFTER_CATALOG)
         self._node.timings.reach(view.attempt_id, "published")
         self._node.board.announce()
         await self.settle_all()
 
-    async def _store_index(self, view: AttemptView) -> None:
-        document = await self._node.insist(self._build_index, view)
-        if document is None:
-            return
-        new_object, data = document
-        await self._node.run(self._node.ingest_executor, self._put_index, new_object, data)
+    async def _store_documents(self, view: AttemptView) -> None:
+        """`shards.json`, where the state is sharded, and `checkpoint.json`, unless they are stored (a crash interrupted the publish)."""
+        for name, build in ((SHARDS_NAME, self._sharding.build_index), (INDEX_NAME, self._build_index)):
+            data = await self._node.insist(self._unless_stored, view, name, build)
+            if data is not None:
+                (new_object,) = await self._node.insist(self._node.catalog.add_objects, view.attempt_id, 0, [name])
+                await self._node.run(self._node.ingest_executor, self._put_document, new_object, data)
 
-    def _build_index(self, view: AttemptView) -> tuple[NewObject, bytes] | None:
-        """`checkpoint.json`, unless it is already stored (a publish that a crash interrupted)."""
-        files = list(self._node.catalog.attempt_files(view.attempt_id))
-        if any(file.name == INDEX_NAME and file.root for file in files):
-            return None
-        parts: Iterator[StoredFile] = (file for file in files if file.name != INDEX_NAME)
-        (new_object,) = self._node.catalog.add_objects(view.attempt_id, 0, [INDEX_NAME])
-        return new_object, build_index(view, parts, self._refers_to(view.attempt_id))
+    def _unless_stored(self, view: AttemptView, name: str, build: Callable[[AttemptView], bytes | None]) -> bytes | None:
+        files = self._node.catalog.attempt_files(view.attempt_id)
+        return None if any(file.name == name and file.root for file in files) else build(view)
+
+    def _build_index(self, view: AttemptView) -> bytes:
+        files = self._node.catalog.attempt_files(view.attempt_id)
+        parts: Iterator[StoredFile] = (file for file in files if file.name not in (INDEX_NAME, SHARDS_NAME))
+        return build_index(view, parts, self._refers_to(view.attempt_id))
 
     def _refers_to(self, attempt_id: str) -> dict[int, list[str]]:
         """The keys of the objects of earlier checkpoints that hold tensors of a rank."""
@@ -94,7 +105,7 @@ class Publisher:
             after = page[-1].file.object_id
         return found
 
-    def _put_index(self, new_object: NewObject, data: bytes) -> None:
+    def _put_document(self, new_object: NewObject, data: bytes) -> None:
         last: CkptStoreError | None = None
         for handle in self._node.durable:
             try:

@@ -270,7 +270,7 @@ def test_with_nine_tenths_frozen_hardly_more_is_written_than_changed(place: Plac
 
 def test_a_client_that_names_objects_itself_is_refused(place: Place) -> None:
     with pytest.raises(InvalidInput, match="does not say which objects"):
-        check_file(memoryview(build_header([], {LAYOUT_KEY: "{}", "ckptstore": "{}"})))
+        check_file(memoryview(build_header([], {LAYOUT_KEY: "{}", "ckptstore": "{}"})), 0)
 
 
 def test_both_digests_of_a_byte_are_those_of_its_tensor_and_its_block() -> None:
@@ -287,7 +287,7 @@ def test_a_write_that_comes_after_the_comparison_ends_the_save() -> None:
     segment = memoryview(bytearray(header + bytes(1000)))
     node = SimpleNamespace(scratch=ScratchPool(), durable=(), catalog=SimpleNamespace(bases=lambda *_, **__: []))
     increments = Increments(cast(Any, node), cast(Any, None))
-    arguments = ("attempt", NewObject("object", "rank", "key"), Lineage("/run/1", 0), segment, check_file(segment))
+    arguments = ("attempt", NewObject("object", "rank", "key"), Lineage("/run/1", 0), segment, check_file(segment, 0).header)
     assert increments.prepare(*arguments) is not None
 
     def write_late(name: str) -> None:
