@@ -27,25 +27,20 @@ from ckptstore.wire import (
     LONG_POLL_S,
     AttemptOpened,
     AttemptStatus,
-    EntryInfo,
-    EntryPage,
     FileInfo,
     FilePage,
     Hello,
     Message,
-    Move,
-    Moved,
     OpenAttempt,
     PublicationInfo,
-    Removed,
     Status,
-    Usage,
     VerifyLine,
 )
 from ckptstore_client import files as local_files
 from ckptstore_client.api import Api
 from ckptstore_client.connection import Connection
 from ckptstore_client.loading import load_state
+from ckptstore_client.namespace import Namespace
 from ckptstore_client.pending import SNAPSHOT, PendingCheckpoint
 from ckptstore_client.process_group import ProcessGroup, initialised, resolved_together, shared_on_this_node
 from ckptstore_client.reading import VerifiedObject
@@ -56,7 +51,6 @@ from ckptstore_client.waiting import not_yet
 from ckptstore_client.whole_copy import write_whole
 from ckptstore_client.whole_file import NOT_IN_MEMORY, whole_file
 
-Result = TypeVar("Result")
 Answer = TypeVar("Answer", bound=Message)
 _PAGE = 1000
 
@@ -66,12 +60,12 @@ def _call(method: str, route: str, answer: type[Answer], api: Api, **params: Any
     return api.call(method, route, answer, **params)
 
 
-class Store:
+class Store(Namespace):
     """What `ckptstore.connect` gives. A context manager."""
 
     def __init__(self, open_transport: Callable[[], Transport], *, group: str | None) -> None:
         """Connects at the first use; `connect` makes one use at once, so that it fails where the user called it."""
-        self._connection = Connection(open_transport)
+        super().__init__(Connection(open_transport))
         self._group_name = group
         self._staging = Staging()
         self._saver = Saver(self._connection, self._staging, ProcessGroup(group))
@@ -99,9 +93,6 @@ class Store:
         """End the session. Saves that were copied are handed over (over the network: sent) first, and go on."""
         self._saver.close()
         self._connection.close()
-
-    def _ask(self, request: Callable[[Api], Result]) -> Result:
-        return self._connection.run(lambda transport: request(transport.api))
 
     # --- saving ------------------------------------------------------------------------------------------------------------------
 
@@ -321,46 +312,7 @@ class Store:
             yield from page.files
             after = page.after
 
-    # --- the namespace -----------------------------------------------------------------------------------------------------------
-
-    def ls(self, path: str = "/") -> Iterator[EntryInfo]:
-        """What lies in a folder, in the order of names, page by page. Errors come at the call, not at the first entry."""
-        folder = check_folder(path, operation="list")
-        return self._entries(folder, self._entry_page(folder, ""))
-
-    def _entries(self, folder: str, page: EntryPage) -> Iterator[EntryInfo]:
-        while True:
-            yield from page.entries
-            if page.after is None:
-                return
-            page = self._entry_page(folder, page.after)
-
-    def _entry_page(self, folder: str, after: str) -> EntryPage:
-        return self._ask(lambda api: api.call("GET", "entries", EntryPage, path=folder, after=after, limit=_PAGE))
-
-    def stat(self, path: str) -> EntryInfo:
-        check_path(path, operation="stat", latest_allowed=True)
-        return self._ask(lambda api: api.call("GET", "entry", EntryInfo, path=path))
-
-    def du(self, path: str = "/") -> Usage:
-        """Publications, files and bytes under a path."""
-        folder = check_folder(path, operation="du")
-        return self._ask(lambda api: api.call("GET", "usage", Usage, path=folder))
-
-    def rm(self, path: str, *, recursive: bool = False) -> list[str]:
-        """Remove what is published at `path`, with `recursive` a folder and all below it; gives what was removed. Readers keep
-        what they hold."""
-        check_path(path, operation="rm")
-        # Not repeated on a new connection: the first one may have worked, and the second would then say NotFound.
-        api = self._connection.transport().api
-        return api.call("DELETE", "entries", Removed, path=path, recursive="true" if recursive else "false").removed
-
-    def mv(self, path: str, to: str, *, replace: bool = False) -> list[str]:
-        """Give what is at `path` the path `to`, in one transaction; gives the new paths. A folder moves whole, and replaces nothing."""
-        check_path(path, operation="mv")
-        check_path(to, operation="mv")
-        # Not repeated on a new connection, as for rm.
-        return self._connection.transport().api.call("POST", "entries/move", Moved, Move(path=path, to=to, replace=bool(replace))).moved
+    # --- waiting ---------------------------------------------------------------------------------------------------------------------
 
     def wait(self, path: str, tier: str, timeout_s: float | None = None) -> PublicationInfo:
         """Return when `tier` holds all of what is published at `path`. WaitTimeout, InvalidInput as for `PendingCheckpoint.wait`."""

@@ -1,0 +1,71 @@
+"""What is in the namespace, and changing it: the part of `Store` that moves no bytes.
+
+Errors are the leaves of `ckptstore.errors`. Questions are asked again when the connection was lost; changes are not, since the first
+one may have worked. Thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import TypeVar
+
+from ckptstore.paths import check_folder, check_path
+from ckptstore.wire import EntryInfo, EntryPage, Move, Moved, Removed, Usage
+from ckptstore_client.api import Api
+from ckptstore_client.connection import Connection
+from ckptstore_client.tree import Tree
+
+Result = TypeVar("Result")
+_PAGE = 1000
+
+
+class Namespace:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def _ask(self, request: Callable[[Api], Result]) -> Result:
+        return self._connection.run(lambda transport: request(transport.api))
+
+    @cached_property
+    def tree(self) -> Tree:
+        """What readers see: files and folders, wherever their bytes come from."""
+        return Tree(self._connection)
+
+    def ls(self, path: str = "/") -> Iterator[EntryInfo]:
+        """What lies in a folder, in the order of names, page by page. Errors come at the call, not at the first entry."""
+        folder = check_folder(path, operation="list")
+        return self._entries(folder, self._entry_page(folder, ""))
+
+    def _entries(self, folder: str, page: EntryPage) -> Iterator[EntryInfo]:
+        while True:
+            yield from page.entries
+            if page.after is None:
+                return
+            page = self._entry_page(folder, page.after)
+
+    def _entry_page(self, folder: str, after: str) -> EntryPage:
+        return self._ask(lambda api: api.call("GET", "entries", EntryPage, path=folder, after=after, limit=_PAGE))
+
+    def stat(self, path: str) -> EntryInfo:
+        check_path(path, operation="stat", latest_allowed=True)
+        return self._ask(lambda api: api.call("GET", "entry", EntryInfo, path=path))
+
+    def du(self, path: str = "/") -> Usage:
+        """Publications, files and bytes under a path."""
+        folder = check_folder(path, operation="du")
+        return self._ask(lambda api: api.call("GET", "usage", Usage, path=folder))
+
+    def rm(self, path: str, *, recursive: bool = False) -> list[str]:
+        """Remove what is published at `path`, with `recursive` a folder and all below it; gives what was removed. Readers keep
+        what they hold."""
+        check_path(path, operation="rm")
+        api = self._connection.transport().api
+        return api.call("DELETE", "entries", Removed, path=path, recursive="true" if recursive else "false").removed
+
+    def mv(self, path: str, to: str, *, replace: bool = False) -> list[str]:
+        """Give what is at `path` the path `to`, in one transaction; gives the new paths. A folder moves whole, and replaces nothing."""
+        check_path(path, operation="mv")
+        check_path(to, operation="mv")
+        api = self._connection.transport().api
+        return api.call("POST", "entries/move", Moved, Move(path=path, to=to, replace=bool(replace))).moved
