@@ -71,7 +71,7 @@ class DaemonProcess:
     def start(self, *, wait: bool = True) -> DaemonProcess:
         """Returns when the daemon answers, and fails if it dies before that; at once unless `wait`."""
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        arguments = (self.home, self.failpoints, self._environment, self._rigging, self.turn_s)
+        arguments = (self.home, self.failpoints, {**os.environ, **self._environment}, self._rigging, self.turn_s)
         self._process = forking.CONTEXT.Process(target=forking.serve, args=arguments, name=f"daemon of {self.home}", daemon=True)
         self._process.start()
         if wait:

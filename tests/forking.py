@@ -57,6 +57,7 @@ def serve(home: Path, armed: str, environment: dict[str, str], rigging: Rigging 
     os.setsid()  # Ctrl-C at the terminal is the test's, which ends its daemons itself
     log_into(home)
     faulthandler.enable()
+    os.environ.clear()  # the fork server's is that of whichever test started it
     os.environ.update(environment)
     if turn_s is not None:
         for turn in [name for name in vars(upkeep) if name.endswith("_TURN_S")]:
