@@ -1,0 +1,392 @@
+"""The node's copies of what its readers read: opened by path, kept on the disk of the fastest tier, evicted when room is needed.
+
+`open` gives one version's copy: an own object that lies whole in a tier of this node is its own copy, everything else a `Copy`, whose
+blocks come when they are asked for. Whatever goes wrong with the disk (no room, an error), the copy is streamed instead: a reader never
+sees an error because of the cache. A disk that fails is taken out until the daemon starts again, and says so in `status`.
+
+Invariant: one `Copy` a version at a time, so that one block is fetched once; what is on the shelf has its two files, and what has files is
+on the shelf or about to be removed. A file's names are made and removed under its place's lock.
+
+Threads: `open` and `find` belong to the event loop; everything else may be called from any thread. Lock order: a place, then the shelf's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Literal, ParamSpec, Protocol, TypeVar
+
+from ckptstore.errors import ChecksumMismatch, InvalidInput, NotFound, StaleVersion, TierUnavailable
+from ckptstore_server.readers.cache import block_file
+from ckptstore_server.readers.cache.block_file import BlockFile
+from ckptstore_server.readers.cache.block_map import describe
+from ckptstore_server.readers.cache.copy import Copy
+from ckptstore_server.readers.cache.fetching import FetchQueue
+from ckptstore_server.readers.cache.own_replica import OwnReplica
+from ckptstore_server.readers.cache.pins import Pins
+from ckptstore_server.readers.cache.read_ahead import ReadAhead
+from ckptstore_server.readers.cache.records import Records
+from ckptstore_server.readers.cache.room import Room
+from ckptstore_server.readers.cache.shelf import Held, Shelf
+from ckptstore_server.readers.origin import FileVersion, Origin
+from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests
+from ckptstore_tiers.key_locks import KeyLocks
+from ckptstore_tiers.posix_errors import FULL, from_os_error
+from ckptstore_tiers.scratch import ScratchPool
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+NAME = "cache"
+#: Copies whose files stay open between one need and the next.
+KEPT_OPEN = 128
+#: What leaves the shelf when the device is full although by our count it is not: room for a few blocks of everybody.
+SQUEEZED_BYTES = 16 * BLOCK_BYTES
+#: Files that a loader reads from the first tensor to the last, in an order of its own.
+EAGER_SUFFIX = ".safetensors"
+
+AnyCopy = Copy | OwnReplica
+
+
+class OpensFiles(Protocol):
+    """What the cache needs of the tree."""
+
+    async def open(self, path: str, version: str = "") -> tuple[FileVersion, Origin]: ...
+
+
+class FindsOwn(Protocol):
+    async def __call__(self, file: FileVersion, origin: Origin, served: Callable[[int], None]) -> OwnReplica | None:
+        """The own object's whole replica on this node, if there is one."""
+        ...
+
+
+class Cache:
+    def __init__(
+        self,
+        tree: OpensFiles,
+        room: Room | None,
+        *,
+        digests_of: Callable[[str], BlockDigests],
+        own_replica: FindsOwn,
+        remark: Callable[[str, BaseException], None],
+        scratch: ScratchPool,
+        fetch_threads: int = 8,
+        window_bytes: int = 16 * BLOCK_BYTES,
+        quotas: dict[str, int] | None = None,
+    ) -> None:
+        """`room`: None without a disk for it; then everything is streamed."""
+        self.room = room
+        self._folder = room.folder if room is not None else Path(os.devnull)
+        self.pins = Pins(self._folder / "pins.json")
+        self.records = Records(self._folder / "records.json")
+        self.shelf = Shelf(self.pins, quotas or {})
+        self.state: Literal["off", "ok", "full", "down"] = "off"
+        self.last_error: str | None = None
+        self._tree = tree
+        self._digests_of = digests_of
+        self._own_replica = own_replica
+        self._remark = remark
+        self._scratch = scratch
+        self._fetch_threads = fetch_threads
+        self._window_blocks = max(1, window_bytes // BLOCK_BYTES)
+        self._files = self._folder / "files"
+        self._lock = threading.Lock()
+        self._evicting = threading.Lock()
+        self._places = KeyLocks()
+        self._copies: weakref.WeakValueDictionary[str, Copy] = weakref.WeakValueDictionary()
+        self._used_last: OrderedDict[str, Copy] = OrderedDict()  # keeps the last ones alive
+        self._queues: dict[int, tuple[Origin, FetchQueue]] = {}
+        self._readers = ThreadPoolExecutor(8, "cache-read")
+
+    # --- life ------------------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Find what a former daemon left: names and heads of maps, no data. Blocking."""
+        if self.room is None:
+            return
+        try:
+            self._files.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.pins.load()
+            self.records.load()
+            self.shelf.found(self._left_behind())
+        except OSError as error:
+            self.disk_failed(error)
+            return
+        self.state = "ok"
+
+    def _left_behind(self) -> Iterator[tuple[FileVersion, int, float]]:
+        maps = {place.stem: place for place in self._files.glob("*.map")}
+        for stray in self._files.iterdir():
+            if stray.stem not in maps or stray.suffix not in (".map", ".data"):
+                stray.unlink(missing_ok=True)
+        for version, place in maps.items():
+            try:
+                file = describe(place)
+                data = block_file.data_place(self._files, version).stat()
+            except (ChecksumMismatch, FileNotFoundError):
+                block_file.remove(self._files, version)
+                continue
+            yield file, min(data.st_blocks * 512, file.size_bytes), place.stat().st_mtime
+
+    def close(self) -> None:
+        """Blocking: reads from origins that are under way are waited for."""
+        for _, queue in self._queues.values():
+            queue.close()
+        self._readers.shutdown(wait=True, cancel_futures=True)
+        if self.state in ("ok", "full"):
+            with suppress(OSError):
+                self.records.save()
+
+    # --- opening ---------------------------------------------------------------------------------------------------------------------
+
+    async def open(self, path: str, version: str = "") -> AnyCopy:
+        """The copy of the file at `path`, as it is now or as `version`. What the tree raises, if nothing kept here can answer instead."""
+        try:
+            file, origin = await self._tree.open(path, version)
+        except (StaleVersion, TierUnavailable) as error:
+            kept = await self._run(self._whole_all_the_same, path, version, error)
+            if kept is None:
+                raise
+            return kept
+        served = partial(self.records.served, file.path)
+        if file.object_id is not None and (own := await self._own_replica(file, origin, served)) is not None:
+            self.records.opened(path, hit=True)
+            return own
+        copy = await self._run(self._copy_of, file, origin)
+        self.records.opened(path, hit=copy.kept_bytes == file.size_bytes)
+        return copy
+
+    async def find(self, version: str) -> Copy:
+        """The copy of a version that somebody has opened before, perhaps with an earlier daemon. NotFound."""
+        if (copy := self.loaded(version)) is not None:
+            return copy
+        held = self.shelf.get(version)
+        if held is None:
+            raise NotFound("this copy is kept no longer", operation="read", subject=version, hint="open the file again")
+        copy_again = await self.open(held.file.path, version)
+        if not isinstance(copy_again, Copy):
+            raise NotFound("the file has another copy now", operation="read", subject=held.file.path, hint="open the file again")
+        return copy_again
+
+    def loaded(self, version: str) -> Copy | None:
+        """The copy, if it is in use or was a moment ago."""
+        with self._lock:
+            return self._copies.get(version)
+
+    def served(self, copy: Copy, size_bytes: int) -> None:
+        self.records.served(copy.file.path, size_bytes)
+
+    async def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: call(*args, **kwargs))
+
+    def _whole_all_the_same(self, path: str, version: str, error: StaleVersion | TierUnavailable) -> Copy | None:
+        """A whole copy that answers although the tree cannot: of the version asked for; of the last one seen, while the origin is down."""
+        if not version and isinstance(error, StaleVersion):
+            return None
+        held = self.shelf.get(version or self.shelf.newest(path) or "")
+        if held is None or held.file.path != path:
+            return None
+        copy = self._copy_of(held.file, _Gone(error), outdated=isinstance(error, StaleVersion))
+        return copy if copy.kept_bytes == held.file.size_bytes else None
+
+    def _copy_of(self, file: FileVersion, origin: Origin, *, outdated: bool = False) -> Copy:
+        with self._places.held(file.version):
+            if not outdated:
+                self.shelf.opened(file)
+            copy = self.loaded(file.version)
+            if copy is None or (copy.streamed and self.state == "ok" and not copy.busy):
+                copy = self._load(file, origin)
+            elif not isinstance(origin, _Gone):
+                copy.serve_from(origin, self._queue(origin))
+            self._remember(copy)
+            return copy
+
+    def _load(self, file: FileVersion, origin: Origin) -> Copy:
+        expected = self._digests_of(file.object_id) if file.object_id is not None else None
+        return Copy(
+            file,
+            origin,
+            queue=self._queue(origin),
+            keeper=self,
+            scratch=self._scratch,
+            readers=self._readers,
+            disk=self._open_disk(file),
+            expected=expected,
+            ahead=ReadAhead(self._window_blocks, eager=file.path.endswith(EAGER_SUFFIX)),
+        )
+
+    def _remember(self, copy: Copy) -> None:
+        with self._lock:
+            self._copies[copy.file.version] = copy
+            self._used_last[copy.file.version] = copy
+            self._used_last.move_to_end(copy.file.version)
+            while len(self._used_last) > KEPT_OPEN:
+                self._used_last.popitem(last=False)
+
+    def _queue(self, origin: Origin) -> FetchQueue:
+        """Of the origin's own threads. An origin lives as long as the daemon; all those that are gone have one queue."""
+        key = id(_Gone) if isinstance(origin, _Gone) else id(origin)
+        with self._lock:
+            if key not in self._queues:
+                self._queues[key] = (origin, FetchQueue(self._fetch_threads, f"fetch-{len(self._queues)}"))
+            return self._queues[key][1]
+
+    # --- files -----------------------------------------------------------------------------------------------------------------------
+
+    def _open_disk(self, file: FileVersion) -> BlockFile | None:
+        """The version's file, found or made; None if it is to be streamed. Under the place's lock."""
+        if self.state not in ("ok", "full"):
+            return None
+        try:
+            if file.version in self.shelf:
+                with suppress(ChecksumMismatch, FileNotFoundError):
+                    disk = BlockFile.open(self._files, file.version)
+                    disk.note_use()
+                    if disk.is_complete:
+                        disk.sync()  # a daemon that was killed may not have got to it
+                    self.shelf.resize(file.version, disk.kept_bytes)
+                    return disk
+            if not self._could_fit(file):
+                self.shelf.remove(file.version)
+                return None
+            return self._create(file)
+        except InvalidInput:
+            return None
+        except OSError as error:
+            self._refused(error)
+            return None
+
+    def _create(self, file: FileVersion) -> BlockFile:
+        disk = BlockFile.create(self._files, file)
+        self.shelf.put(file)
+        return disk
+
+    def _could_fit(self, file: FileVersion) -> bool:
+        """Whether all of it could be kept, if everything went that may."""
+        return file.size_bytes <= self.limit_bytes(self.shelf.held_bytes) - self.shelf.pinned_bytes()
+
+    def limit_bytes(self, held_bytes: int) -> int:
+        """What may be held now. Raises OSError."""
+        return self.room.allowed_bytes(held_bytes) if self.room is not None else 0
+
+    def new_file(self, copy: Copy) -> BlockFile | None:
+        with self._places.held(copy.file.version):
+            try:
+                return self._create(copy.file)
+            except OSError as error:
+                self._refused(error)
+                return None
+
+    def _remove_files(self, versions: list[str]) -> None:
+        for version in versions:
+            with self._places.held(version):
+                if version in self.shelf:
+                    continue  # it was opened again meanwhile
+                with self._lock:
+                    copy = self._copies.pop(version, None)
+                    self._used_last.pop(version, None)
+                if copy is not None:
+                    copy.give_up_disk()
+                try:
+                    block_file.remove(self._files, version)
+                except OSError as error:
+                    self.disk_failed(error)
+
+    # --- room ------------------------------------------------------------------------------------------------------------------------
+
+    def make_room(self, copy: Copy, size_bytes: int) -> bool:
+        if self.state not in ("ok", "full"):
+            return False
+        with self._evicting:
+            try:
+                there_is, gone = self.shelf.grow(copy.file.version, size_bytes, self.limit_bytes, self._is_busy)
+            except OSError as error:
+                self.disk_failed(error)
+                return False
+            self._remove_files(gone)
+            self._note(there_is)
+        return there_is
+
+    def _note(self, there_is_room: bool) -> None:
+        with self._lock:
+            if self.state in ("ok", "full"):
+                self.state = "ok" if there_is_room else "full"
+
+    def give_way(self, for_bytes: int = 0) -> int:
+        """Hold less, if the tier needs it: until the bounds are kept with so many bytes more in the tier. How many bytes went. Blocking."""
+        if self.state not in ("ok", "full"):
+            return 0
+        return self._shrink(lambda held_bytes: self.limit_bytes(held_bytes) - for_bytes)
+
+    def disk_is_full(self) -> None:
+        self._shrink(lambda held_bytes: held_bytes - SQUEEZED_BYTES)
+
+    def _shrink(self, limit_bytes: Callable[[int], int]) -> int:
+        with self._evicting:
+            before = self.shelf.held_bytes
+            try:
+                gone = self.shelf.shrink(limit_bytes, self._is_busy)
+            except OSError as error:
+                self.disk_failed(error)
+                return 0
+            self._remove_files(gone)
+        return before - self.shelf.held_bytes
+
+    def _is_busy(self, version: str) -> bool:
+        copy = self.loaded(version)
+        return copy is not None and copy.busy
+
+    def dropped(self, copy: Copy, size_bytes: int) -> None:
+        if (held := self.shelf.get(copy.file.version)) is not None:
+            self.shelf.resize(copy.file.version, max(0, held.size_bytes - size_bytes))
+
+    def evict(self, below: Callable[[Held], bool]) -> list[Held]:
+        """Take off what `below` says, pinned or not; who has a file open reads on. Blocking."""
+        with self._evicting:
+            chosen = [held for held in self.shelf.held() if below(held) and self.shelf.remove(held.file.version)]
+            self._remove_files([held.file.version for held in chosen])
+        return chosen
+
+    # --- what goes wrong -------------------------------------------------------------------------------------------------------------
+
+    def fetched(self, copy: Copy, size_bytes: int) -> None:
+        self.records.fetched(copy.file.path, size_bytes)
+
+    def _refused(self, error: OSError) -> None:
+        if error.errno in FULL:
+            self._note(False)
+        else:
+            self.disk_failed(error)
+
+    def disk_failed(self, error: OSError) -> None:
+        """Take the disk out: from now on everything is streamed. Said once."""
+        with self._lock:
+            if self.state == "down":
+                return
+            self.state = "down"
+            copies = list(self._copies.values())
+        translated = from_os_error(error, operation="use", key=str(self._folder), tier=NAME)
+        self.last_error = str(translated)
+        hint = "files are read from their origins meanwhile; replace the disk and start the daemon again"
+        self._remark(NAME, TierUnavailable(translated.why, operation="use", subject=str(self._folder), tier=NAME, hint=hint))
+        for copy in copies:
+            copy.give_up_disk()
+
+
+class _Gone:
+    """In the place of an origin that does not answer."""
+
+    def __init__(self, error: StaleVersion | TierUnavailable) -> None:
+        self._error = error
+
+    def read_into(self, file: FileVersion, offset_bytes: int, into: memoryview) -> None:
+        raise self._error
+

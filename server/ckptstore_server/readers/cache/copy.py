@@ -1,0 +1,382 @@
+"""One version's copy on this node, as its readers see it: which bytes are there, and how the others come.
+
+A block that is not there is fetched once, whoever asks for it and however many (one `Flight` a block); each reader is answered when its own
+blocks are there. A block enters verified: against the catalog if the object is the store's own, else its digest is taken now and held
+against it from then on. A block of an earlier boot is compared with its digest before anybody sees it, and fetched anew if it differs.
+
+Whatever the disk refuses (no room, an error), readers get their bytes all the same, out of the flight; only a descriptor cannot show those.
+`streamed` copies have no file at all.
+
+A damaged block in a file that was lent cannot be put right there: who has the file open must not see it change. The file gives its name to
+a new one, which takes the good blocks from it and fetches the bad one.
+
+Threads: any. The lock guards the flights, and which file is the copy's; it is never held while bytes move. `keeper` is called without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Protocol
+
+from ckptstore.errors import ChecksumMismatch, NotFound, TierFull, WaitTimeout
+from ckptstore_server.readers.cache.block_file import ABSENT, CLAIMED, READABLE, SPOILT, BlockFile
+from ckptstore_server.readers.cache.fetching import FetchQueue, Flight
+from ckptstore_server.readers.cache.read_ahead import ReadAhead
+from ckptstore_server.readers.origin import FileVersion, Origin
+from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, block_length, digest
+from ckptstore_tiers.posix_errors import FULL
+from ckptstore_tiers.scratch import ScratchPool
+
+#: How often a block that comes damaged, from the origin or from the disk, is fetched before it is an error.
+TRIES = 3
+#: Blocks of an earlier boot, or of a damaged file, that are looked at at once, until all are: the copy can be whole then.
+SETTLED_AT_ONCE = 8
+#: The longest that a reader waits for its bytes, in seconds; the origins' own limits are shorter.
+NEED_TIMEOUT_S = 300.0
+
+
+class Keeper(Protocol):
+    """What a copy asks of the cache. Any thread."""
+
+    def make_room(self, copy: Copy, size_bytes: int) -> bool:
+        """Whether so many more bytes may be kept, and count from now on; others may have had to go for it."""
+        ...
+
+    def disk_is_full(self) -> None:
+        """The device has refused bytes for which there was room by our own count."""
+        ...
+
+    def disk_failed(self, error: OSError) -> None: ...
+
+    def fetched(self, copy: Copy, size_bytes: int) -> None:
+        """Bytes that the origin gave."""
+        ...
+
+    def served(self, copy: Copy, size_bytes: int) -> None:
+        """Bytes that were asked for."""
+        ...
+
+    def dropped(self, copy: Copy, size_bytes: int) -> None:
+        """Bytes that count no longer: they could not be written, or are damaged."""
+        ...
+
+    def new_file(self, copy: Copy) -> BlockFile | None:
+        """An empty file in the place of the copy's; None without a disk that takes it."""
+        ...
+
+
+class Copy:
+    def __init__(
+        self,
+        file: FileVersion,
+        origin: Origin,
+        *,
+        queue: FetchQueue,
+        keeper: Keeper,
+        scratch: ScratchPool,
+        readers: ThreadPoolExecutor,
+        disk: BlockFile | None,
+        expected: BlockDigests | None,
+        ahead: ReadAhead,
+    ) -> None:
+        """`queue`: of the origin; `readers`: threads that read blocks back; `expected`: what the catalog says of an own object."""
+        self.file = file
+        self.origin = origin
+        self._queue = queue
+        self._keeper = keeper
+        self._scratch = scratch
+        self._readers = readers
+        self._disk = disk
+        self._earlier: BlockFile | None = None  # lent, with a damaged block: good ones are taken from it
+        self._expected = expected
+        self._ahead = ahead
+        self._lock = threading.Lock()
+        self._flights: dict[int, Flight] = {}
+        self._is_synced = disk is not None and disk.is_complete
+        self.streams = 0  # under way now; counted on the event loop
+        self._settle()
+
+    # --- what readers ask ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def streamed(self) -> bool:
+        return self._disk is None
+
+    @property
+    def whole(self) -> bool:
+        """Every byte is there and verified, and the disk has taken all of it."""
+        return self._is_synced
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is in use at this moment: evicting it would free little, and be paid for at once."""
+        return bool(self._flights) or self.streams > 0
+
+    @property
+    def there_bytes(self) -> int:
+        """Of the blocks that can be read now."""
+        disk = self._disk
+        return 0 if disk is None else disk.readable_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of the blocks that need not be fetched, as far as is known."""
+        disk = self._disk
+        return 0 if disk is None else disk.kept_bytes
+
+    def serve_from(self, origin: Origin, queue: FetchQueue) -> None:
+        """The version's origin, as it is known now; blocks that are on their way come from the one before."""
+        self.origin, self._queue = origin, queue
+
+    def descriptor(self) -> tuple[str, int]:
+        """The id of the copy's file, and a read-only descriptor, the caller's to close. TierFull without one. Blocking."""
+        disk = self._disk
+        if disk is None:
+            raise self._not_kept()
+        try:
+            found = disk.copy_id, disk.descriptor()
+        except OSError as error:
+            self._keeper.disk_failed(error)
+            raise self._not_kept() from error
+        if self.whole:
+            self._keeper.served(self, self.file.size_bytes)
+        return found
+
+    def wait(self, copy_id: str, offset: int, size_bytes: int, timeout_s: float = NEED_TIMEOUT_S) -> None:
+        """Return when these bytes can be read from the file with this id. Blocking.
+
+        NotFound: it is the copy's file no longer; TierFull: they cannot be kept; and what an origin raises.
+        """
+        offset, stop = self._checked(offset, size_bytes)
+        blocks = range(offset // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
+        disk = self._disk
+        if disk is None:
+            raise self._not_kept()
+        if disk.copy_id != copy_id:
+            raise NotFound("this copy is kept no longer", operation="read", subject=self.file.path, hint="open the file again")
+        for future in self._ask(blocks, offset, stop):
+            try:
+                kept = future.result(timeout_s) is None
+            except TimeoutError as error:
+                why = f"its bytes did not come within {timeout_s:g} s"
+                raise WaitTimeout(why, operation="read", subject=self.file.path) from error
+            if not kept:
+                raise self._not_kept()
+        if any(disk.states[index] != READABLE for index in blocks):
+            raise NotFound("this copy is kept no longer", operation="read", subject=self.file.path, hint="open the file again")
+
+    async def block(self, index: int, offset: int, stop: int) -> bytes:
+        """One block, verified now; bytes `offset` to `stop` of the file are what is wanted of it."""
+        loop = asyncio.get_running_loop()
+        for _ in range(TRIES):
+            for future in self._ask([index], offset, stop):
+                if (data := await asyncio.wrap_future(future)) is not None:
+                    return data
+            if (read := await loop.run_in_executor(self._readers, self._read_back, index)) is not None:
+                return read
+        raise ChecksumMismatch("the cache's disk does not give back what it took", operation="read", subject=self.file.path)
+
+    def fetch(self, index: int) -> Future[bytes | None] | None:
+        """Have a block come when nobody waits for anything else; None: it is there."""
+        with self._lock:
+            flight = self._flight(index, urgent=False)
+        return None if flight is None else flight.result
+
+    def _checked(self, offset: int, size_bytes: int) -> tuple[int, int]:
+        return min(offset, self.file.size_bytes), min(offset + size_bytes, self.file.size_bytes)
+
+    def _not_kept(self) -> TierFull:
+        why = "the node cannot keep a copy of these bytes"
+        return TierFull(why, operation="read", subject=self.file.path, hint="read them by GET /v1/tree/content")
+
+    # --- flights ---------------------------------------------------------------------------------------------------------------------
+
+    def _ask(self, blocks: Iterable[int], offset: int, stop: int) -> list[Future[bytes | None]]:
+        """What must be waited for, so that these blocks are there; what will be wanted next is on its way, too."""
+        self._keeper.served(self, stop - offset)
+        with self._lock:
+            wanted = [flight for index in blocks if (flight := self._flight(index, urgent=True)) is not None]
+            if self._disk is not None and not self._disk.is_complete:
+                for index in self._ahead.after(offset, stop, self._disk.missing_from):
+                    self._flight(index, urgent=False)
+        return [flight.result for flight in wanted]
+
+    def _flight(self, index: int, *, urgent: bool) -> Flight | None:
+        """The flight that brings a block, begun if need be; None if it is there. Under the lock."""
+        if self._disk is not None and self._disk.states[index] == READABLE:
+            return None
+        flight = self._flights.get(index)
+        if flight is None:
+            flight = self._flights[index] = Flight(partial(self._bring, index), urgent=urgent)
+            self._queue.add(flight)
+        elif urgent and not flight.urgent:
+            flight.urgent = True
+            self._queue.add(flight)
+        return flight
+
+    def _bring(self, index: int) -> bytes | None:
+        """Have a block in the file; its bytes, if that does not take it."""
+        try:
+            with self._scratch.borrow() as buffer:
+                disk, view = self._disk, buffer[: block_length(index, self.file.size_bytes)]
+                if disk is not None and disk.states[index] == CLAIMED and self._confirm(disk, index, buffer):
+                    return None
+                if not self._take_over(index, buffer):
+                    self._fetch(index, view)
+                return None if disk is not None and self._keep(disk, index, view) else bytes(view)
+        finally:
+            with self._lock:
+                self._flights.pop(index, None)
+                self._settle_one_more()
+
+    def _settle(self) -> None:
+        with self._lock:
+            for _ in range(SETTLED_AT_ONCE):
+                self._settle_one_more()
+
+    def _settle_one_more(self) -> None:
+        """Have one more block compared, or moved from an earlier file, without hurry. Under the lock."""
+        index = next(self._unsettled(), None)
+        if index is not None:
+            self._flight(index, urgent=False)
+
+    def _unsettled(self) -> Iterator[int]:
+        """Blocks that are kept, and must be looked at before the copy can be whole."""
+        disk, earlier = self._disk, self._earlier
+        if disk is None or disk.is_complete:
+            return
+        for index in disk.missing_from(0):
+            kept = disk.states[index] == CLAIMED or (earlier is not None and earlier.states[index] != ABSENT)
+            if kept and index not in self._flights:
+                yield index
+
+    def _fetch(self, index: int, view: memoryview) -> None:
+        for left in reversed(range(TRIES)):
+            self.origin.read_into(self.file, index * BLOCK_BYTES, view)
+            self._keeper.fetched(self, len(view))
+            if self._expected is None or digest(view) == self._expected.block(index):
+                return
+            if not left:
+                self._expected.check(index, view, operation="fetch", subject=self.file.path)
+
+    def _confirm(self, disk: BlockFile, index: int, buffer: memoryview) -> bool:
+        """Whether a block of an earlier boot is what entered then."""
+        expected = self._expected.block(index) if self._expected is not None else None
+        try:
+            good = disk.confirm(index, buffer, expected)
+        except OSError as error:
+            self._keeper.disk_failed(error)
+            return False
+        if good:
+            self._note_complete(disk)
+        else:
+            self._keeper.dropped(self, block_length(index, self.file.size_bytes))
+        return good
+
+    def _keep(self, disk: BlockFile, index: int, view: memoryview) -> bool:
+        if disk.states[index] == SPOILT:
+            return False  # its file is being replaced
+        found = digest(view)
+        for _ in range(2):
+            if not self._keeper.make_room(self, len(view)):
+                return False
+            try:
+                disk.store(index, view, found)
+            except OSError as error:
+                self._keeper.dropped(self, len(view))
+                if error.errno not in FULL:
+                    self._keeper.disk_failed(error)
+                    return False
+                self._keeper.disk_is_full()
+                continue
+            self._note_complete(disk)
+            return disk is self._disk
+        return False
+
+    def _note_complete(self, disk: BlockFile) -> None:
+        """Call it whole once the disk has all of it: an error of the device shows here, or never."""
+        if not disk.is_complete:
+            return
+        try:
+            disk.sync()
+        except OSError as error:
+            self._keeper.disk_failed(error)
+            return
+        with self._lock:
+            if disk is self._disk:
+                self._is_synced = True
+                self._earlier = None
+
+    # --- damage, and the end -------------------------------------------------------------------------------------------------------
+
+    def _read_back(self, index: int) -> bytes | None:
+        """A block of the file if it is what entered; else None, and it is being replaced."""
+        disk = self._disk
+        if disk is None or disk.states[index] != READABLE:
+            return None
+        with self._scratch.borrow() as buffer:
+            if self._is_good(disk, index, buffer):
+                return bytes(buffer[: block_length(index, self.file.size_bytes)])
+        self.replace_block(index)
+        return None
+
+    def _is_good(self, disk: BlockFile, index: int, buffer: memoryview) -> bool:
+        try:
+            return disk.is_good(index, buffer)
+        except OSError as error:
+            self._keeper.disk_failed(error)
+            return False
+
+    def check(self, index: int) -> bool:
+        """For the scrub: whether a block that is there is what entered; if not, it is replaced. Blocking."""
+        disk = self._disk
+        if disk is None or disk.states[index] == ABSENT:
+            return True
+        if disk.states[index] == CLAIMED:
+            future = self.fetch(index)
+            if future is not None:
+                future.result(NEED_TIMEOUT_S)
+            return True
+        with self._scratch.borrow() as buffer:
+            good = self._is_good(disk, index, buffer)
+        if not good:
+            self.replace_block(index)
+        return good
+
+    def replace_block(self, index: int) -> None:
+        """It is damaged: the next who asks for it gets it fetched anew."""
+        with self._lock:
+            disk = self._disk
+            if disk is None or disk.states[index] != READABLE:
+                return
+            self._is_synced = False
+            with suppress(OSError):
+                disk.forget(index)
+        if not disk.is_lent:
+            self._keeper.dropped(self, block_length(index, self.file.size_bytes))
+            return
+        fresh = self._keeper.new_file(self)  # in the place of one that others hold open
+        with self._lock:
+            self._disk, self._earlier = fresh, disk
+        self._settle()
+
+    def _take_over(self, index: int, buffer: memoryview) -> bool:
+        """Whether the earlier file had a good block, which is in `buffer` now."""
+        earlier = self._earlier
+        if earlier is None or earlier.states[index] != READABLE:
+            return False
+        try:
+            return earlier.is_good(index, buffer)
+        except OSError:
+            return False
+
+    def give_up_disk(self) -> None:
+        """From now on it is streamed: its file is gone, or its disk. Who has the file open reads on."""
+        with self._lock:
+            self._disk = self._earlier = None
+            self._is_synced = False

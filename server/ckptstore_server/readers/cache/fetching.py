@@ -1,0 +1,78 @@
+"""In which order do blocks come from an origin, and how many at once?
+
+Each origin has its own few threads: one that is slow or dead holds up its own files and nobody else's. What somebody waits for goes before
+what was only foreseen; of each kind, what was asked first. A piece of work that was foreseen and is then waited for moves up.
+
+Threads are made when they are needed. `close` waits for what runs, which is bounded by the origins' own timeouts, and ends the rest.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from ckptstore.errors import TierUnavailable
+
+
+class Flight:
+    """One piece of work on its way; `result` comes once, to all who wait for it."""
+
+    def __init__(self, work: Callable[[], bytes | None], *, urgent: bool) -> None:
+        self.result: Future[bytes | None] = Future()
+        self.urgent = urgent
+        self.begun = False  # under the queue's lock
+        self._work = work
+
+    def run(self) -> None:
+        try:
+            self.result.set_result(self._work())
+        except BaseException as error:  # noqa: BLE001 - the top of a piece of work: whoever waits for it gets the error
+            self.result.set_exception(error)
+
+    def give_up(self) -> None:
+        self.result.set_exception(TierUnavailable("the daemon is stopping", operation="fetch"))
+
+
+class FetchQueue:
+    """The threads of one origin."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._executor = ThreadPoolExecutor(threads, name)
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[bool, int, Flight]] = []
+        self._numbers = itertools.count()
+        self._closed = False
+
+    def add(self, flight: Flight) -> None:
+        """Queue it; once more, now that it is urgent, moves it up."""
+        with self._lock:
+            if not self._closed:
+                heapq.heappush(self._waiting, (not flight.urgent, next(self._numbers), flight))
+                self._executor.submit(self._run_first)
+                return
+        flight.give_up()
+
+    def _run_first(self) -> None:
+        """Called once for each entry; of a flight that moved up the second one finds it begun."""
+        with self._lock:
+            if not self._waiting:
+                return
+            _, _, flight = heapq.heappop(self._waiting)
+            if flight.begun:
+                return
+            flight.begun = True
+        flight.run()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            waiting, self._waiting = self._waiting, []
+            left = {id(flight): flight for _, _, flight in waiting if not flight.begun}
+            for flight in left.values():
+                flight.begun = True
+        for flight in left.values():
+            flight.give_up()
+        self._executor.shutdown(wait=True, cancel_futures=True)
