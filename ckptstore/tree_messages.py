@@ -7,6 +7,7 @@ reads it needs to know neither objects nor replicas nor origins.
     GET /v1/tree/list?path=P[&after=N&limit=K]  FileListing    names in byte order
     GET /v1/tree/content?path=P&version=V       the bytes; Range gives 206; ETag is the version. StaleVersion if P is another version now
                                                 and the bytes of V cannot be had any more
+    GET /v1/tree/changes?seen=N&timeout_s=S     TreeChanges    answers when something changed after N, or after S seconds
 
 and over the descriptor socket, for readers on the node:
 
@@ -20,7 +21,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from ckptstore.wire import Count, Message
+from pydantic import Field
+
+from ckptstore.wire import Count, Message, Text
+
+#: How old what is told of attached storage may be, unless one says otherwise.
+REFRESH_S = 30.0
 
 
 class FileInfo(Message):
@@ -48,8 +54,41 @@ class FileInfo(Message):
 
 class FileListing(Message):
     entries: list[FileInfo]
-    #: give it as `after` to go on; None: that was all
+    #: give it as `after` to go on (no name, where storage is attached); None: that was all
     after: str | None = None
+    #: what attached storage has here under names that no path can have, or as links that lead out of it
+    skipped: Count = 0
+
+
+class AttachStorage(Message):
+    """POST /v1/attachments, on the daemon's own node: show what lies at `url` below `path`."""
+
+    path: str
+    url: str
+    read_only: bool = True
+    #: how old an answer about what is there may be
+    refresh_s: float = Field(REFRESH_S, ge=0, le=86_400)
+    #: the profile that has the credentials; never a secret itself
+    credentials: Text | None = None
+    options: dict[str, str] = Field(default_factory=dict)
+
+
+class AttachmentInfo(AttachStorage):
+    attached_at_s: float = 0.0
+    #: why it does not answer now; None while it does, or was not asked yet
+    down: str | None = None
+
+
+class AttachmentList(Message):
+    attachments: list[AttachmentInfo]
+
+
+class TreeChanges(Message):
+    """What changed in the tree, attached storage aside, up to the change with the number `seen`."""
+
+    seen: int
+    #: what was published, each path with all below it; None: it is not known what, so anything may have changed
+    paths: list[str] | None = None
 
 
 class FdOpenFile(Message):

@@ -26,6 +26,7 @@ from types import TracebackType
 from ckptstore import fd_protocol
 from ckptstore.errors import CkptStoreError, DaemonUnavailable, InvalidInput, Unauthorized, WaitTimeout, from_wire
 from ckptstore.fd_messages import FdAcquire, FdFollow, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
+from ckptstore.tree_messages import FdFile, FdNeed, FdOpenFile
 from ckptstore.wire import API_VERSION, Message, SegmentGrant
 from ckptstore_tiers.prefault import prefault
 from ckptstore_tiers.shared_mapping import map_shared
@@ -125,6 +126,26 @@ class DescriptorConnection:
         with self._lock:
             _, fd = self._ask(FdFollow(object_id=object_id), (), self._timeout_s)
             return self._expect_fd(fd, "follow", object_id)
+
+    def open_file(self, path: str, version: str = "") -> tuple[FdFile, int | None]:
+        """The node's copy of a file of the tree, and its read-only descriptor, which is the caller's; none where it has to be streamed."""
+        with self._lock:
+            document, received = self._exchange(FdOpenFile(path=path, version=version), (), self._timeout_s)
+            try:
+                file = fd_protocol.read_as(document, FdFile)
+            except InvalidInput as error:
+                fd_protocol.close_all(received)
+                raise self._broken("the daemon's answer makes no sense", error) from error
+            if file.error is not None:
+                fd_protocol.close_all(received)
+                raise from_wire(file.error)
+            return file, received[0] if received else None
+
+    def need(self, version: str, copy_id: str, offset_bytes: int, size_bytes: int, *, timeout_s: float) -> None:
+        """Wait until these bytes of a copy are there. NotFound: open the file again. TierFull: stream them."""
+        request = FdNeed(version=version, copy_id=copy_id, offset_bytes=offset_bytes, size_bytes=size_bytes)
+        with self._lock:
+            self._ask(request, (), timeout_s)
 
     def ingest(self, attempt_id: str, name: str, fd: int, size_bytes: int, *, timeout_s: float | None = None) -> FdReady:
         """Have the daemon store the file behind `fd`, which stays the caller's. Returns once it is durable."""

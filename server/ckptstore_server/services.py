@@ -16,6 +16,7 @@ from ckptstore_server.ingest import Ingest
 from ckptstore_server.namespace import Namespace
 from ckptstore_server.node import Node
 from ckptstore_server.publish import Publisher
+from ckptstore_server.readers.changes import Changes
 from ckptstore_server.readers.tree import Tree
 from ckptstore_server.recall import Recall
 from ckptstore_server.replicas import Replicas
@@ -39,6 +40,7 @@ class Services:
     content: Content
     verifier: Verifier
     tree: Tree
+    changes: Changes
     request_stop: Callable[[], None]
 
     @classmethod
@@ -64,5 +66,6 @@ class Services:
             content=Content(node, replicas, recall),
             verifier=Verifier(node, replicas, publisher),
             tree=Tree(node, replicas),
+            changes=Changes(node),
             request_stop=request_stop,
         )

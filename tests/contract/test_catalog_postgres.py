@@ -14,6 +14,7 @@ from ckptstore.catalog import Catalog, engine
 from ckptstore.errors import CatalogUnavailable
 from tests.contract.attachments_contract import AttachmentsContract
 from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
+from tests.contract.changes_contract import ChangesContract
 from tests.contract.moving_contract import MovingContract
 from tests.contract.references_contract import ReferencesContract
 from tests.services.postgres import Postgres
@@ -26,7 +27,7 @@ def postgres() -> Iterator[Postgres]:
     server.stop()
 
 
-class TestPostgresCatalog(CatalogContract, ReferencesContract, MovingContract, AttachmentsContract):
+class TestPostgresCatalog(CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract):
     @pytest.fixture
     def url(self, postgres: Postgres) -> str:
         return postgres.database()

@@ -22,6 +22,7 @@ from ckptstore.errors import CatalogUnavailable, ConfigInvalid
 from ckptstore.paths import new_id
 from tests.contract.attachments_contract import AttachmentsContract
 from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
+from tests.contract.changes_contract import ChangesContract
 from tests.contract.moving_contract import MovingContract
 from tests.contract.references_contract import ReferencesContract
 
@@ -29,7 +30,7 @@ from tests.contract.references_contract import ReferencesContract
 SMALL_TABLES = {"tiers", "nodes", "counters", "store", "attachments", "shallower_tier"}
 
 
-class TestSqliteCatalog(CatalogContract, ReferencesContract, MovingContract, AttachmentsContract):
+class TestSqliteCatalog(CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'catalog.sqlite3'}"
