@@ -1,0 +1,110 @@
+"""How long is an answer of the source believed? What the store holds: until a change is told. What is attached, or may change silently:
+a moment.
+
+The source tells what changed (`Source.changes`), and while it does, an answer stays true until its path, something above or something
+below it is named. Nobody tells of a change in attached storage, of a copy that has become whole, or of anything while the source is away:
+such answers are asked again after `believed_s`. An answer that was on its way when a change was told is not kept.
+
+Bounded: the oldest answers go. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from ckptstore.errors import NotFound
+from ckptstore.paths import parent_and_name
+from ckptstore.tree_messages import FileInfo
+from ckptstore_client.mount.source import Source
+
+KEPT_ANSWERS = 32_768
+#: How long the kernel may believe a name of which changes are told: only a second line of defence.
+TOLD_S = 60.0
+
+
+class MustWait(Exception):
+    """The answer has to be asked for, which the caller has no time to wait for."""
+
+
+class Believed:
+    def __init__(self, source: Source, *, believed_s: float) -> None:
+        self._source = source
+        self._believed_s = believed_s
+        self._lock = threading.Lock()
+        self._answers: OrderedDict[str, tuple[FileInfo | None, float]] = OrderedDict()
+        #: changes when anything was told; an answer asked for before is not kept after
+        self._told = 0
+        self._told_of = False
+
+    def info(self, path: str, *, may_wait: bool) -> FileInfo:
+        """What is at the path. NotFound, MustWait, and what the source raises."""
+        with self._lock:
+            answer, until_s = self._answers.get(path, (None, -1.0))
+            told = self._told
+        if until_s < time.monotonic():
+            if not may_wait:
+                raise MustWait
+            try:
+                answer = self._source.info(path)
+            except NotFound:
+                answer = None
+            self._keep(told, [(path, answer)])
+        if answer is None:
+            raise NotFound("nothing is there", operation="look up", subject=path)
+        return answer
+
+    def asked_now(self) -> int:
+        """Take it before a listing is asked for, and give it to `note`."""
+        return self._told
+
+    def note(self, asked: int, listed: Iterable[FileInfo]) -> None:
+        """Entries of a listing are answers as well."""
+        self._keep(asked, [(info.path, info) for info in listed])
+
+    def note_whole(self, path: str, version: str, whole: bool) -> None:
+        """The source has just said whether its copy of this version is whole."""
+        with self._lock:
+            answer, until_s = self._answers.get(path, (None, 0.0))
+            if answer is not None and answer.version == version and answer.whole != whole:
+                self._answers[path] = (answer.model_copy(update={"whole": whole}), until_s)
+
+    def valid_s(self, info: FileInfo | None) -> float:
+        """For how long the kernel may believe this name."""
+        if not self._told_of or (info is not None and info.origin is not None):
+            return self._believed_s
+        return TOLD_S
+
+    def changed(self, paths: tuple[str, ...] | None) -> None:
+        """These changed, with all below them and the folders above; None: anything may have."""
+        with self._lock:
+            self._told += 1
+            if paths is None:
+                self._answers.clear()
+                return
+            for path in paths:
+                below = path.rstrip("/") + "/"
+                for known in [known for known in self._answers if known == path or known.startswith(below)]:
+                    del self._answers[known]
+                while path != "/":
+                    path, _ = parent_and_name(path)
+                    self._answers.pop(path, None)
+
+    def told_of(self, yes: bool) -> None:
+        """Whether changes are being told at the moment."""
+        with self._lock:
+            self._told_of = yes
+
+    def _keep(self, told: int, answers: list[tuple[str, FileInfo | None]]) -> None:
+        now_s = time.monotonic()
+        with self._lock:
+            if told != self._told:
+                return
+            for path, answer in answers:
+                stays = self._told_of and (answer is None or (answer.origin is None and (answer.whole or answer.kind != "file")))
+                self._answers[path] = (answer, now_s + (TOLD_S if stays else self._believed_s))
+                self._answers.move_to_end(path)
+            while len(self._answers) > KEPT_ANSWERS:
+                self._answers.popitem(last=False)
