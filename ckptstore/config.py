@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from ckptstore.errors import ConfigInvalid
+from ckptstore.errors import ConfigInvalid, InvalidInput
+from ckptstore.paths import check_path
 from ckptstore.sockets import socket_path
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
@@ -131,6 +132,37 @@ class QuietSettings(BaseModel):
     nice: int = Field(10, ge=0, le=19, description="how far threads that drain stand back for others; 0: not at all, also for the disk")
 
 
+class CacheSettings(BaseModel):
+    """The `[cache]` table: copies of what readers read, on this node's disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = Field(True, description="whether anything is kept; without, every read goes to where the file lies")
+    folder: Path | None = Field(
+        None, description="where the copies lie; unset: `cache` in the node's first posix tier", examples=["/mnt/nvme2/ckptstore-cache"]
+    )
+    size: Size | None = Field(
+        None, description="how much may be kept; unset: what the tier leaves below its high-water mark", examples=["500GiB"]
+    )
+    quotas: dict[str, Size] = Field(
+        default_factory=dict, description="the most that may be kept of what lies below a path", examples=[{"/models/public": "100GiB"}]
+    )
+    fetch_threads: int = Field(8, ge=1, le=64, description="blocks of 4 MiB that are fetched at once, from each origin")
+    window: Size = Field(64 << 20, ge=4 << 20, le=1 << 30, description="how far a reader is read ahead, at most")
+    scrub_every: Duration = Field(7 * 86400.0, description="how often all that is kept is read and compared with its checksums")
+
+    @model_validator(mode="after")
+    def _paths_are_absolute(self) -> CacheSettings:
+        for path in self.quotas:
+            try:
+                check_path(path)
+            except InvalidInput as error:
+                raise ValueError(f"quotas: {error.why}: {path!r}") from error
+        if self.folder is not None and not self.folder.is_absolute():
+            raise ValueError("folder must be an absolute path")
+        return self
+
+
 def default_home() -> Path:
     return Path(os.environ.get("CKPTSTORE_HOME") or Path.home() / ".ckptstore")
 
@@ -143,6 +175,7 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=default_home, description="catalog, sockets, log and lock of this node's daemon")
     memory: MemorySettings = Field(default_factory=MemorySettings)
     quiet: QuietSettings = Field(default_factory=QuietSettings)
+    cache: CacheSettings = Field(default_factory=CacheSettings)
     tiers: tuple[TierSettings, ...] = Field((), description="empty: one NVMe tier under the home")
     catalog_url: str | None = Field(
         None, description="sqlite:////path or postgresql://…; unset: SQLite under the home", examples=["postgresql://user@host/ckptstore"]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ckptstore.config import MemorySettings, QuietSettings, Settings, TierSettings, parse_duration, parse_size
+from ckptstore.config import CacheSettings, MemorySettings, QuietSettings, Settings, TierSettings, parse_duration, parse_size
 
 EXAMPLE_TIERS = """\
 # Three tiers, as a training cluster has them. The order is the order of the tiers: from fastest to most durable.
@@ -107,6 +107,7 @@ def template() -> str:
     lines += _commented(Settings)
     lines += ["# Host memory that is lent to training processes, for their snapshots.", "#[memory]", *_commented(MemorySettings)]
     lines += ["# How copies between tiers keep out of training's way.", "#[quiet]", *_commented(QuietSettings)]
+    lines += ["# Copies of what readers read, on this node's disk.", "#[cache]", *_commented(CacheSettings)]
     lines += [
         "# Where bytes live. Without any: one NVMe tier in the home. What a [[tiers]] table may say:",
         *(f"#   {setting.name}: {_reason(setting)}" for setting in fields(TierSettings)),
@@ -116,6 +117,11 @@ def template() -> str:
 
 
 def toml(value: Any) -> str:
+    """A value as TOML writes it, in one line."""
+    if isinstance(value, dict):
+        table = tomlkit.inline_table()
+        table.update(value)
+        return table.as_string()
     return tomlkit.item(str(value) if isinstance(value, Path) else value).as_string()
 
 
