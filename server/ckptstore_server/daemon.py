@@ -157,6 +157,7 @@ class Daemon:
             await asyncio.gather(*(task for _, task in servers), return_exceptions=True)
             await asyncio.to_thread(descriptors.close)
             await upkeep.stop()
+            await asyncio.to_thread(services.attached.close)
             self._settings.api_socket.unlink(missing_ok=True)
 
     async def _open_tiers(self, node: Node) -> None:

@@ -16,6 +16,7 @@ from ckptstore_server.ingest import Ingest
 from ckptstore_server.namespace import Namespace
 from ckptstore_server.node import Node
 from ckptstore_server.publish import Publisher
+from ckptstore_server.readers.attached import Attached
 from ckptstore_server.readers.changes import Changes
 from ckptstore_server.readers.tree import Tree
 from ckptstore_server.recall import Recall
@@ -39,6 +40,7 @@ class Services:
     namespace: Namespace
     content: Content
     verifier: Verifier
+    attached: Attached
     tree: Tree
     changes: Changes
     request_stop: Callable[[], None]
@@ -51,6 +53,7 @@ class Services:
         publisher = Publisher(node)
         drainer = Drainer(node, publisher, replicas, evictor)
         recall = Recall(node, replicas, evictor)
+        attached = Attached(node)
         return cls(
             node=node,
             sessions=sessions,
@@ -65,7 +68,8 @@ class Services:
             namespace=Namespace(node),
             content=Content(node, replicas, recall),
             verifier=Verifier(node, replicas, publisher),
-            tree=Tree(node, replicas),
+            attached=attached,
+            tree=Tree(node, replicas, attached),
             changes=Changes(node),
             request_stop=request_stop,
         )

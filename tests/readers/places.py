@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ckptstore.config import read_settings
+from ckptstore.tree_messages import AttachmentInfo, AttachStorage, FileInfo
 from ckptstore_server.daemon import open_node
 from ckptstore_server.readers.origin import FileVersion, Origin
 from ckptstore_server.services import Services
+from tests.daemon_process import write_config
 
 T = TypeVar("T")
 
@@ -46,11 +48,25 @@ class Inside:
 
     def close(self) -> None:
         self._runner.close()
+        self.services.attached.close()
         self.node.close()
+
+
+    def attach(self, url: object, path: str, *, refresh_s: float = 0.0, **options: Any) -> AttachmentInfo:
+        return self.run(self.services.attached.attach(AttachStorage(url=str(url), path=path, refresh_s=refresh_s, **options)))
+
+    def look(self, path: str, *, resolve: bool = False) -> FileInfo:
+        return self.run(self.services.tree.look(path, resolve=resolve))
+
+    def read(self, path: str, version: str = "") -> bytes:
+        return content_of(*self.open(path, version))
 
 
 @contextmanager
 def inside(home: Path) -> Iterator[Inside]:
+    """The store at `home`; a new one with a single tier if there is none."""
+    if not (home / "config.toml").exists():
+        write_config(home, tiers=[{"name": "nvme", "kind": "posix", "path": home / "nvme"}], memory={"limit": "64MiB"})
     opened = Inside(home)
     try:
         yield opened

@@ -43,26 +43,22 @@ def tree(home: Path) -> Iterator[Inside]:
         yield opened
 
 
-def look(tree: Inside, path: str, *, resolve: bool = False) -> FileInfo:
-    return tree.run(tree.services.tree.look(path, resolve=resolve))
-
-
 def test_folders_checkpoints_files_and_the_link_are_what_readers_see(tree: Inside) -> None:
-    assert [look(tree, path).kind for path in ("/", "/run", "/run/step-1", "/models/m/sub")] == ["folder"] * 4
-    file = look(tree, "/models/m/a.bin")
+    assert [tree.look(path).kind for path in ("/", "/run", "/run/step-1", "/models/m/sub")] == ["folder"] * 4
+    file = tree.look("/models/m/a.bin")
     assert (file.kind, file.size_bytes, file.durability, file.whole) == ("file", len(DATA), ("nvme", "pfs"), True)
     assert file.modified_s > 0
-    assert look(tree, "/run/Z.txt").version != file.version
-    link = look(tree, "/run/@latest")
+    assert tree.look("/run/Z.txt").version != file.version
+    link = tree.look("/run/@latest")
     assert (link.kind, link.target) == ("link", "/run/step-3")
     with pytest.raises(NotFound):
-        look(tree, "/models/@latest")
+        tree.look("/models/@latest")
 
 
 def test_a_path_may_go_through_latest(tree: Inside) -> None:
-    assert look(tree, "/run/@latest", resolve=True).path == "/run/step-3"
+    assert tree.look("/run/@latest", resolve=True).path == "/run/step-3"
     (name,) = [name for name in tree.names("/run/@latest") if name.endswith(".safetensors")]
-    assert look(tree, f"/run/@latest/{name}").version == look(tree, f"/run/step-3/{name}").version
+    assert tree.look(f"/run/@latest/{name}").version == tree.look(f"/run/step-3/{name}").version
     file, origin = tree.open(f"/run/@latest/{name}")
     assert content_of(file, origin)[:8] != b""
     assert file.path == f"/run/step-3/{name}"
@@ -75,7 +71,7 @@ def test_a_listing_is_in_byte_order_with_latest_where_it_belongs_whatever_the_pa
     assert tree.names("/models", limit) == ["m"]
     page = tree.run(tree.services.tree.list("/models/m"))
     assert [(entry.kind, entry.size_bytes) for entry in page.entries] == [("file", len(DATA)), ("folder", 0)]
-    assert page.entries[0] == look(tree, "/models/m/a.bin").model_copy(update={"whole": False})
+    assert page.entries[0] == tree.look("/models/m/a.bin").model_copy(update={"whole": False})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ configuration file that is shown or logged holds none.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -99,23 +100,29 @@ class S3Place(BaseModel):
 
 def read_s3_settings(settings: TierSettings) -> tuple[S3Place, S3Options]:
     """The checked place and options of an S3 tier; ConfigInvalid names the first option that is wrong."""
-    parts = urlsplit(settings.url or "", allow_fragments=False)
-    subject = f"tiers.{settings.name}"
+    return read_s3_place(
+        settings.url or "", settings.options, operation="read configuration", subject=f"tiers.{settings.name}"
+    )
+
+
+def read_s3_place(
+    url: str, options: Mapping[str, Any], *, operation: str, subject: str
+) -> tuple[S3Place, S3Options]:
+    """The checked place and options that a URL and its options mean; ConfigInvalid names what is wrong with `subject`."""
+    parts = urlsplit(url, allow_fragments=False)
     if not parts.netloc or "@" in parts.netloc or parts.query:
-        raise ConfigInvalid(
-            "an S3 tier's url is s3://bucket or s3://bucket/prefix", operation="read configuration", subject=subject
-        )
+        raise ConfigInvalid("the url of S3 is s3://bucket or s3://bucket/prefix", operation=operation, subject=subject)
     try:
-        options = S3Options(**settings.options)
+        checked = S3Options(**options)
     except (ValidationError, TypeError) as error:
         why = (
             "; ".join(_fault(fault) for fault in error.errors(include_input=False))
             if isinstance(error, ValidationError)
             else str(error)
         )
-        raise ConfigInvalid(why, operation="read configuration", subject=f"{subject}.options") from None
+        raise ConfigInvalid(why, operation=operation, subject=f"{subject}.options") from None
     prefix = parts.path.strip("/")
-    return S3Place(bucket=parts.netloc, prefix=f"{prefix}/" if prefix else ""), options
+    return S3Place(bucket=parts.netloc, prefix=f"{prefix}/" if prefix else ""), checked
 
 
 def _fault(fault: object) -> str:

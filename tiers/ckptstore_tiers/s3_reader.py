@@ -1,7 +1,8 @@
 """How bytes come back from S3: ranged GETs, several at once, received straight into the caller's buffer.
 
 A body that breaks is asked for again from where it broke. The ETag of the first HEAD pins the content: it is compared with every
-answer's own, since some servers refuse or ignore If-Match. Block digests are the caller's to check. A reader may be used from several
+answer's own, since some servers refuse or ignore If-Match; with `if_match` it is asked for all the same, and a server that heeds it
+answers without a body. Block digests are the caller's to check. A reader may be used from several
 threads; `read_into` returns, or raises, only when nobody writes into the buffer any more.
 """
 
@@ -39,12 +40,19 @@ class S3Reader:
     """An open S3 object: its size, its ETag, and a connection to ask."""
 
     def __init__(
-        self, connection: S3Connection, executor: ThreadPoolExecutor, buffers: PartBuffers, stored: StoredObject
+        self,
+        connection: S3Connection,
+        executor: ThreadPoolExecutor,
+        buffers: PartBuffers,
+        stored: StoredObject,
+        *,
+        if_match: bool = False,
     ) -> None:
         self._connection = connection
         self._executor = executor
         self._buffers = buffers
         self._stored = stored
+        self._condition = {"IfMatch": stored.etag} if if_match and stored.etag else {}
 
     @property
     def size_bytes(self) -> int:
@@ -107,6 +115,7 @@ class S3Reader:
                 Bucket=self._connection.bucket,
                 Key=self._connection.name(self._stored.key),
                 Range=f"bytes={first}-{first + wanted - 1}",
+                **self._condition,
             )
             try:
                 self._check_answer(answer, first, wanted)

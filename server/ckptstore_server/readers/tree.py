@@ -12,15 +12,17 @@ from ckptstore.errors import InvalidInput, NotFound, StaleVersion
 from ckptstore.paths import LATEST, check_tree_path, join, parent_and_name
 from ckptstore.tree_messages import FileInfo, FileListing
 from ckptstore_server.node import Node
+from ckptstore_server.readers.attached import Attached
 from ckptstore_server.readers.origin import FileVersion, Origin
 from ckptstore_server.readers.published import PublishedOrigin
 from ckptstore_server.replicas import Replicas
 
 
 class Tree:
-    def __init__(self, node: Node, replicas: Replicas) -> None:
+    def __init__(self, node: Node, replicas: Replicas, attached: Attached) -> None:
         self._node = node
         self._replicas = replicas
+        self._attached = attached
         self._published = PublishedOrigin(node, replicas)
 
     async def look(self, path: str, *, resolve: bool = False) -> FileInfo:
@@ -29,7 +31,10 @@ class Tree:
         parent, name = parent_and_name(path)
         if name == LATEST and not resolve:
             return _link(await self._latest(await self._real(parent)))
-        entry = await self._node.query(self._node.catalog.entry, await self._real(path))
+        path = await self._real(path)
+        if (shown := await self._attached.over(path)) is not None:
+            return await shown.look()
+        entry = await self._node.query(self._node.catalog.entry, path)
         info = file_info(entry)
         if entry.object_id is not None:
             info = info.model_copy(update={"whole": await self._node.query(self._is_here, entry.object_id)})
@@ -38,6 +43,8 @@ class Tree:
     async def list(self, path: str, *, after: str = "", limit: int = 1000) -> FileListing:
         """A page of what is in a folder: what follows `after`, in the byte order of names."""
         path = await self._real(check_tree_path(path, operation="list"))
+        if (shown := await self._attached.over(path)) is not None:
+            return await shown.list(after, limit)
         page = await self._node.query(self._node.catalog.list_folder, path, after=after, limit=limit)
         infos, more = [file_info(entry) for entry in page], len(page) == limit
         if after < LATEST and (not more or page[-1].name > LATEST) and all(entry.within is None for entry in page):
@@ -53,7 +60,10 @@ class Tree:
         """
         path = check_tree_path(path, operation="open")
         try:
-            entry = await self._node.query(self._node.catalog.entry, await self._real(path))
+            real = await self._real(path)
+            if (shown := await self._attached.over(real)) is not None:
+                return await shown.open(version), shown.answers
+            entry = await self._node.query(self._node.catalog.entry, real)
         except NotFound:
             if version:
                 return await self._earlier(path, version), self._published
