@@ -33,6 +33,7 @@ from ckptstore_server.lending import Lending
 from ckptstore_server.node import Node
 from ckptstore_server.pressure import Gauge
 from ckptstore_server.quiet import QuietBudget
+from ckptstore_server.readers.cache.lending import CopyLending
 from ckptstore_server.replicas import mark_lost
 from ckptstore_server.services import Services
 from ckptstore_server.step_times import StepTimes
@@ -138,11 +139,12 @@ class Daemon:
         services.attempts.ended(lost)
         await services.publisher.resume()
         upkeep = Upkeep(services)
+        await node.run(node.upkeep_executor, services.cache.start)
         upkeep.start()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        lending = Lending(node, services.sessions, services.attempts, services.replicas, loop)
+        lending = Lending(node, services.sessions, services.attempts, services.replicas, CopyLending(services.cache, loop), loop)
         descriptors = DescriptorServer(self._settings.fd_socket, lending)
         servers = [(server, asyncio.create_task(server.serve())) for server in self._http_servers(services)]
         try:
@@ -157,6 +159,7 @@ class Daemon:
             await asyncio.gather(*(task for _, task in servers), return_exceptions=True)
             await asyncio.to_thread(descriptors.close)
             await upkeep.stop()
+            await asyncio.to_thread(services.cache.close)
             await asyncio.to_thread(services.attached.close)
             self._settings.api_socket.unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ the bytes are gone leaves a chore, not a leak.
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from ckptstore.catalog.model import StoredFile
 from ckptstore.errors import CkptStoreError
@@ -22,11 +23,18 @@ BEFORE_CATALOG = declare("evict.before_catalog")
 AFTER_CATALOG = declare("evict.after_catalog")
 
 
+class GivesWay(Protocol):
+    def __call__(self, for_bytes: int = 0, *, mark: float | None = None) -> int:
+        """Take less of the disk, until it is below the mark with so many bytes more. Blocking."""
+        ...
+
+
 class Evictor:
     def __init__(self, node: Node, replicas: Replicas) -> None:
         self._node = node
         self._replicas = replicas
         self._locks = {handle.name: asyncio.Lock() for handle in node.handles}
+        self.others_give_way: GivesWay | None = None  # the cache, whose copies lie on the same disk and can be had again
 
     async def keep_below_mark(self) -> None:
         for handle in self._node.durable:
@@ -42,6 +50,9 @@ class Evictor:
         """Evict down to the low-water mark and until `for_bytes` are free, or until nothing may go; bytes freed."""
         freed_bytes = 0
         async with self._locks[handle.name]:
+            if self.others_give_way is not None and handle in self._node.node_local:
+                mark = handle.settings.low_water
+                await self._node.run(self._node.tier_executor(handle), self.others_give_way, for_bytes, mark=mark)
             while handle.opened is not None and _is_too_full(handle, for_bytes):
                 freed = await self._node.run(self._node.tier_executor(handle), self._evict_some, handle, for_bytes)
                 if freed == 0:

@@ -25,6 +25,7 @@ from ckptstore import fd_protocol, sockets
 from ckptstore.errors import Busy, CkptStoreError, InvalidInput, Unauthorized
 from ckptstore.fd_messages import FdAcquire, FdFollow, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
 from ckptstore.paths import new_id
+from ckptstore.tree_messages import FdFile, FdNeed, FdOpenFile
 from ckptstore.wire import API_VERSION
 
 _log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ _log = logging.getLogger(__name__)
 #: struct ucred: pid, uid, gid.
 _CREDENTIALS = struct.Struct("3i")
 
-Answer = tuple[FdReady, int | None]
+Answer = tuple[FdReady | FdFile, int | None]
 
 
 class DescriptorHandler(Protocol):
@@ -65,6 +66,14 @@ class DescriptorHandler(Protocol):
 
     def follow(self, session: str, message: FdFollow) -> Answer:
         """The reading end of a pipe that tells what of an arriving object can be read."""
+        ...
+
+    def open_file(self, session: str, message: FdOpenFile) -> Answer:
+        """A read-only descriptor of the node's copy of a file of the tree; FdFile says which, and how much of it is there."""
+        ...
+
+    def need(self, session: str, message: FdNeed) -> Answer:
+        """Once these bytes can be read from the copy's descriptor."""
         ...
 
     def ingest(self, session: str, message: FdIngest, fd: int) -> Answer:
@@ -236,7 +245,8 @@ class DescriptorServer:
         try:
             ready, fd = self._handle(session, document, fds)
         except CkptStoreError as error:
-            ready, fd = FdReady(error=error.to_wire()), None
+            ready = (FdFile if document.get("op") == "open_file" else FdReady)(error=error.to_wire())
+            fd = None
         finally:
             fd_protocol.close_all(fds)
         connection.settimeout(self._send_timeout_s)
@@ -259,6 +269,10 @@ class DescriptorServer:
             return self._handler.open(session, fd_protocol.read_as(document, FdOpen))
         if operation == "follow":
             return self._handler.follow(session, fd_protocol.read_as(document, FdFollow))
+        if operation == "open_file":
+            return self._handler.open_file(session, fd_protocol.read_as(document, FdOpenFile))
+        if operation == "need":
+            return self._handler.need(session, fd_protocol.read_as(document, FdNeed))
         if operation == "ingest":
             return self._handler.ingest(session, fd_protocol.read_as(document, FdIngest), fds[0])
         raise InvalidInput(f"unknown request {str(operation)[:100]!r}", operation="receive")

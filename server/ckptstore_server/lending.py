@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 
 from ckptstore.errors import ChecksumMismatch, NotFound, TierUnavailable
 from ckptstore.fd_messages import FdAcquire, FdFollow, FdIngest, FdOpen, FdReady, FdRelease, FdSegment
+from ckptstore.tree_messages import FdFile, FdNeed, FdOpenFile
 from ckptstore_server.attempts import AttemptService
 from ckptstore_server.node import Node
+from ckptstore_server.readers.cache.lending import CopyLending
 from ckptstore_server.replicas import MEMORY, Replicas
 from ckptstore_server.sessions import Sessions
 from ckptstore_tiers.memory import in_job_cgroup
@@ -31,12 +33,19 @@ class Lending:
     """Implements `fd_server.DescriptorHandler`."""
 
     def __init__(
-        self, node: Node, sessions: Sessions, attempts: AttemptService, replicas: Replicas, loop: asyncio.AbstractEventLoop
+        self,
+        node: Node,
+        sessions: Sessions,
+        attempts: AttemptService,
+        replicas: Replicas,
+        copies: CopyLending,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._node = node
         self._replicas = replicas
         self._sessions = sessions
         self._attempts = attempts
+        self._copies = copies
         self._loop = loop
 
     def _on_loop(self, work: Coroutine[Any, Any, T], timeout_s: float | None = 60.0) -> T:
@@ -120,6 +129,12 @@ class Lending:
         if arriving is None:
             raise NotFound("the object is not being recalled", operation="follow", subject=message.object_id)
         return FdReady(size_bytes=arriving.file.size_bytes), arriving.follow()
+
+    def open_file(self, session: str, message: FdOpenFile) -> tuple[FdFile, int | None]:
+        return self._copies.open_file(message)
+
+    def need(self, session: str, message: FdNeed) -> tuple[FdReady, int | None]:
+        return self._copies.need(message), None
 
     def ingest(self, session: str, message: FdIngest, fd: int) -> tuple[FdReady, int | None]:
         stored = self._on_loop(

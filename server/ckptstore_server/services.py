@@ -17,6 +17,8 @@ from ckptstore_server.namespace import Namespace
 from ckptstore_server.node import Node
 from ckptstore_server.publish import Publisher
 from ckptstore_server.readers.attached import Attached
+from ckptstore_server.readers.cache.cache import Cache
+from ckptstore_server.readers.cache.placing import cache_of
 from ckptstore_server.readers.changes import Changes
 from ckptstore_server.readers.tree import Tree
 from ckptstore_server.recall import Recall
@@ -43,6 +45,7 @@ class Services:
     attached: Attached
     tree: Tree
     changes: Changes
+    cache: Cache
     request_stop: Callable[[], None]
 
     @classmethod
@@ -54,6 +57,9 @@ class Services:
         drainer = Drainer(node, publisher, replicas, evictor)
         recall = Recall(node, replicas, evictor)
         attached = Attached(node)
+        tree = Tree(node, replicas, attached)
+        cache = cache_of(node, replicas, tree)
+        evictor.others_give_way = cache.give_way
         return cls(
             node=node,
             sessions=sessions,
@@ -69,7 +75,8 @@ class Services:
             content=Content(node, replicas, recall),
             verifier=Verifier(node, replicas, publisher),
             attached=attached,
-            tree=Tree(node, replicas, attached),
+            tree=tree,
             changes=Changes(node),
+            cache=cache,
             request_stop=request_stop,
         )

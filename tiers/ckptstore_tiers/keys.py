@@ -13,6 +13,8 @@ from ckptstore.errors import InvalidInput
 
 #: Where a posix tier keeps unfinished files; no key begins with it, in any tier.
 UNFINISHED = "tmp"
+#: Where the daemon may keep its copies of other files in a posix tier's root: not the tier's, and not counted as its objects.
+COPIES = "cache"
 #: A file name has at most 255 bytes, and an unfinished file is called like its object with 13 characters more.
 MAX_NAME_BYTES = 240
 #: What S3 allows for a whole key.
@@ -42,8 +44,8 @@ def _fault(key: str) -> str | None:
         return "the key is empty, absolute, or has an empty name in it"
     if "." in names or ".." in names:
         return "the key has a relative name in it"
-    if names[0] == UNFINISHED:
-        return f"{UNFINISHED!r} is where unfinished files are"
+    if names[0] in (UNFINISHED, COPIES):
+        return f"{names[0]!r} is where {'unfinished files' if names[0] == UNFINISHED else 'copies of other files'} are"
     try:
         longest = max(len(name.encode("utf-8")) for name in names)
     except UnicodeEncodeError:

@@ -18,15 +18,15 @@ from pathlib import Path
 
 from ckptstore.errors import TierFull
 from ckptstore_tiers.interface import TierUsage
-from ckptstore_tiers.keys import UNFINISHED
+from ckptstore_tiers.keys import COPIES, UNFINISHED
 
 
 def walk_size_bytes(root: Path) -> int:
-    """The sizes of all files below `root`, unfinished ones aside. What vanishes meanwhile does not count."""
+    """The sizes of all files below `root`, unfinished ones and copies aside. What vanishes meanwhile does not count."""
     total = 0
     for folder, folders, files in os.walk(root):
-        if Path(folder) == root and UNFINISHED in folders:
-            folders.remove(UNFINISHED)
+        if Path(folder) == root:
+            folders[:] = [name for name in folders if name not in (UNFINISHED, COPIES)]
         for name in files:
             try:
                 total += (Path(folder) / name).lstat().st_size

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
 
 from ckptstore.tree_messages import FileInfo, FileListing
 from ckptstore.wire import Text
 from ckptstore_server.api.dependencies import TheServices
 from ckptstore_server.api.namespace import Limit
+from ckptstore_server.readers.cache import content as contents
 
 router = APIRouter(prefix="/v1/tree", tags=["tree"])
 
@@ -22,3 +24,14 @@ async def info(services: TheServices, path: Text, resolve: bool = False) -> File
 async def listing(services: TheServices, path: Text = "/", after: Text = "", limit: Limit = 1000) -> FileListing:
     """A page of a folder; give `after` of the answer to go on."""
     return await services.tree.list(path, after=after, limit=limit)
+
+
+@router.head("/content", response_class=Response)
+@router.get("/content", response_class=StreamingResponse)
+async def content(services: TheServices, request: Request, path: Text, version: Text = "") -> Response:
+    """The file's bytes, or the range asked for, as they come; with `version`, of that one. Each block is verified before it is sent."""
+    answer = contents.answer(await services.cache.open(path, version), request.headers)
+    if request.method == "HEAD" or answer.is_bodiless:
+        return Response(status_code=answer.status, headers=answer.headers)
+    await answer.start()
+    return StreamingResponse(answer.chunks(), status_code=answer.status, headers=answer.headers, media_type="application/octet-stream")

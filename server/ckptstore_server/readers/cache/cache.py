@@ -109,8 +109,8 @@ class Cache:
     # --- life ------------------------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Find what a former daemon left: names and heads of maps, no data. Blocking."""
-        if self.room is None:
+        """Find what a former daemon left: names and heads of maps, no data. Blocking; to be called again while the disk is not ready."""
+        if self.room is None or self.state != "off" or not self.room.is_ready():
             return
         try:
             self._files.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -320,11 +320,12 @@ class Cache:
             if self.state in ("ok", "full"):
                 self.state = "ok" if there_is_room else "full"
 
-    def give_way(self, for_bytes: int = 0) -> int:
-        """Hold less, if the tier needs it: until the bounds are kept with so many bytes more in the tier. How many bytes went. Blocking."""
-        if self.state not in ("ok", "full"):
+    def give_way(self, for_bytes: int = 0, *, mark: float | None = None) -> int:
+        """Hold less, if the tier needs it: until it is below the mark with so many bytes more. How many bytes went. Blocking."""
+        room = self.room
+        if room is None or self.state not in ("ok", "full"):
             return 0
-        return self._shrink(lambda held_bytes: self.limit_bytes(held_bytes) - for_bytes)
+        return self._shrink(lambda held_bytes: room.allowed_bytes(held_bytes, mark=mark) - for_bytes)
 
     def disk_is_full(self) -> None:
         self._shrink(lambda held_bytes: held_bytes - SQUEEZED_BYTES)

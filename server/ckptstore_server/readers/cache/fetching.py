@@ -22,6 +22,7 @@ class Flight:
 
     def __init__(self, work: Callable[[], bytes | None], *, urgent: bool) -> None:
         self.result: Future[bytes | None] = Future()
+        self.result.set_running_or_notify_cancel()  # one of those who wait may be cancelled; the others wait on
         self.urgent = urgent
         self.begun = False  # under the queue's lock
         self._work = work

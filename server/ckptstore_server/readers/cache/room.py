@@ -24,12 +24,15 @@ class Room:
     capacity_bytes: int | None = None
     tier_usage: Callable[[], TierUsage] | None = None
     mark: float = 0.90
+    #: whether the disk is mounted; before that nothing may be written where it should be
+    is_ready: Callable[[], bool] = lambda: True
 
-    def allowed_bytes(self, held_bytes: int) -> int:
+    def allowed_bytes(self, held_bytes: int, *, mark: float | None = None) -> int:
         """What the cache may hold in all, given that it holds so much. Raises OSError if the device does not answer."""
+        mark = self.mark if mark is None else mark
         device = os.statvfs(self.folder)
-        free_bytes = device.f_bavail * device.f_frsize - int((1 - self.mark) * device.f_blocks * device.f_frsize)
+        free_bytes = device.f_bavail * device.f_frsize - int((1 - mark) * device.f_blocks * device.f_frsize)
         bounds = [held_bytes + free_bytes, UNBOUNDED if self.limit_bytes is None else self.limit_bytes]
         if self.capacity_bytes is not None and self.tier_usage is not None:
-            bounds.append(int(self.mark * self.capacity_bytes) - self.tier_usage().used_bytes)
+            bounds.append(int(mark * self.capacity_bytes) - self.tier_usage().used_bytes)
         return max(0, min(bounds))

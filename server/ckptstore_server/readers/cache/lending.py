@@ -1,0 +1,42 @@
+"""What the daemon does for the descriptor socket's FdOpenFile and FdNeed. Called on the connections' own threads, which may wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from ckptstore.errors import TierFull
+from ckptstore.fd_messages import FdReady
+from ckptstore.tree_messages import FdFile, FdNeed, FdOpenFile
+from ckptstore_server.readers.cache.cache import Cache
+
+T = TypeVar("T")
+
+#: The longest that opening a file may take, in seconds: the tree asks an origin at most that long.
+OPEN_TIMEOUT_S = 120.0
+
+
+class CopyLending:
+    def __init__(self, cache: Cache, loop: asyncio.AbstractEventLoop) -> None:
+        self._cache = cache
+        self._loop = loop
+
+    def open_file(self, message: FdOpenFile) -> tuple[FdFile, int | None]:
+        """A descriptor of the node's copy; none where no copy can be kept."""
+        copy = self._on_loop(self._cache.open(message.path, message.version))
+        file = copy.file
+        try:
+            whole = copy.whole  # asked before: what is whole stays so for this descriptor
+            copy_id, fd = copy.descriptor()
+        except TierFull:
+            return FdFile(version=file.version, size_bytes=file.size_bytes, streamed=True), None
+        return FdFile(version=file.version, copy_id=copy_id, size_bytes=file.size_bytes, whole=whole), fd
+
+    def need(self, message: FdNeed) -> FdReady:
+        copy = self._cache.loaded(message.version) or self._on_loop(self._cache.find(message.version))
+        copy.wait(message.copy_id, message.offset_bytes, message.size_bytes)
+        return FdReady(size_bytes=message.size_bytes)
+
+    def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(OPEN_TIMEOUT_S)
