@@ -1,10 +1,11 @@
 """What must be true after a daemon died at any moment of its life? One story that does everything once, and the checks.
 
-`tell` is the client's side: it saves, some of it incrementally, so that checkpoints refer to others that are replaced and removed; it
-waits, replaces, removes, fills a tier until it evicts, reads back what was evicted, and finds a damaged replica; before each act it
-notes in `Facts` what may be true from here on, and after each acknowledgement what must be. The daemon may die anywhere in between: then
-the story ends. `check_recovered` starts a daemon without faults on what is left and holds it to the facts; `check_tiers_agree` compares
-catalog and tiers file by file when that daemon has stopped.
+`tell` is the client's side: it saves, some of it incrementally, so that checkpoints refer to others that are replaced and removed, and
+some of it guarded, by an optimizer that changes its weights at once; it waits, replaces, removes, fills a tier until it evicts, reads
+back what was evicted, and finds a damaged replica; before each act it notes in `Facts` what may be true from here on, and after each
+acknowledgement what must be. The daemon may die anywhere in between: then the story ends. `check_recovered` starts a daemon without
+faults on what is left and holds it to the facts; `check_tiers_agree` compares catalog and tiers file by file when that daemon has
+stopped.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import ckptstore
 from ckptstore.catalog.model import record_key
@@ -133,6 +135,17 @@ def connected(world: World) -> Store:
 # --- the story ---------------------------------------------------------------------------------------------------------------------
 
 
+class Spoiling(torch.optim.Optimizer):
+    """Whose step changes its weights as soon as it may."""
+
+    def __init__(self, first: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+        self.weights = torch.from_numpy(first)
+        super().__init__([self.weights], {})
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        self.weights.zero_()
+
+
 class Teller:
     def __init__(self, world: World, store: Store, facts: Facts) -> None:
         self.world = world
@@ -140,10 +153,17 @@ class Teller:
         self.facts = facts
         self.shared = [name for name in world.tiers if name != "nvme"]
 
-    def save(self, path: str, version: int, size_bytes: int, *tiers: str, replace: bool = False, incremental: bool = False) -> None:
+    def save(
+        self, path: str, version: int, size_bytes: int, *tiers: str, replace: bool = False, incremental: bool = False, guarded: bool = False
+    ) -> None:
         self.facts.begun(path, version)
-        state = {"bytes": content(version, size_bytes), "frozen": frozen(), "weights": weights(version), "version": version}
-        pending = self.store.save(path, state, replace=replace, rank=0, world_size=1, incremental=incremental)
+        state: dict[str, Any] = {"bytes": content(version, size_bytes), "frozen": frozen(), "weights": weights(version), "version": version}
+        guard = Spoiling(weights(version)) if guarded else None
+        if guard is not None:
+            state["weights"] = guard.weights
+        pending = self.store.save(path, state, replace=replace, rank=0, world_size=1, incremental=incremental, guard=guard)
+        if guard is not None:
+            guard.step()
         for tier in tiers:
             pending.wait(tier, timeout_s=SETTLE_TIMEOUT_S)
             self.facts.acknowledged(path, version)
@@ -185,7 +205,7 @@ class Teller:
 def tell(world: World, store: Store, facts: Facts) -> None:
     """The whole story. Raises what the store raises: DaemonUnavailable when the daemon dies."""
     teller = Teller(world, store, facts)
-    teller.save(BIG, 1, BIG_BYTES, "nvme", *teller.shared)
+    teller.save(BIG, 1, BIG_BYTES, "nvme", *teller.shared, guarded=True)
     teller.save(PLAIN, 2, SMALL_BYTES, "nvme", incremental=True)
     teller.save(REMOVED, REMOVED_VERSION, SMALL_BYTES, "nvme", teller.shared[-1], incremental=True)
     teller.save(PLAIN, 4, SMALL_BYTES, "nvme", "pfs", replace=True, incremental=True)
@@ -193,7 +213,7 @@ def tell(world: World, store: Store, facts: Facts) -> None:
     teller.put(FILLER, FILLER_VERSION, FILLER_BYTES)
     teller.until_evicted(BIG)
     teller.load(BIG, 1, BIG_BYTES)
-    teller.save(LAST, 6, SMALL_BYTES, "nvme", "pfs", incremental=True)
+    teller.save(LAST, 6, SMALL_BYTES, "nvme", "pfs", incremental=True, guarded=True)
     teller.damage(LAST)
     assert any(line.problem for line in store.verify(LAST)), "a flipped byte went unnoticed"
     teller.save(PLAIN, 7, SMALL_BYTES, *teller.shared, replace=True)
