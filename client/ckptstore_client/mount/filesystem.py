@@ -204,7 +204,7 @@ class FileSystem:
                     raise Refused(errno.ESTALE)
             finally:
                 copy.close()
-        return protocol.open_reply(node.id, OpenFlag.PASSTHROUGH, file.backing_id)
+        return protocol.open_reply(node.id, OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH, file.backing_id)
 
     def _open_cold(self, file: OpenFile, pid: int, may_wait: bool) -> Body:
         node = file.node
@@ -217,7 +217,7 @@ class FileSystem:
                 self._files.adopt(file, copy)
             if self.passthrough and copy.whole and node.size_bytes > 0:  # it has become whole since the look-up
                 self._tell_stale(node, pid)
-        return protocol.open_reply(node.id, OpenFlag.KEEP_CACHE)
+        return protocol.open_reply(node.id, OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH)
 
     def read(self, request: Request, may_wait: bool) -> Body:
         _, offset_bytes, size_bytes, _ = protocol.READ_IN.unpack_from(request.body)

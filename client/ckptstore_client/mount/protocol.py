@@ -75,6 +75,7 @@ class OpenFlag(IntFlag):
 
     KEEP_CACHE = 1 << 1
     CACHE_DIR = 1 << 3
+    NOFLUSH = 1 << 5
     PASSTHROUGH = 1 << 7
 
 

@@ -1,0 +1,79 @@
+"""A mount for tests: of a plain folder or of a daemon's tree, taken away whatever happens, with the processes behind it at hand."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from ckptstore.errors import CkptStoreError
+from ckptstore_client.mount import device, mounting
+from ckptstore_client.mount.task import MountOptions
+from tests.until import until
+
+#: Mounting as these tests do it is root's, on a machine that has the device.
+can_mount = pytest.mark.skipif(not os.access(device.DEVICE, os.R_OK | os.W_OK) or os.geteuid() != 0, reason="needs root and /dev/fuse")
+
+
+class Mounted:
+    """Mounted inside the `with`. `path / name` is a path in it."""
+
+    def __init__(self, folder: Path, *, source: Path, plain: bool = True, root: str = "/", passthrough: bool = True, others: bool = False) -> None:
+        self.path = folder / "mnt"
+        self.log = folder / "mount.log"
+        self._options = MountOptions(str(self.path), root, str(source), folder=plain, passthrough=passthrough, allow_other=others)
+        self.holder = 0
+
+    def __enter__(self) -> Mounted:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.holder = mounting.mount(self._options, log=self.log)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for lazy in (False, True):
+            with suppress(CkptStoreError):
+                mounting.umount(self.path, lazy=lazy)
+        for pid in (*([self.worker] if self.worker else []), self.holder):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        try:
+            until("the holder ends", lambda: not _lives(self.holder), timeout_s=20.0)
+        except AssertionError:
+            for pid in (self.worker, self.holder):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            raise
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def worker(self) -> int:
+        """The serving process; 0 if there is none at the moment."""
+        with suppress(OSError):
+            children = Path(f"/proc/{self.holder}/task/{self.holder}/children").read_text("ascii").split()
+            return int(children[0]) if children else 0
+        return 0
+
+    def kill_worker(self) -> None:
+        """SIGKILL; returns when the next one is there."""
+        killed = until("a process serves", lambda: self.worker)
+        with suppress(ProcessLookupError):
+            os.kill(killed, signal.SIGKILL)
+        until("a successor is started", lambda: self.worker not in (0, killed))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def mark(file: Path, name: str) -> None:
+    """`user.cold`: not whole on the node; `user.absent`: its bytes do not come."""
+    os.setxattr(file, name, b"1")
