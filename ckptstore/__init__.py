@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from ckptstore import errors as errors
 
 if TYPE_CHECKING:
+    from ckptstore_client import Part as Part
     from ckptstore_client import PendingCheckpoint as PendingCheckpoint
+    from ckptstore_client import Slice as Slice
     from ckptstore_client import Store as Store
     from ckptstore_client import connect as connect
     from ckptstore_client import load as load
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_FROM_CLIENT = frozenset({"connect", "save", "load", "Store", "PendingCheckpoint"})
+_FROM_CLIENT = frozenset({"connect", "save", "load", "Store", "PendingCheckpoint", "Part", "Slice"})
 
-__all__ = ["PendingCheckpoint", "Store", "__version__", "connect", "errors", "load", "save"]
+__all__ = ["Part", "PendingCheckpoint", "Slice", "Store", "__version__", "connect", "errors", "load", "save"]
 
 
 def __getattr__(name: str) -> Any:

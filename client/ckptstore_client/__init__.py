@@ -12,11 +12,21 @@ if TYPE_CHECKING:
     from ckptstore_client.connecting import load as load
     from ckptstore_client.connecting import save as save
     from ckptstore_client.pending import PendingCheckpoint as PendingCheckpoint
+    from ckptstore_client.sharding.slices import Part as Part
+    from ckptstore_client.sharding.slices import Slice as Slice
     from ckptstore_client.store import Store as Store
 
-__all__ = ["PendingCheckpoint", "Store", "connect", "load", "save"]
+__all__ = ["Part", "PendingCheckpoint", "Slice", "Store", "connect", "load", "save"]
 
-_PLACES = {"connect": "connecting", "save": "connecting", "load": "connecting", "PendingCheckpoint": "pending", "Store": "store"}
+_PLACES = {
+    "connect": "connecting",
+    "save": "connecting",
+    "load": "connecting",
+    "Part": "sharding.slices",
+    "PendingCheckpoint": "pending",
+    "Slice": "sharding.slices",
+    "Store": "store",
+}
 
 
 def __getattr__(name: str) -> Any:

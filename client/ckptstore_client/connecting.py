@@ -102,9 +102,9 @@ def save(path: str, state: Any, **options: Any) -> PendingCheckpoint:
     return default_store().save(path, state, **options)
 
 
-def load(path: str, *, into: Any = None, only: str | Sequence[str] | None = None, rank: int | None = None) -> Any:
+def load(path: str, *, into: Any = None, only: str | Sequence[str] | None = None, rank: int | None = None, **options: Any) -> Any:
     """`Store.load` on the default store."""
-    return default_store().load(path, into=into, only=only, rank=rank)
+    return default_store().load(path, into=into, only=only, rank=rank, **options)
 
 
 def _renew_lock() -> None:

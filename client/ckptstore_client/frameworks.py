@@ -79,6 +79,10 @@ class TensorFramework(Protocol):
         """Copy each source into its destination; same dtypes and shapes, any strides, any device. CUDA tensors as of the moment."""
         ...
 
+    def strided(self, buffer: memoryview, start: int, dtype: str, size: Sequence[int], strides: Sequence[int]) -> Any:
+        """A view of elements of `buffer`, which lie from byte `start` on; the strides count elements."""
+        ...
+
     def empty(self, entry: TensorEntry) -> Any:
         """A new tensor on the CPU, its memory untouched. InvalidInput if there can be none."""
         ...

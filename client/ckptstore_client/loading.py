@@ -39,30 +39,30 @@ def load_state(
     file = RankFile.of(reader, open_object)
     outline = parse_part(file.header, Selection(only), leaf_decoders())
     if into is None:
-        return _assembled(outline, read_new(file, set(_references(outline)), mapped=mapped))
-    match = _Match(file.header, tensor_tags())
+        return assembled(outline, read_new(file, set(references(outline)), mapped=mapped))
+    match = Match(file.header, tensor_tags())
     match.check(into, outline, None)
     if only is None:
         match.check_extra(into, outline, None)
     fill(file, match.destinations)
-    return _updated(into, outline)
+    return updated(into, outline)
 
 
 # --- the structure ----------------------------------------------------------------------------------------------------
 
 
-def _references(outline: Any) -> Iterator[TensorRef]:
+def references(outline: Any) -> Iterator[TensorRef]:
     if type(outline) is TensorRef:
         yield outline
     elif isinstance(outline, dict):
         for child in outline.values():
-            yield from _references(child)
+            yield from references(child)
     elif type(outline) in (list, tuple):
         for child in outline:
-            yield from _references(child)
+            yield from references(child)
 
 
-def _assembled(outline: Any, tensors: Mapping[TensorRef, Any]) -> Any:
+def assembled(outline: Any, tensors: Mapping[TensorRef, Any]) -> Any:
     """The outline with its tensors, and None in place of what was not selected in a list or tuple, or at all."""
     kind = type(outline)
     if kind is TensorRef:
@@ -71,29 +71,30 @@ def _assembled(outline: Any, tensors: Mapping[TensorRef, Any]) -> Any:
         return None
     if kind is dict or kind is OrderedDict:
         for key, child in outline.items():
-            outline[key] = _assembled(child, tensors)
+            outline[key] = assembled(child, tensors)
         return outline
     if kind is list:
-        return [_assembled(child, tensors) for child in outline]
+        return [assembled(child, tensors) for child in outline]
     if kind is tuple:
-        return tuple([_assembled(child, tensors) for child in outline])
+        return tuple([assembled(child, tensors) for child in outline])
     return outline
 
 
-def _updated(value: Any, outline: Any) -> Any:
+def updated(value: Any, outline: Any) -> Any:
     """What belongs in the place of `value`: itself with new scalars inside, or the new scalar. Tensors are filled already."""
     if outline is ABSENT or type(outline) is TensorRef:
         return value
     if isinstance(outline, dict):
         for key, child in outline.items():
-            value[key] = _updated(value[key], child)
+            if key in value:
+                value[key] = updated(value[key], child)
         return value
     if type(outline) is list:
         for position, child in enumerate(outline):
-            value[position] = _updated(value[position], child)
+            value[position] = updated(value[position], child)
         return value
     if type(outline) is tuple:
-        children = tuple(_updated(old, child) for old, child in zip(value, outline, strict=True))
+        children = tuple(updated(old, child) for old, child in zip(value, outline, strict=True))
         return value if all(new is old for new, old in zip(children, value, strict=True)) else children
     return outline
 
@@ -101,7 +102,7 @@ def _updated(value: Any, outline: Any) -> Any:
 _MAPPINGS = (dict, OrderedDict)
 
 
-class _Match:
+class Match:
     """Checks `into` against an outline, and collects where each tensor goes."""
 
     def __init__(self, header: Header, tags: Mapping[type, str]) -> None:
@@ -131,9 +132,13 @@ class _Match:
         if type(value) not in _MAPPINGS:
             raise _unfit(f"stored is a dict of {len(outline)}, not {_told(value)}", place)
         for (key, child), name in zip(outline.items(), child_names(outline), strict=True):
-            if key not in value:
-                raise _unfit("it is stored, and missing here", join_place(place, name))
-            self.check(value[key], child, join_place(place, name))
+            if key in value:
+                self.check(value[key], child, join_place(place, name))
+            else:
+                self._missing(join_place(place, name))
+
+    def _missing(self, place: str) -> None:
+        raise _unfit("it is stored, and missing here", place)
 
     def check_extra(self, value: Any, outline: Any, place: str | None) -> None:
         """Without `only`, nothing may be in `into` that is not stored: it would silently keep its old value."""
@@ -147,8 +152,7 @@ class _Match:
                 self.check_extra(old, child, join_place(place, str(position)))
 
     def _tensor(self, value: Any, ref: TensorRef, place: str | None) -> None:
-        if self._tags.get(type(value)) != ref.tag:
-            raise _unfit(f"stored is {'a torch tensor' if ref.tag == '$torch' else 'a numpy array'}, not {_told(value)}", place)
+        self._check_kind(value, ref, place)
         target = framework(ref.tag)
         target.check_destination(value, self._header.tensors[ref.key], shown_place(place))
         known = self._seen.setdefault((ref.tag, target.same_tensor(value)), ref.key)
@@ -156,6 +160,10 @@ class _Match:
             raise _unfit(f"it is tied to another tensor here, but was stored apart from it (as {known!r})", place)
         if not any(value is other for other in self.destinations.setdefault(ref, [])):
             self.destinations[ref].append(value)
+
+    def _check_kind(self, value: Any, ref: TensorRef, place: str | None) -> None:
+        if self._tags.get(type(value)) != ref.tag:
+            raise _unfit(f"stored is {'a torch tensor' if ref.tag == '$torch' else 'a numpy array'}, not {_told(value)}", place)
 
 
 def _told(value: Any) -> str:

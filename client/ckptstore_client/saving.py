@@ -21,7 +21,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -32,6 +32,7 @@ from ckptstore.wire import Abort, AttemptOpened, AttemptStatus, OpenAttempt, Seg
 from ckptstore_client.connection import Connection, is_loss
 from ckptstore_client.guard import Guards, checked_guard, identity, owned
 from ckptstore_client.process_group import Membership, ProcessGroup
+from ckptstore_client.sharding.slices import Extent, ShardRequest
 from ckptstore_client.staging import BoundState, StagedState, Staging
 from ckptstore_client.transport import Target, Transport
 
@@ -59,6 +60,12 @@ class SaveRequest:
     metadata: dict[str, Any]
     on_busy: OnBusy
     incremental: bool = False
+    #: what `shards=` and `expect=` say
+    shards: Mapping[str, Extent] | None = None
+    expect: tuple[str, ...] = ()
+
+    def sharding(self, member: Membership) -> ShardRequest:
+        return ShardRequest(member.rank, member.world_size, self.shards, self.expect)
 
     def message(self, member: Membership, size_bytes: int, grant: SegmentGrant | None = None) -> OpenAttempt:
         return OpenAttempt(
@@ -128,7 +135,7 @@ class Saver:
         optimizers = checked_guard(guard, request.path)
         member = self.group.next_save(request.path, rank, world_size)
         try:
-            staged = self._staging.plan(state)
+            staged = self._staging.plan(state, request.sharding(member))
         except CkptStoreError as error:
             self._tell_the_others(request, member, error)
             raise

@@ -24,8 +24,11 @@ from ckptstore.errors import CkptStoreError
 from ckptstore.part import PART_KEY, TORCH
 from ckptstore.part_writing import Flattened, Walked, flatten, write_part
 from ckptstore.safetensors_format import TensorEntry, assemble_header, build_tensor_table
+from ckptstore.shards import SHARDS_KEY
 from ckptstore_client.cuda import Moment, PinnedPages
 from ckptstore_client.frameworks import SMALL_TENSOR_BYTES, Places, TensorSpec, framework, leaf_encoders, tensor_tags
+from ckptstore_client.sharding.slices import ShardRequest
+from ckptstore_client.sharding.spreading import Spreading, spread_types
 
 T = TypeVar("T")
 CACHE_LINE_BYTES = 64
@@ -97,23 +100,30 @@ class Staging:
 
     _plans: list[Plan] = field(default_factory=list)
     _walked: Walked = field(default_factory=dict)
+    _spreading: Spreading = field(default_factory=Spreading)
     _places: OrderedDict[tuple[int, Hashable, int], dict[str, Places]] = field(default_factory=OrderedDict)
     _pinned: OrderedDict[Hashable, PinnedPages] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _planning: threading.Lock = field(default_factory=threading.Lock)  # walks share what they remember
 
-    def plan(self, state: Any) -> StagedState:
-        """Take the state apart and find or make its plan. NotStorable, by place; nothing was written anywhere then."""
-        with self._planning:
-            return self._plan(state)
+    def plan(self, state: Any, sharding: ShardRequest | None = None) -> StagedState:
+        """Take the state apart and find or make its plan. NotStorable, by place; nothing was written anywhere then.
 
-    def _plan(self, state: Any) -> StagedState:
-        flat = flatten(state, tensor_tags(), leaf_encoders(), self._walked)
+        Of a state that is spread over ranks, it is the plan of what this rank stores.
+        """
+        with self._planning:
+            return self._plan(state, sharding)
+
+    def _plan(self, state: Any, sharding: ShardRequest | None) -> StagedState:
+        flat = flatten(state, {**tensor_tags(), **spread_types()}, leaf_encoders(), self._walked)
         tags = [next(iter(node)) for node in flat.nodes]
+        metadata = {"format": "pt"}
+        if (local := self._spreading.local(flat, tags, sharding)) is not None:
+            flat, tags, metadata[SHARDS_KEY] = local
         plan = self._known(flat, tags) or self._keep(_make_plan(flat, tags))
         for leaf, first in plan.ties.items():
             flat.nodes[leaf][tags[leaf]] = flat.keys[first]
-        metadata = {"format": "pt", PART_KEY: write_part(flat.document)}
+        metadata[PART_KEY] = write_part(flat.document)
         header = assemble_header(plan.table, metadata, size_bytes=plan.header_size_bytes)
         plan.header_size_bytes = max(plan.header_size_bytes, len(header))
         return StagedState(plan, flat.values, header)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,9 @@ from ckptstore_client.pending import SNAPSHOT, PendingCheckpoint
 from ckptstore_client.process_group import ProcessGroup, initialised, resolved_together, shared_on_this_node
 from ckptstore_client.reading import VerifiedObject
 from ckptstore_client.saving import OnBusy, Save, Saver, SaveRequest, abort_quietly, checked_metadata, checked_step, checked_timeout
+from ckptstore_client.sharding.loading import PerRank, ShardedCheckpoint
+from ckptstore_client.sharding.opening import Indexes, is_sharded, share_of
+from ckptstore_client.sharding.slices import Extent
 from ckptstore_client.staging import Staging
 from ckptstore_client.transport import Transport
 from ckptstore_client.waiting import not_yet
@@ -68,6 +71,7 @@ class Store(Namespace):
         super().__init__(Connection(open_transport))
         self._group_name = group
         self._staging = Staging()
+        self._indexes = Indexes()
         self._saver = Saver(self._connection, self._staging, ProcessGroup(group))
         self._hello: Hello | None = None
         self._connection.on_loss = self._forget_daemon
@@ -109,6 +113,8 @@ class Store(Namespace):
         metadata: dict[str, Any] | None = None,
         guard: Any = None,
         incremental: bool = False,
+        shards: Mapping[str, Extent] | None = None,
+        expect: Sequence[str] = (),
     ) -> PendingCheckpoint:
         """Save this rank's part of a checkpoint; the tensors may change when this returns.
 
@@ -124,12 +130,18 @@ class Store(Namespace):
 
         With `incremental`, tensors whose bytes are those of the last incremental checkpoint in the same folder are not written
         again: this one refers to where they lie. Any of them may be removed, in any order. The first such save is written in full.
+
+        DTensors in `state` are parts of whole tensors: each rank writes what it holds, what several hold once, and the checkpoint can be
+        loaded at any number of ranks. `shards` says the same of other tensors, by place or pattern: `Slice` or `Part`. `expect` names
+        places, or patterns, that some rank must have. A checkpoint with a hole, or with a box that two ranks wrote, is never published:
+        `wait` raises AttemptAborted, which names it. No collective beyond the first save's.
         """
         check_path(path, operation="save")
         if on_busy not in ("wait", "skip", "fail"):
             raise InvalidInput(f"on_busy is 'wait', 'skip' or 'fail', not {on_busy!r:.80}", operation="save", subject=path)
         metadata = checked_metadata(metadata, operation="save", path=path)
-        request = SaveRequest(path, checked_step(step, path), bool(replace), metadata, on_busy, bool(incremental))
+        step, wanted = checked_step(step, path), (expect,) if isinstance(expect, str) else tuple(expect)
+        request = SaveRequest(path, step, bool(replace), metadata, on_busy, bool(incremental), shards, wanted)
         return self._pending(path, self._saver.save(request, state, rank, world_size, guard))
 
     def reserve(self, state: Any) -> Future[int]:
@@ -199,6 +211,8 @@ class Store(Namespace):
         rank: int | None = None,
         mmap: bool = False,
         shared: bool | None = None,
+        shards: Mapping[str, Extent] | None = None,
+        per_rank: PerRank | Mapping[str, PerRank] | None = None,
     ) -> Any:
         """This rank's part of a checkpoint (`rank=k`: another's), every byte verified; `…/@latest` is the newest of a folder.
 
@@ -211,6 +225,11 @@ class Store(Namespace):
         now; writing to them changes this process's copy alone, and they outlive the checkpoint. `shared` says that other processes of
         this node load the same part now: the disk is read once for all of them. None: so it is if a launcher started several here, and
         this one loads a part that is not its own alone.
+
+        A state that was saved with DTensors or `shards=` comes whole; with `into`, each tensor there takes its share of the whole,
+        which a DTensor or `shards` (as in `save`) describes, and only that is read. `into` may then hold less than was saved. Leaves
+        that ranks had their own of come from this rank, if there are as many ranks as then; else `per_rank` says what to do: the
+        number of a saved rank, a function of place and ranks that gives one, "keep" for what `into` has, or a dict of patterns to these.
         """
         check_path(path, operation="load", latest_allowed=True)
         if mmap and into is not None:
@@ -219,6 +238,13 @@ class Store(Namespace):
         if publication.kind != "checkpoint":
             why = f"it is a {publication.kind} that was put, not a checkpoint"
             raise InvalidInput(why, operation="load", subject=path, hint="fetch it with get")
+        if is_sharded(publication):
+            share = share_of(publication, rank, shards, per_rank)
+            with self._open_sharded(publication, shared_on_this_node(1, 0) if shared is None else shared) as checkpoint:
+                return checkpoint.load(into, only, share)
+        if shards is not None or per_rank is not None:
+            why = "its state is not spread over ranks: shards= and per_rank= mean nothing"
+            raise InvalidInput(why, operation="load", subject=path, hint="leave them out")
         rank = self._rank_to_load(publication, rank)
         shared = shared_on_this_node(publication.world_size, rank) if shared is None else shared
         file = self._file(publication, part_file_name(rank, publication.world_size))
@@ -233,6 +259,10 @@ class Store(Namespace):
                 lambda object_id: self._open(self._object(object_id), publication.path, "load", shared=shared),
                 mapped=mmap,
             )
+
+    def _open_sharded(self, publication: PublicationInfo, shared: bool) -> ShardedCheckpoint:
+        open_file = partial(self._open, path=publication.path, operation="load", shared=shared)
+        return self._indexes.open(publication, partial(self._file, publication), open_file, lambda i: open_file(self._object(i)))
 
     def _rank_to_load(self, publication: PublicationInfo, rank: int | None) -> int:
         distributed = initialised()

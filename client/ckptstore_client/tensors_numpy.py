@@ -112,6 +112,10 @@ class NumpyArrays:
     def copy(self, destinations: Sequence[np.ndarray[Any, Any]], sources: Sequence[np.ndarray[Any, Any]], moment: object = None) -> None:
         _copy(destinations, sources)
 
+    def strided(self, buffer: memoryview, start: int, dtype: str, size: Sequence[int], strides: Sequence[int]) -> np.ndarray[Any, Any]:
+        native = DTYPES[dtype]
+        return np.ndarray(tuple(size), native, buffer, start, [stride * native.itemsize for stride in strides])
+
     def empty(self, entry: TensorEntry) -> np.ndarray[Any, Any]:
         try:
             return np.empty(entry.shape, _dtype(entry))

@@ -172,6 +172,11 @@ class TorchTensors:
         if sources:
             torch._foreach_copy_(list(destinations), list(sources))
 
+    def strided(self, buffer: memoryview, start: int, dtype: str, size: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
+        native = DTYPES[dtype]
+        span = 1 + sum((length - 1) * stride for length, stride in zip(size, strides, strict=True))
+        return torch.frombuffer(buffer, dtype=native, count=span, offset=start).as_strided(tuple(size), tuple(strides))
+
     def empty(self, entry: TensorEntry) -> torch.Tensor:
         dtype = _dtype(entry)
         try:
