@@ -344,6 +344,23 @@ class QuietStatus(Message):
     nice_counts: bool  # whether their nice means anything to other sessions; the budget does in any case
 
 
+class CacheStatus(Message):
+    """The node's copies of what its readers read."""
+
+    state: Literal["off", "ok", "full", "down"]
+    folder: str
+    held_bytes: int
+    limit_bytes: int  # as the disk is now
+    pinned_bytes: int
+    files: int
+    pins: list[str]
+    hits: int  # opens that found all of the file here
+    misses: int
+    fetched_bytes: int
+    saved_bytes: int  # asked for, and not fetched
+    last_error: str | None
+
+
 class ErrorLine(Message):
     at_s: float
     where: str
@@ -371,6 +388,7 @@ class Status(Message):
     sessions: int
     memory: MemoryStatus
     quiet: QuietStatus | None = None
+    cache: CacheStatus | None = None
     tiers: list[TierStatus]
     attempts: list[AttemptLine]
     errors: list[ErrorLine]

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TypeVar
 
+from ckptstore.cache_messages import WarmLine
 from ckptstore.paths import check_folder, check_path
 from ckptstore.wire import EntryInfo, EntryPage, Move, Moved, Removed, Usage
 from ckptstore_client.api import Api
 from ckptstore_client.connection import Connection
+from ckptstore_client.hot_cache import HotCache, followed
 from ckptstore_client.tree import Tree
 
 Result = TypeVar("Result")
@@ -31,6 +33,19 @@ class Namespace:
     def tree(self) -> Tree:
         """What readers see: files and folders, wherever their bytes come from."""
         return Tree(self._connection)
+
+    @cached_property
+    def cache(self) -> HotCache:
+        """What is kept on the node of what readers read."""
+        return HotCache(self._connection)
+
+    def warm(self, path: str, *, pin: bool = False, wait: bool = True, progress: Callable[[int, int], None] | None = None) -> WarmLine:
+        """Have every file at or below `path` on the node before it is read; `pin`: and let it stay. What became of it.
+
+        Without `wait` it goes on in the daemon. Files that could not be fetched or kept are counted (`problems`), and are no error.
+        `progress` hears how many bytes are there, and how many there will be.
+        """
+        return followed(self.cache.warm(path, pin=pin, wait=wait), progress)
 
     def ls(self, path: str = "/") -> Iterator[EntryInfo]:
         """What lies in a folder, in the order of names, page by page. Errors come at the call, not at the first entry."""

@@ -159,6 +159,7 @@ class Daemon:
             await asyncio.gather(*(task for _, task in servers), return_exceptions=True)
             await asyncio.to_thread(descriptors.close)
             await upkeep.stop()
+            await services.warmer.stop()
             await asyncio.to_thread(services.cache.close)
             await asyncio.to_thread(services.attached.close)
             self._settings.api_socket.unlink(missing_ok=True)

@@ -18,7 +18,10 @@ from ckptstore_server.node import Node
 from ckptstore_server.publish import Publisher
 from ckptstore_server.readers.attached import Attached
 from ckptstore_server.readers.cache.cache import Cache
+from ckptstore_server.readers.cache.control import CacheControl
 from ckptstore_server.readers.cache.placing import cache_of
+from ckptstore_server.readers.cache.scrub import Scrub
+from ckptstore_server.readers.cache.warm import Warmer
 from ckptstore_server.readers.changes import Changes
 from ckptstore_server.readers.tree import Tree
 from ckptstore_server.recall import Recall
@@ -46,6 +49,9 @@ class Services:
     tree: Tree
     changes: Changes
     cache: Cache
+    cache_control: CacheControl
+    warmer: Warmer
+    scrub: Scrub
     request_stop: Callable[[], None]
 
     @classmethod
@@ -78,5 +84,8 @@ class Services:
             tree=tree,
             changes=Changes(node),
             cache=cache,
+            cache_control=CacheControl(cache),
+            warmer=Warmer(cache, tree),
+            scrub=Scrub(cache, every_s=node.settings.cache.scrub_every),
             request_stop=request_stop,
         )

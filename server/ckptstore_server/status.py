@@ -51,6 +51,7 @@ async def collect(services: Services) -> Status:
         sessions=len(services.sessions),
         memory=MemoryStatus(**memory_numbers(node), dies_with_job=services.sessions.dies_with_job()),
         quiet=QuietStatus(cpus=node.gauge.cpus, allowed_cpus=node.quiet.allowed_cpus, nice_counts=await asyncio.to_thread(nice_counts)),
+        cache=await node.run(node.read_executor, services.cache_control.status),
         tiers=tiers,
         attempts=[
             AttemptLine(

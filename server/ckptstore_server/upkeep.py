@@ -21,6 +21,8 @@ RECORDS_TURN_S = 2.0
 MEMORY_TURN_S = 15.0
 IDLE_TURN_S = 1.0
 DRAINS_TURN_S = 1.0
+COPIES_TURN_S = 5.0
+SCRUB_TURN_S = 30.0
 READERS_TURN_S = 5.0
 
 
@@ -40,6 +42,8 @@ class Upkeep:
             ("commit records", RECORDS_TURN_S, True, self._settle),
             ("give memory back", MEMORY_TURN_S, False, self._give_back),
             ("close idle readers", READERS_TURN_S, False, self._close_idle_readers),
+            ("look after copies", COPIES_TURN_S, False, self._look_after_copies),
+            ("scrub copies", SCRUB_TURN_S, False, self._services.scrub.turn),
             ("leave when idle", IDLE_TURN_S, False, self._leave_when_idle),
         ]
         for name, turn_s, on_change, duty in duties:
@@ -96,6 +100,13 @@ class Upkeep:
 
     async def _close_idle_readers(self) -> None:
         await self._node.run(self._node.upkeep_executor, self._services.tree.close_idle)
+
+    async def _look_after_copies(self) -> None:
+        """The cache opens when its tier has; what others need of the disk it gives back; its counts are written down."""
+        cache = self._services.cache
+        await self._node.run(self._node.upkeep_executor, cache.start)
+        await self._node.run(self._node.upkeep_executor, cache.give_way)
+        await self._node.run(self._node.upkeep_executor, cache.save_records)
 
     async def _leave_when_idle(self) -> None:
         """An auto-started daemon goes when no client is connected, nothing is being saved, and no copy or commit record is owed."""

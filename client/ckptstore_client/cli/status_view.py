@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptstore.wire import MemoryStatus, Status, TierStatus
+from ckptstore_client.cli.cache_view import render_cache
 from ckptstore_client.cli.terminal import age, size, visible
 
 #: Errors that fit a screen; `--json` has all that the daemon remembers.
@@ -27,6 +28,8 @@ def render_status(status: Status, *, now_s: float | None = None) -> RenderableTy
     parts: list[RenderableType] = [_headline(status), Text(), _tiers(status.tiers)]
     parts += [note for tier in status.tiers if (note := _tier_note(tier)) is not None]
     parts += [Text(), *_memory(status.memory)]
+    if status.cache is not None and status.cache.state != "off":
+        parts.append(render_cache(status.cache))
     if status.attempts:
         parts += [Text(), _attempts(status)]
     if status.errors:

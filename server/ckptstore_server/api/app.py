@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from ckptstore import __version__
 from ckptstore.errors import CkptStoreError, InvalidInput, NotFound, Unauthorized
 from ckptstore.wire import ErrorBody
-from ckptstore_server.api import attachments, attempts, changes, namespace, objects, operator, tree
+from ckptstore_server.api import attachments, attempts, cache, changes, namespace, objects, operator, tree
 from ckptstore_server.services import Services
 
 #: What a browser or a probe may see without a token.
@@ -34,7 +34,7 @@ def create_app(services: Services, *, local: bool) -> FastAPI:
     )
     app.state.services = services
     app.state.local = local
-    for module in (attachments, attempts, changes, namespace, objects, operator, tree):
+    for module in (attachments, attempts, cache, changes, namespace, objects, operator, tree):
         app.include_router(module.router)
     app.add_exception_handler(CkptStoreError, _our_error)
     app.add_exception_handler(RequestValidationError, _malformed)

@@ -93,7 +93,7 @@ class Cache:
         self._tree = tree
         self._digests_of = digests_of
         self._own_replica = own_replica
-        self._remark = remark
+        self.remark = remark
         self._scratch = scratch
         self._fetch_threads = fetch_threads
         self._window_blocks = max(1, window_bytes // BLOCK_BYTES)
@@ -122,7 +122,7 @@ class Cache:
             return
         self.state = "ok"
 
-    def _left_behind(self) -> Iterator[tuple[FileVersion, int, float]]:
+    def _left_behind(self) -> Iterator[Held]:
         maps = {place.stem: place for place in self._files.glob("*.map")}
         for stray in self._files.iterdir():
             if stray.stem not in maps or stray.suffix not in (".map", ".data"):
@@ -134,21 +134,29 @@ class Cache:
             except (ChecksumMismatch, FileNotFoundError):
                 block_file.remove(self._files, version)
                 continue
-            yield file, min(data.st_blocks * 512, file.size_bytes), place.stat().st_mtime
+            yield Held(file, min(data.st_blocks * 512, file.size_bytes), place.stat().st_mtime, data.st_mtime)
 
     def close(self) -> None:
         """Blocking: reads from origins that are under way are waited for."""
         for _, queue in self._queues.values():
             queue.close()
         self._readers.shutdown(wait=True, cancel_futures=True)
+        self.save_records()
+
+    def save_records(self) -> None:
         if self.state in ("ok", "full"):
-            with suppress(OSError):
+            try:
                 self.records.save()
+            except OSError as error:
+                self._refused(error)
 
     # --- opening ---------------------------------------------------------------------------------------------------------------------
 
-    async def open(self, path: str, version: str = "") -> AnyCopy:
-        """The copy of the file at `path`, as it is now or as `version`. What the tree raises, if nothing kept here can answer instead."""
+    async def open(self, path: str, version: str = "", *, note: bool = True) -> AnyCopy:
+        """The copy of the file at `path`, as it is now or as `version`. What the tree raises, if nothing kept here can answer instead.
+
+        `note`: it is a reader that opens it, which counts for what stays.
+        """
         try:
             file, origin = await self._tree.open(path, version)
         except (StaleVersion, TierUnavailable) as error:
@@ -158,10 +166,11 @@ class Cache:
             return kept
         served = partial(self.records.served, file.path)
         if file.object_id is not None and (own := await self._own_replica(file, origin, served)) is not None:
-            self.records.opened(path, hit=True)
-            return own
-        copy = await self._run(self._copy_of, file, origin)
-        self.records.opened(path, hit=copy.kept_bytes == file.size_bytes)
+            copy: AnyCopy = own
+        else:
+            copy = await self._run(self._copy_of, file, origin, note=note)
+        if note:
+            self.records.opened(file.path, hit=copy.kept_bytes == file.size_bytes)
         return copy
 
     async def find(self, version: str) -> Copy:
@@ -197,10 +206,10 @@ class Cache:
         copy = self._copy_of(held.file, _Gone(error), outdated=isinstance(error, StaleVersion))
         return copy if copy.kept_bytes == held.file.size_bytes else None
 
-    def _copy_of(self, file: FileVersion, origin: Origin, *, outdated: bool = False) -> Copy:
+    def _copy_of(self, file: FileVersion, origin: Origin, *, outdated: bool = False, note: bool = True) -> Copy:
         with self._places.held(file.version):
             if not outdated:
-                self.shelf.opened(file)
+                self.shelf.opened(file, note=note)
             copy = self.loaded(file.version)
             if copy is None or (copy.streamed and self.state == "ok" and not copy.busy):
                 copy = self._load(file, origin)
@@ -349,12 +358,34 @@ class Cache:
         if (held := self.shelf.get(copy.file.version)) is not None:
             self.shelf.resize(copy.file.version, max(0, held.size_bytes - size_bytes))
 
+    def pin(self, path: str) -> None:
+        """What is at or below the path stays, durably at return. TierUnavailable without a disk to write that to. Blocking."""
+        self._on_disk("pin", path, self.pins.add)
+
+    def unpin(self, path: str) -> bool:
+        """Whether anything was pinned there."""
+        return self._on_disk("unpin", path, self.pins.remove)
+
+    def _on_disk(self, operation: str, path: str, change: Callable[[str], T]) -> T:
+        if self.state not in ("ok", "full"):
+            raise TierUnavailable(self.last_error or "this node keeps no copies", operation=operation, subject=path, tier=NAME)
+        try:
+            return change(path)
+        except OSError as error:
+            self._refused(error)
+            raise from_os_error(error, operation=operation, key=path, tier=NAME) from error
+
     def evict(self, below: Callable[[Held], bool]) -> list[Held]:
         """Take off what `below` says, pinned or not; who has a file open reads on. Blocking."""
         with self._evicting:
             chosen = [held for held in self.shelf.held() if below(held) and self.shelf.remove(held.file.version)]
             self._remove_files([held.file.version for held in chosen])
         return chosen
+
+    def note_scrubbed(self, version: str) -> None:
+        """All of it was compared with its checksums now. Also the next daemon will know."""
+        with suppress(OSError):
+            os.utime(block_file.data_place(self._files, version))
 
     # --- what goes wrong -------------------------------------------------------------------------------------------------------------
 
@@ -377,7 +408,7 @@ class Cache:
         translated = from_os_error(error, operation="use", key=str(self._folder), tier=NAME)
         self.last_error = str(translated)
         hint = "files are read from their origins meanwhile; replace the disk and start the daemon again"
-        self._remark(NAME, TierUnavailable(translated.why, operation="use", subject=str(self._folder), tier=NAME, hint=hint))
+        self.remark(NAME, TierUnavailable(translated.why, operation="use", subject=str(self._folder), tier=NAME, hint=hint))
         for copy in copies:
             copy.give_up_disk()
 

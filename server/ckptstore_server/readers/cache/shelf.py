@@ -26,8 +26,8 @@ class Held:
     file: FileVersion
     size_bytes: int = 0
     used_s: float = field(default_factory=time.time)
-    #: when its bytes were last compared with their checksums by the scrub; 0: not by this daemon
-    scrubbed_s: float = 0.0
+    #: when the last of its bytes came in, or all of them were compared with their checksums
+    scrubbed_s: float = field(default_factory=time.time)
 
 
 class Shelf:
@@ -71,20 +71,21 @@ class Shelf:
 
     # --- coming and going ----------------------------------------------------------------------------------------------------------
 
-    def found(self, files: Iterable[tuple[FileVersion, int, float]]) -> None:
-        """What a former daemon left, with its bytes and the time of its last use."""
+    def found(self, left_behind: Iterable[Held]) -> None:
+        """What a former daemon left."""
         with self._lock:
-            for file, size_bytes, used_s in sorted(files, key=lambda entry: entry[2]):
-                self._held[file.version] = Held(file, size_bytes, used_s)
-                self._policy.admit(file.version, size_bytes, proven=True)
-                self._newest[file.path] = file.version
+            for held in sorted(left_behind, key=lambda held: held.used_s):
+                self._held[held.file.version] = held
+                self._policy.admit(held.file.version, held.size_bytes, proven=True)
+                self._newest[held.file.path] = held.file.version
 
-    def opened(self, file: FileVersion) -> None:
-        """It is what its path stands for now."""
+    def opened(self, file: FileVersion, *, note: bool = True) -> None:
+        """It is what its path stands for now; with `note`, to somebody who reads it."""
         with self._lock:
             self._newest[file.path] = file.version
-            if (held := self._held.get(file.version)) is not None:
-                held.file, held.used_s = file, time.time()
+            held = self._held.get(file.version)
+            if note and held is not None:
+                held.used_s = time.time()
                 self._policy.use(file.version)
 
     def put(self, file: FileVersion) -> None:
