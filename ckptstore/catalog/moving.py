@@ -21,7 +21,7 @@ from ckptstore import paths
 from ckptstore.catalog.core import Core, chunks, insert_unless_there, lock_namespace
 from ckptstore.catalog.entries import add_entry, below, refuse_taken_path, refuse_to_take_away, remove_entries, visible_at
 from ckptstore.catalog.publish import supersede
-from ckptstore.catalog.schema import counters, entries, objects, owed_records, publications, tier_commits
+from ckptstore.catalog.schema import attachments, counters, entries, objects, owed_records, publications, tier_commits
 from ckptstore.errors import AlreadyExists, InvalidInput, NotFound, PathConflict
 
 #: Publications that one transaction moves: it holds the namespace meanwhile, which every publish waits for.
@@ -72,7 +72,8 @@ class Moving(Core):
         _refuse_long_paths(tx, rows, len(target.encode()) - len(source.encode()))
         if (old := there.get(target)) is not None:
             supersede(tx, old)
-        tx.execute(update(counters).where(counters.c.name == "sequence").values(value=counters.c.value + len(rows) - 1))
+        # One number more than there are publications: it tells those who look for changes that something is gone from where it was.
+        tx.execute(update(counters).where(counters.c.name == "sequence").values(value=counters.c.value + len(rows)))
         moved = [(row, target + row.path[len(source) :]) for row in rows]
         _rename(tx, moved, sequence)
         live = sorted(((path, row.publication_id) for row, path in moved if row.state == "live"))
@@ -92,6 +93,10 @@ def _refuse_what_cannot_move(tx: Connection, source: str) -> bool:
     if rest:
         why = f"{entry.path} is published: a published folder is closed"
         raise PathConflict(why, operation="move", subject=source, hint=f"move {entry.path}")
+    low, high = below(source)
+    here = (attachments.c.path == source) | ((attachments.c.path >= low) & (attachments.c.path < high))
+    if (attached := tx.execute(select(attachments.c.path).where(here).limit(1)).scalar_one_or_none()) is not None:
+        raise PathConflict(f"{attached} is attached", operation="move", subject=source, hint=f"detach {attached}, and attach it elsewhere")
     return entry.publication_id is None
 
 

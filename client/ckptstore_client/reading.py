@@ -98,6 +98,10 @@ class VerifiedObject:
 
         self._in_parallel(blocks, read_block)
 
+    def hold(self) -> None:
+        """Open the nearest replica now. A file that is open stays readable when its object is removed."""
+        self._next_replica(set())
+
     def first_block(self) -> memoryview:
         """The file's first block, verified, in memory of our own. It is kept: what is wanted of it later is copied from here."""
         if self._first_block is None:

@@ -47,7 +47,9 @@ class Tree:
         info = self.look(path)
         if info.kind != "file":
             raise InvalidInput("it is a folder", operation="open", subject=path, hint="list it")
-        return TreeFile(self._connection, info)
+        opened = TreeFile(self._connection, info)
+        opened.hold()
+        return opened
 
 
 def _page(transport: Transport, *, path: str, after: str) -> FileListing:
@@ -74,6 +76,12 @@ class TreeFile:
             if self._object is not None:
                 self._object.__exit__()
                 self._object = None
+
+    def hold(self) -> None:
+        """Keep the version within reach: what is replaced or removed after this is still read, on its own node for as long as this is open,
+        over the network for the grace time of deletions."""
+        if self.info.origin is None:
+            self._verified().hold()
 
     def read(self, start: int, stop: int) -> bytearray:
         """The bytes from `start` to `stop`, of which the file may have fewer."""

@@ -8,7 +8,7 @@ import pytest
 
 from ckptstore import records
 from ckptstore.catalog import Catalog
-from ckptstore.catalog.model import Kind
+from ckptstore.catalog.model import Attachment, Kind
 from ckptstore.errors import AlreadyExists, InvalidInput, NotFound, PathConflict
 from tests.contract.catalog_contract import Saver
 
@@ -24,6 +24,13 @@ class MovingContract:
         with pytest.raises(NotFound):
             catalog.entry("/a")
         assert [entry.path for entry in catalog.list_folder("/b/c")] == ["/b/c/y"]
+
+    def test_a_move_there_and_back_is_told_as_a_change_of_anything(self, saver: Saver, catalog: Catalog) -> None:
+        saver.save("/a")
+        for source, target in (("/a", "/b"), ("/b", "/a")):
+            before = catalog.namespace_sequence()
+            catalog.move(source, target)
+            assert catalog.changes_since(before).paths is None
 
     def test_a_folder_moves_with_all_below_it_and_nothing_beside(self, saver: Saver, catalog: Catalog) -> None:
         for path in ("/a/1", "/a/b/2", "/ab", "/a0"):
@@ -132,6 +139,15 @@ class MovingContract:
             catalog.move(source, target, replace=True)
         assert [entry.path for entry in catalog.list_folder("/")] == ["/file", "/run"]
         assert catalog.resolve("/run/1").live
+
+    @pytest.mark.parametrize("source", ["/models/public", "/models"])
+    def test_a_folder_with_attached_storage_in_it_stays_where_it_is(self, saver: Saver, catalog: Catalog, source: str) -> None:
+        saver.save("/models/own")
+        catalog.attach(Attachment("/models/public", "s3://bucket/models", 30.0))
+        with pytest.raises(PathConflict, match="attached"):
+            catalog.move(source, "/elsewhere")
+        assert catalog.attached_over("/models/public") is not None
+        assert saver.save("/models/next").sequence > catalog.resolve("/models/own").sequence
 
     def test_another_node_writes_the_record_of_its_own_tier(self, open_node: Callable[[str], Saver]) -> None:
         a, b = open_node("node-a"), open_node("node-b")
