@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptstore.catalog.model import Attachment
-from ckptstore.errors import InvalidInput, StaleVersion
+from ckptstore.errors import CkptStoreError, InvalidInput, StaleVersion
 from ckptstore.paths import MAX_PATH_BYTES, join
 from ckptstore.tree_messages import AttachmentInfo, AttachStorage, FileInfo, FileListing
 from ckptstore_server.node import Node
@@ -122,16 +122,23 @@ class Attached:
         )
         if is_folder(wanted):
             self._refuse_own(folder_of(wanted))
-        tried = await self._node.run(self._node.upkeep_executor, lambda: Answers(open_storage(wanted), refresh_s=0))
+        answers = await self._node.run(self._node.upkeep_executor, _opened, wanted)
         try:
-            await tried.page("", "", 1)
-        finally:
-            await self._node.run(self._node.upkeep_executor, tried.close)
-        return self._info(await self._changed(await self._node.query(self._node.catalog.attach, wanted)))
+            await answers.page("", "", 1)
+            made = await self._node.query(self._node.catalog.attach, wanted)
+        except CkptStoreError:
+            await self._node.run(self._node.upkeep_executor, answers.close)
+            raise
+        if self._open.setdefault(made, answers) is not answers:
+            await self._node.run(self._node.upkeep_executor, answers.close)
+        self._node.board.announce()
+        return self._info(made)
 
     async def detach(self, path: str) -> AttachmentInfo:
         """Readers keep what they have open."""
-        return self._info(await self._changed(await self._node.query(self._node.catalog.detach, path)))
+        gone = await self._node.query(self._node.catalog.detach, path)
+        self._node.board.announce()
+        return self._info(gone)
 
     async def all(self) -> list[AttachmentInfo]:
         return [self._info(attachment) for attachment in await self._node.query(self._node.catalog.attachments)]
@@ -160,15 +167,10 @@ class Attached:
         for answers in self._open.values():
             answers.close()
 
-    async def _changed(self, attachment: Attachment) -> Attachment:
-        self._node.board.announce()
-        return attachment
-
     async def _answers(self, attachment: Attachment) -> Answers:
         async with self._opening:
             if attachment not in self._open:
-                storage = await self._node.run(self._node.upkeep_executor, open_storage, attachment)
-                self._open[attachment] = Answers(storage, refresh_s=attachment.refresh_s)
+                self._open[attachment] = await self._node.run(self._node.upkeep_executor, _opened, attachment)
             return self._open[attachment]
 
     def _refuse_own(self, folder: Path) -> None:
@@ -182,7 +184,7 @@ class Attached:
 
     def _info(self, attachment: Attachment) -> AttachmentInfo:
         answers = self._open.get(attachment)
-        failure = answers.gate.failure if answers is not None else None
+        failure = answers.storage.gate.failure if answers is not None else None
         return AttachmentInfo(
             path=attachment.path,
             url=attachment.url,
@@ -193,3 +195,7 @@ class Attached:
             attached_at_s=attachment.attached_at_s,
             down=str(failure) if failure is not None else None,
         )
+
+
+def _opened(attachment: Attachment) -> Answers:
+    return Answers(open_storage(attachment), refresh_s=attachment.refresh_s)

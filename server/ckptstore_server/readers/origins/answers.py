@@ -17,14 +17,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from ckptstore.errors import NotFound, StaleVersion, TierUnavailable
 from ckptstore_server.readers.origin import FileVersion
-from ckptstore_server.readers.origins.gate import Gate
 from ckptstore_server.readers.origins.storage import Found, FoundPage, Storage
-
-T = TypeVar("T")
 
 #: Entries that are remembered of one attachment; each costs half a kilobyte.
 REMEMBERED = 65_536
@@ -45,9 +42,8 @@ class _Answer:
 class Answers:
     """An `Origin`, and what there is to know of the files that it has."""
 
-    def __init__(self, storage: Storage, *, refresh_s: float, gate: Gate | None = None) -> None:
+    def __init__(self, storage: Storage, *, refresh_s: float) -> None:
         self.storage = storage
-        self.gate = gate or Gate()
         self._refresh_s = refresh_s
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="ask")
         self._lock = threading.Lock()
@@ -67,8 +63,7 @@ class Answers:
 
     def read_into(self, file: FileVersion, offset_bytes: int, into: memoryview) -> None:
         try:
-            with self.gate.asking():
-                self.storage.read_into(file, offset_bytes, into)
+            self.storage.read_into(file, offset_bytes, into)
         except StaleVersion:
             self.forget(file.name)
             raise
@@ -110,17 +105,13 @@ class Answers:
     async def _ask(self, question: Hashable, ask: Callable[[], Found | FoundPage]) -> Found | FoundPage:
         at_s = time.monotonic()  # before it is asked: it may be that old when it comes
         try:
-            said = await asyncio.get_running_loop().run_in_executor(self._executor, self._through_gate, ask)
+            said = await asyncio.get_running_loop().run_in_executor(self._executor, ask)
         except NotFound as error:
             self._keep({question: _Answer(_again(error), at_s)})
             raise
         entries = said.entries if isinstance(said, FoundPage) else ()
         self._keep({entry.name: _Answer(entry, at_s) for entry in entries} | {question: _Answer(said, at_s)})
         return said
-
-    def _through_gate(self, ask: Callable[[], T]) -> T:
-        with self.gate.asking():
-            return ask()
 
     def _keep(self, new: dict[Any, _Answer]) -> None:
         with self._lock:

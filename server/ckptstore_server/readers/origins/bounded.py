@@ -12,7 +12,8 @@ from typing import ParamSpec, TypeVar
 
 from ckptstore.errors import TierUnavailable
 from ckptstore_server.readers.origin import FileVersion
-from ckptstore_server.readers.origins.storage import Found, FoundPage, Storage
+from ckptstore_server.readers.origins.gate import Gate
+from ckptstore_server.readers.origins.storage import Found, FoundPage, Unbounded
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,8 +25,9 @@ THREADS = 8
 class BoundedStorage:
     """A `Storage` that answers in time, over one that may not."""
 
-    def __init__(self, storage: Storage, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+    def __init__(self, storage: Unbounded, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
         self.identity = storage.identity
+        self.gate = Gate()
         self._storage = storage
         self._timeout_s = timeout_s
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="attached")
@@ -50,10 +52,11 @@ class BoundedStorage:
         self._storage.close()
 
     def _in_time(self, name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        future = self._executor.submit(call, *args, **kwargs)
-        try:
-            return future.result(self._timeout_s)
-        except TimeoutError as error:
-            future.cancel()
-            why = f"no answer within {self._timeout_s:g} s"
-            raise TierUnavailable(why, operation="ask", subject=self._storage.where(name), tier=self.identity) from error
+        with self.gate.asking():
+            future = self._executor.submit(call, *args, **kwargs)
+            try:
+                return future.result(self._timeout_s)
+            except TimeoutError as error:
+                future.cancel()
+                why = f"no answer within {self._timeout_s:g} s"
+                raise TierUnavailable(why, operation="ask", subject=self._storage.where(name), tier=self.identity) from error

@@ -10,16 +10,20 @@ names where a folder's name is the beginning of another's: it is `name/` that is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from ckptstore.errors import AlreadyExists, NotFound, StaleVersion
 from ckptstore_server.readers.origin import FileVersion
+from ckptstore_server.readers.origins.gate import Gate
 from ckptstore_server.readers.origins.storage import Found, FoundPage, inside, is_storable
 from ckptstore_tiers.s3_buffers import PartBuffers
 from ckptstore_tiers.s3_connection import S3Connection, StoredObject
 from ckptstore_tiers.s3_options import S3Options, S3Place
 from ckptstore_tiers.s3_reader import S3Reader
+
+T = TypeVar("T")
 
 #: Of one request; the most that S3 gives.
 KEYS_PER_REQUEST = 1000
@@ -28,7 +32,15 @@ REQUESTS_PER_PAGE = 100
 
 
 class ForeignBucket(S3Connection):
-    """A connection to a bucket that others fill: its keys are not ours to rewrite."""
+    """A connection to a bucket that others fill: its keys are not ours to rewrite, and nobody waits for it twice while it is down."""
+
+    def __init__(self, place: S3Place, options: S3Options, gate: Gate) -> None:
+        self._gate = gate
+        super().__init__(f"s3://{place.bucket}", place, options)
+
+    def call(self, operation: str, key: str, request: Callable[[Any], T], *, retry_for_s: float | None = None) -> T:
+        with self._gate.asking():
+            return super().call(operation, key, request, retry_for_s=retry_for_s)
 
     def name(self, key: str) -> str:
         return self.prefix + key
@@ -40,7 +52,8 @@ class ForeignBucket(S3Connection):
 class S3Storage:
     def __init__(self, place: S3Place, options: S3Options) -> None:
         self._url = f"s3://{place.bucket}/{place.prefix}"
-        self._bucket = ForeignBucket(self._url.rstrip("/"), place, options)
+        self.gate = Gate()
+        self._bucket = ForeignBucket(place, options, self.gate)
         self.identity = f"{self._url} at {self._bucket.endpoint_url}"
         self._executor = ThreadPoolExecutor(options.parallel, thread_name_prefix="attached-s3")
         self._buffers = PartBuffers()
@@ -65,7 +78,7 @@ class S3Storage:
             page = self._request(folder, after, min(KEYS_PER_REQUEST, limit - len(entries)))
             if folder and not after and not page.get("Contents") and not page.get("CommonPrefixes"):
                 raise NotFound("no such folder is there", operation="list", subject=self.where(folder))
-            found = self._entries(folder, page)
+            found = self._entries(folder, page, begins=not after)
             entries += [entry for entry in found if entry is not None]
             skipped += sum(entry is None for entry in found)
             if not page.get("IsTruncated"):
@@ -99,7 +112,7 @@ class S3Storage:
             start = {"ContinuationToken": after[1:]}
         return self._bucket.ask("list", folder, "list_objects_v2", Prefix=prefix, Delimiter="/", MaxKeys=limit, **start)
 
-    def _entries(self, folder: str, page: dict[str, Any]) -> list[Found | None]:
+    def _entries(self, folder: str, page: dict[str, Any], *, begins: bool) -> list[Found | None]:
         """What one answer shows, in the bucket's order; None for what is left out."""
         start = len(self._bucket.name(f"{folder}/" if folder else ""))
         files = {item["Key"][start:]: item for item in page.get("Contents", ())}
@@ -108,7 +121,7 @@ class S3Storage:
         found: list[Found | None] = []
         for name in names:
             leaf = name.removesuffix("/")
-            if not is_storable(leaf) or (name != leaf and self._is_also_a_file(folder, leaf, files, names[0])):
+            if not is_storable(leaf) or (name != leaf and self._is_also_a_file(folder, leaf, files, "" if begins else names[0])):
                 found.append(None)
             elif name != leaf:
                 found.append(Found(inside(folder, leaf), is_folder=True))
@@ -118,11 +131,9 @@ class S3Storage:
         return found
 
     def _is_also_a_file(self, folder: str, leaf: str, files: dict[str, Any], first: str) -> bool:
-        """Whether a folder's name is a key, too. That comes earlier, perhaps on an earlier page: then this one begins with its like."""
-        if leaf in files:
-            return True
-        if not leaf < first.removesuffix("/") or not first.startswith(leaf):
-            return False
+        """Whether a folder's name is a key, too. That comes earlier, perhaps on another page: then the `first` name here begins alike."""
+        if leaf in files or not first.startswith(leaf):
+            return leaf in files
         try:
             self._bucket.ask("stat", leaf, "head_object", Key=self._bucket.name(inside(folder, leaf)))
         except NotFound:

@@ -2,7 +2,7 @@
 
 Names are relative to what was attached, without slashes at either end; "" is the attached folder itself. Who calls has checked that each
 part of a name may be one in a path of ours (so none is `..`); an implementation leaves out, and counts, what it finds under other names.
-All calls block, for a bounded time, and any thread may make them.
+All calls block, and any thread may make them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Protocol
 from ckptstore.errors import InvalidInput
 from ckptstore.paths import MAX_SEGMENT_BYTES, check_segment
 from ckptstore_server.readers.origin import FileVersion
+from ckptstore_server.readers.origins.gate import Gate
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class FoundPage:
     skipped: int = 0
 
 
-class Storage(Protocol):
+class Unbounded(Protocol):
+    """A storage that may take for ever: see `bounded`."""
+
     #: what distinguishes this place from all others, of whatever kind
     identity: str
 
@@ -61,6 +64,12 @@ class Storage(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Storage(Unbounded, Protocol):
+    """A storage that answers in bounded time, and at once that it is down while it is known to be."""
+
+    gate: Gate
 
 
 def is_storable(name: str) -> bool:
