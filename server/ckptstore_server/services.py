@@ -65,6 +65,7 @@ class Services:
         attached = Attached(node)
         tree = Tree(node, replicas, attached)
         cache = cache_of(node, replicas, tree)
+        control = CacheControl(cache)
         evictor.others_give_way = cache.give_way
         return cls(
             node=node,
@@ -84,8 +85,8 @@ class Services:
             tree=tree,
             changes=Changes(node),
             cache=cache,
-            cache_control=CacheControl(cache),
-            warmer=Warmer(cache, tree),
+            cache_control=control,
+            warmer=Warmer(cache, tree, control.pin),
             scrub=Scrub(cache, every_s=node.settings.cache.scrub_every),
             request_stop=request_stop,
         )

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich.console import RenderableType
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
 from ckptstore.cache_messages import CachedModel, WarmLine
@@ -17,9 +16,9 @@ from ckptstore_client.cli.invocation import CommandGroup, Invocation
 from ckptstore_client.cli.namespace_commands import PathArgument
 from ckptstore_client.cli.status_view import table
 from ckptstore_client.cli.terminal import age, size, visible
+from ckptstore_client.cli.transfer_commands import TRANSFER_COLUMNS
 
 group = CommandGroup("What stays hot on this node: copies of what readers read.")
-COLUMNS = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), DownloadColumn(binary_units=True), TransferSpeedColumn())
 
 
 def register(root: CommandGroup) -> None:
@@ -63,7 +62,7 @@ def warm(
     Example: ckptstore warm /models/llama --pin
     """
     terminal, problems, here, last = invocation.terminal, 0, 0, WarmLine()
-    with invocation.store() as store, terminal.progress(*COLUMNS) as progress:
+    with invocation.store() as store, terminal.progress(*TRANSFER_COLUMNS) as progress:
         bar = progress.add_task(f"{'checking' if check else 'warming'} {visible(path)}", total=None)
         for last in store.cache.warm(path, pin=pin, check=check, wait=wait):
             if terminal.as_json:

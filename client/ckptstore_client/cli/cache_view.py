@@ -26,5 +26,6 @@ def render_cache(found: CacheStatus, *, all_pins: bool = False) -> RenderableTyp
     if found.last_error:
         parts.append(Text(f"cache: {visible(found.last_error)}"))
     if all_pins:
-        parts += [Text(f"folder  {visible(found.folder) or 'none: nothing is kept'}"), *(Text(f"pinned  {visible(pin)}") for pin in found.pins)]
+        parts.append(Text(f"folder  {visible(found.folder) or 'none: nothing is kept'}"))
+        parts += [Text(f"pinned  {visible(pin)}") for pin in found.pins]
     return Group(*parts)

@@ -29,7 +29,7 @@ from ckptstore_server.readers.cache import block_file
 from ckptstore_server.readers.cache.block_file import BlockFile
 from ckptstore_server.readers.cache.block_map import describe
 from ckptstore_server.readers.cache.copy import Copy
-from ckptstore_server.readers.cache.fetching import FetchQueue
+from ckptstore_server.readers.cache.fetching import FetchQueue, FetchQueues
 from ckptstore_server.readers.cache.own_replica import OwnReplica
 from ckptstore_server.readers.cache.pins import Pins
 from ckptstore_server.readers.cache.read_ahead import ReadAhead
@@ -95,7 +95,6 @@ class Cache:
         self._own_replica = own_replica
         self.remark = remark
         self._scratch = scratch
-        self._fetch_threads = fetch_threads
         self._window_blocks = max(1, window_bytes // BLOCK_BYTES)
         self._files = self._folder / "files"
         self._lock = threading.Lock()
@@ -103,7 +102,7 @@ class Cache:
         self._places = KeyLocks()
         self._copies: weakref.WeakValueDictionary[str, Copy] = weakref.WeakValueDictionary()
         self._used_last: OrderedDict[str, Copy] = OrderedDict()  # keeps the last ones alive
-        self._queues: dict[int, tuple[Origin, FetchQueue]] = {}
+        self._queues = FetchQueues(fetch_threads)
         self._readers = ThreadPoolExecutor(8, "cache-read")
 
     # --- life ------------------------------------------------------------------------------------------------------------------------
@@ -138,8 +137,7 @@ class Cache:
 
     def close(self) -> None:
         """Blocking: reads from origins that are under way are waited for."""
-        for _, queue in self._queues.values():
-            queue.close()
+        self._queues.close()
         self._readers.shutdown(wait=True, cancel_futures=True)
         self.save_records()
 
@@ -148,7 +146,7 @@ class Cache:
             try:
                 self.records.save()
             except OSError as error:
-                self._refused(error)
+                self.disk_refused(error)
 
     # --- opening ---------------------------------------------------------------------------------------------------------------------
 
@@ -241,12 +239,7 @@ class Cache:
                 self._used_last.popitem(last=False)
 
     def _queue(self, origin: Origin) -> FetchQueue:
-        """Of the origin's own threads. An origin lives as long as the daemon; all those that are gone have one queue."""
-        key = id(_Gone) if isinstance(origin, _Gone) else id(origin)
-        with self._lock:
-            if key not in self._queues:
-                self._queues[key] = (origin, FetchQueue(self._fetch_threads, f"fetch-{len(self._queues)}"))
-            return self._queues[key][1]
+        return self._queues.of(origin, _Gone if isinstance(origin, _Gone) else None)
 
     # --- files -----------------------------------------------------------------------------------------------------------------------
 
@@ -270,7 +263,7 @@ class Cache:
         except InvalidInput:
             return None
         except OSError as error:
-            self._refused(error)
+            self.disk_refused(error)
             return None
 
     def _create(self, file: FileVersion) -> BlockFile:
@@ -291,7 +284,7 @@ class Cache:
             try:
                 return self._create(copy.file)
             except OSError as error:
-                self._refused(error)
+                self.disk_refused(error)
                 return None
 
     def _remove_files(self, versions: list[str]) -> None:
@@ -358,23 +351,6 @@ class Cache:
         if (held := self.shelf.get(copy.file.version)) is not None:
             self.shelf.resize(copy.file.version, max(0, held.size_bytes - size_bytes))
 
-    def pin(self, path: str) -> None:
-        """What is at or below the path stays, durably at return. TierUnavailable without a disk to write that to. Blocking."""
-        self._on_disk("pin", path, self.pins.add)
-
-    def unpin(self, path: str) -> bool:
-        """Whether anything was pinned there."""
-        return self._on_disk("unpin", path, self.pins.remove)
-
-    def _on_disk(self, operation: str, path: str, change: Callable[[str], T]) -> T:
-        if self.state not in ("ok", "full"):
-            raise TierUnavailable(self.last_error or "this node keeps no copies", operation=operation, subject=path, tier=NAME)
-        try:
-            return change(path)
-        except OSError as error:
-            self._refused(error)
-            raise from_os_error(error, operation=operation, key=path, tier=NAME) from error
-
     def evict(self, below: Callable[[Held], bool]) -> list[Held]:
         """Take off what `below` says, pinned or not; who has a file open reads on. Blocking."""
         with self._evicting:
@@ -392,7 +368,8 @@ class Cache:
     def fetched(self, copy: Copy, size_bytes: int) -> None:
         self.records.fetched(copy.file.path, size_bytes)
 
-    def _refused(self, error: OSError) -> None:
+    def disk_refused(self, error: OSError) -> None:
+        """It is full, or it fails."""
         if error.errno in FULL:
             self._note(False)
         else:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from ckptstore.cache_messages import CachedModel, CachedModels, Evicted, Pinned
-from ckptstore.errors import NotFound
+from ckptstore.errors import NotFound, TierUnavailable
 from ckptstore.paths import check_tree_path, parent_and_name
 from ckptstore.wire import CacheStatus
-from ckptstore_server.readers.cache.cache import Cache
+from ckptstore_server.readers.cache.cache import NAME, Cache
 from ckptstore_server.readers.cache.pins import is_below
 from ckptstore_server.readers.cache.shelf import Held
+from ckptstore_tiers.posix_errors import from_os_error
 
+T = TypeVar("T")
 
 class CacheControl:
     def __init__(self, cache: Cache) -> None:
@@ -64,13 +69,23 @@ class CacheControl:
         return models
 
     def pin(self, path: str) -> Pinned:
-        self._cache.pin(check_tree_path(path, operation="pin"))
+        """What is at or below the path stays, durably at return. TierUnavailable without a disk to write that to."""
+        self._change_pins("pin", self._cache.pins.add, check_tree_path(path, operation="pin"))
         return Pinned(paths=self._cache.pins.paths)
 
     def unpin(self, path: str) -> Pinned:
-        if not self._cache.unpin(check_tree_path(path, operation="unpin")):
+        if not self._change_pins("unpin", self._cache.pins.remove, check_tree_path(path, operation="unpin")):
             raise NotFound("nothing is pinned there", operation="unpin", subject=path, hint="`ckptstore cache status` lists the pins")
         return Pinned(paths=self._cache.pins.paths)
+
+    def _change_pins(self, operation: str, change: Callable[[str], T], path: str) -> T:
+        if self._cache.state not in ("ok", "full"):
+            raise TierUnavailable(self._cache.last_error or "this node keeps no copies", operation=operation, subject=path, tier=NAME)
+        try:
+            return change(path)
+        except OSError as error:
+            self._cache.disk_refused(error)
+            raise from_os_error(error, operation=operation, key=path, tier=NAME) from error
 
     def evict(self, path: str) -> Evicted:
         below = check_tree_path(path, operation="evict")

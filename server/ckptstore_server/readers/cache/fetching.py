@@ -77,3 +77,23 @@ class FetchQueue:
         for flight in left.values():
             flight.give_up()
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+class FetchQueues:
+    """One queue for each origin. An origin lives as long as the daemon; all those of one `kind` that do not, share a queue."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._queues: dict[int, tuple[object, FetchQueue]] = {}
+
+    def of(self, origin: object, kind: object = None) -> FetchQueue:
+        key = origin if kind is None else kind
+        with self._lock:
+            if id(key) not in self._queues:
+                self._queues[id(key)] = (key, FetchQueue(self._threads, f"fetch-{len(self._queues)}"))
+            return self._queues[id(key)][1]
+
+    def close(self) -> None:
+        for _, queue in self._queues.values():
+            queue.close()

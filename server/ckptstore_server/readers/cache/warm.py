@@ -7,7 +7,7 @@ problem, and the others go on. Nothing that was fetched is given up when the one
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 from ckptstore.cache_messages import WarmLine
@@ -22,8 +22,9 @@ FILES_AT_ONCE, BLOCKS_AT_ONCE = 4, 16
 
 
 class Warmer:
-    def __init__(self, cache: Cache, tree: LooksAtTree) -> None:
+    def __init__(self, cache: Cache, tree: LooksAtTree, pin: Callable[[str], object]) -> None:
         self._cache = cache
+        self._pin = pin
         self._tree = tree
         self._begun: set[asyncio.Task[None]] = set()
 
@@ -31,7 +32,7 @@ class Warmer:
         """A line per file at or below `path`, then one with the sums. `check`: only say how much of each is here; `pin`: let it stay."""
         top = await self._tree.look(path, resolve=True)
         if pin:
-            await asyncio.to_thread(self._cache.pin, top.path)
+            await asyncio.to_thread(self._pin, top.path)
         total_files = total_bytes = files = problems = held_bytes = 0
         async for info in files_below(self._tree, top):
             total_files += 1
