@@ -17,7 +17,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -27,9 +27,9 @@ from typing import Literal, ParamSpec, Protocol, TypeVar
 from ckptstore.errors import ChecksumMismatch, InvalidInput, NotFound, StaleVersion, TierUnavailable
 from ckptstore_server.readers.cache import block_file
 from ckptstore_server.readers.cache.block_file import BlockFile
-from ckptstore_server.readers.cache.block_map import describe
 from ckptstore_server.readers.cache.copy import Copy
 from ckptstore_server.readers.cache.fetching import FetchQueue, FetchQueues
+from ckptstore_server.readers.cache.left_behind import left_behind
 from ckptstore_server.readers.cache.own_replica import OwnReplica
 from ckptstore_server.readers.cache.pins import Pins
 from ckptstore_server.readers.cache.read_ahead import ReadAhead
@@ -84,9 +84,8 @@ class Cache:
     ) -> None:
         """`room`: None without a disk for it; then everything is streamed."""
         self.room = room
-        self._folder = room.folder if room is not None else Path(os.devnull)
-        self.pins = Pins(self._folder / "pins.json")
-        self.records = Records(self._folder / "records.json")
+        self._folder = folder = room.folder if room is not None else Path(os.devnull)
+        self.pins, self.records = Pins(folder / "pins.json"), Records(folder / "records.json")
         self.shelf = Shelf(self.pins, quotas or {})
         self.state: Literal["off", "ok", "full", "down"] = "off"
         self.last_error: str | None = None
@@ -115,25 +114,11 @@ class Cache:
             self._files.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.pins.load()
             self.records.load()
-            self.shelf.found(self._left_behind())
+            self.shelf.found(left_behind(self._files))
         except OSError as error:
             self.disk_failed(error)
             return
         self.state = "ok"
-
-    def _left_behind(self) -> Iterator[Held]:
-        maps = {place.stem: place for place in self._files.glob("*.map")}
-        for stray in self._files.iterdir():
-            if stray.stem not in maps or stray.suffix not in (".map", ".data"):
-                stray.unlink(missing_ok=True)
-        for version, place in maps.items():
-            try:
-                file = describe(place)
-                data = block_file.data_place(self._files, version).stat()
-            except (ChecksumMismatch, FileNotFoundError):
-                block_file.remove(self._files, version)
-                continue
-            yield Held(file, min(data.st_blocks * 512, file.size_bytes), place.stat().st_mtime, data.st_mtime)
 
     def close(self) -> None:
         """Blocking: reads from origins that are under way are waited for."""
@@ -187,9 +172,6 @@ class Cache:
         """The copy, if it is in use or was a moment ago."""
         with self._lock:
             return self._copies.get(version)
-
-    def served(self, copy: Copy, size_bytes: int) -> None:
-        self.records.served(copy.file.path, size_bytes)
 
     async def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: call(*args, **kwargs))
@@ -363,10 +345,15 @@ class Cache:
         with suppress(OSError):
             os.utime(block_file.data_place(self._files, version))
 
-    # --- what goes wrong -------------------------------------------------------------------------------------------------------------
+    # --- what happens to copies ------------------------------------------------------------------------------------------------------
+
+    def served(self, copy: Copy, size_bytes: int) -> None:
+        self.records.served(copy.file.path, size_bytes)
 
     def fetched(self, copy: Copy, size_bytes: int) -> None:
         self.records.fetched(copy.file.path, size_bytes)
+
+    # --- what goes wrong -------------------------------------------------------------------------------------------------------------
 
     def disk_refused(self, error: OSError) -> None:
         """It is full, or it fails."""
