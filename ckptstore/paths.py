@@ -7,6 +7,7 @@ S3 allows a key 1,024 bytes with our prefix and id, and a file system 255 bytes 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import unicodedata
@@ -16,6 +17,8 @@ from ckptstore.errors import InvalidInput
 MAX_SEGMENT_BYTES = 200
 MAX_PATH_BYTES = 800
 LATEST = "@latest"
+#: Where removed checkpoints wait until they go for good: `/@trash/<second since 1970>/<where it was>`.
+TRASH = "@trash"
 INDEX_NAME = "checkpoint.json"
 #: The one file more of a checkpoint whose tensors are spread over its ranks: see `shards`.
 SHARDS_NAME = "shards.json"
@@ -70,6 +73,22 @@ def check_tree_path(path: object, *, operation: str = "look") -> str:
     return path.removesuffix("/") or "/"
 
 
+def trash_path(path: str, until_s: float) -> str:
+    """Where what was at `path` waits until that second. InvalidInput if such a path would be too long."""
+    trashed = f"/{TRASH}/{math.ceil(until_s):012d}{path}"
+    if (size_bytes := len(trashed.encode("utf-8"))) > MAX_PATH_BYTES:
+        raise _refuse(path, f"its path in the trash would have {size_bytes} bytes; {MAX_PATH_BYTES} are allowed", "move to trash")
+    return trashed
+
+
+def from_trash(path: str) -> tuple[str, float] | None:
+    """Where what lies in the trash at `path` was, and until when it waits; None for any other path."""
+    _, first, until, *rest = (path + "///").split("/", 3)
+    if first != TRASH or not until.isdecimal() or not (where := "".join(rest).rstrip("/")):
+        return None
+    return f"/{where}", float(until)
+
+
 def check_folder(path: object, *, operation: str = "list") -> str:
     """Like `check_path`, but `/` is allowed and one slash at the end is forgiven: a folder is what is meant."""
     if path == "/":
@@ -98,6 +117,10 @@ def ancestors(path: str) -> list[str]:
     """The folders above `path`, outermost first, without the root: `/a/b/c` → [`/a`, `/a/b`]."""
     segments = path[1:].split("/")[:-1]
     return ["/" + "/".join(segments[: i + 1]) for i in range(len(segments))]
+
+
+def is_below(path: str, folder: str) -> bool:
+    return path.startswith("/" if folder == "/" else folder + "/")
 
 
 def join(folder: str, name: str) -> str:

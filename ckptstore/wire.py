@@ -248,11 +248,15 @@ class EntryInfo(Message):
     metadata: dict[str, Any] = Field(default_factory=dict)
     files: int | None = None
     stored_bytes: dict[str, int] = Field(default_factory=dict)  # of `stat`: what its files take in the tiers that compress them
+    origin: str | None = None  # of attached storage: where it really lies
+    best_effort: bool = False  # of attached storage: a change upstream may not be seen
+    modified_s: float | None = None  # of a file of attached storage: when it was last changed there
 
 
 class EntryPage(Message):
     entries: list[EntryInfo]
-    after: str | None
+    after: str | None  # ask again with this, whatever it looks like; None at the end
+    skipped: Count = 0  # as in FileListing
 
 
 class Usage(Message):
@@ -262,6 +266,8 @@ class Usage(Message):
     size_bytes: int
     referred_bytes: int = 0  # of tensors in objects of earlier checkpoints, once for each checkpoint that uses them
     kept_bytes: int = 0  # in objects of removed checkpoints that others still refer to
+    attached: list[str] = Field(default_factory=list)  # paths of attached storage under it, which is not counted
+    complete: bool = True  # False: attached storage that has more than could be counted in the time
 
 
 class Removed(Message):

@@ -146,6 +146,7 @@ class Entry:
     publication: Publication | None
     object_id: str | None = None  # of a file: the object that holds its bytes
     within: Publication | None = None  # the publication that a file or folder is inside of
+    attached_from: str | None = None  # of a listing: the URL of what is attached at this folder
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ckptstore.catalog.deletion import delete_publications
 from ckptstore.catalog.entries import below, refuse_to_take_away, remove_entries, visible_at
 from ckptstore.catalog.latest import latest
 from ckptstore.catalog.model import AttemptState, Entry, Kind, Publication, StoredFile
-from ckptstore.catalog.schema import attempts, drains, entries, inner_folders, objects, publications
+from ckptstore.catalog.schema import attachments, attempts, drains, entries, inner_folders, objects, publications
 from ckptstore.catalog.views import file_columns, publication_row, read_publication, read_publications, stored_file
 from ckptstore.errors import NotFound, PathConflict
 
@@ -167,8 +167,9 @@ class Namespace(Core):
                 row = publication_row(tx, entry.publication_id)
                 assert row is not None
                 return _list_inside(tx, read_publication(tx, row, self._tiers), path, rest, after, limit)
-        query = select(entries).where(entries.c.parent == path, entries.c.name > after).order_by(entries.c.name).limit(limit)
-        rows = tx.execute(query).all()
+        shown = entries.outerjoin(attachments, attachments.c.path == entries.c.path)
+        query = select(entries, attachments.c.url).select_from(shown).where(entries.c.parent == path, entries.c.name > after)
+        rows = tx.execute(query.order_by(entries.c.name).limit(limit)).all()
         ids = [row.publication_id for row in rows if row.publication_id is not None]
         found = tx.execute(select(publications).where(publications.c.publication_id.in_(ids))).all() if ids else []
         published = {item.publication_id: item for item in read_publications(tx, found, self._tiers)}
@@ -177,7 +178,8 @@ class Namespace(Core):
         for row in rows:
             item = published.get(row.publication_id)
             kind, size_bytes = (item.kind.value, item.size_bytes) if item is not None else (FOLDER, 0)
-            listed.append(Entry(row.path, row.name, kind, size_bytes, item, object_ids.get(row.publication_id)))
+            object_id = object_ids.get(row.publication_id)
+            listed.append(Entry(row.path, row.name, kind, size_bytes, item, object_id, attached_from=row.url))
         return listed
 
     def _published_at(self, tx: Connection, path: str) -> Publication:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 from ckptstore.catalog.model import Entry, Publication, StoredFile
-from ckptstore.paths import check_folder, check_path
+from ckptstore.paths import check_folder, check_path, is_below, parent_and_name
+from ckptstore.tree_messages import FileInfo as TreeInfo
 from ckptstore.wire import EntryInfo, EntryPage, FileInfo, FilePage, Move, Moved, PublicationInfo, Removed, Usage, WholeFile
 from ckptstore_server.node import Node
+from ckptstore_server.readers.attached import Attached
+
+#: How long `du` counts what lies in attached storage, in seconds.
+COUNT_S = 20.0
 
 
 class Namespace:
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, attached: Attached) -> None:
         self._node = node
+        self._attached = attached
 
     async def resolve(self, path: str) -> PublicationInfo:
         check_path(path, operation="resolve", latest_allowed=True)
@@ -49,6 +56,9 @@ class Namespace:
 
     async def list(self, path: str, *, after: str, limit: int) -> EntryPage:
         folder = check_folder(path, operation="list")
+        if (shown := await self._attached.over(folder)) is not None:
+            listing = await shown.list(after, limit)
+            return EntryPage(entries=[attached_info(file) for file in listing.entries], after=listing.after, skipped=listing.skipped)
         page = await self._node.query(self._node.catalog.list_folder, folder, after=after, limit=limit)
         return EntryPage(entries=[entry_info(entry) for entry in page], after=page[-1].name if len(page) == limit else None)
 
@@ -56,6 +66,8 @@ class Namespace:
         check_folder(path, operation="stat") if not path.endswith("/@latest") else check_path(path, latest_allowed=True)
         if path.endswith("/@latest"):
             path = (await self._node.query(self._node.catalog.resolve, path)).path
+        if (shown := await self._attached.over(path)) is not None:
+            return attached_info(await shown.look())
         entry = await self._node.query(self._node.catalog.entry, path)
         if entry.publication is None or entry.publication.path != entry.path:
             return entry_info(entry)
@@ -64,6 +76,9 @@ class Namespace:
 
     async def usage(self, path: str) -> Usage:
         folder = check_folder(path, operation="du")
+        if (shown := await self._attached.over(folder)) is not None:
+            files, size_bytes, complete = await self._attached.measure(shown, limit_s=COUNT_S)
+            return Usage(path=folder, publications=0, files=files, size_bytes=size_bytes, complete=complete)
         publications, files, size_bytes = await self._node.query(self._node.catalog.usage, folder)
         referred_bytes, kept_bytes = await self._node.query(self._node.catalog.shared_usage, folder)
         return Usage(
@@ -73,6 +88,7 @@ class Namespace:
             size_bytes=size_bytes,
             referred_bytes=referred_bytes,
             kept_bytes=kept_bytes,
+            attached=[one.path for one in await self._node.query(self._node.catalog.attachments) if is_below(one.path, folder)],
         )
 
     async def remove(self, path: str, *, recursive: bool) -> Removed:
@@ -111,10 +127,24 @@ def file_info(file: StoredFile) -> FileInfo:
     )
 
 
+def attached_info(file: TreeInfo) -> EntryInfo:
+    """A file or folder of attached storage, as the namespace shows it."""
+    return EntryInfo(
+        path=file.path,
+        name=parent_and_name(file.path)[1],
+        kind="file" if file.kind == "file" else "folder",
+        size_bytes=file.size_bytes,
+        origin=file.origin,
+        best_effort=file.best_effort,
+        modified_s=file.modified_s or None,
+    )
+
+
 def entry_info(entry: Entry) -> EntryInfo:
     publication = entry.publication
     if publication is None:
-        return EntryInfo(path=entry.path, name=entry.name, kind="file" if entry.kind == "file" else "folder", size_bytes=entry.size_bytes)
+        alone: Literal["file", "folder"] = "file" if entry.kind == "file" else "folder"
+        return EntryInfo(path=entry.path, name=entry.name, kind=alone, size_bytes=entry.size_bytes, origin=entry.attached_from)
     kind = entry.kind if entry.kind in ("folder", "checkpoint", "file") else "folder"
     return EntryInfo(
         path=entry.path,

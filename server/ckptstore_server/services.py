@@ -78,7 +78,7 @@ class Services:
             drain_watch=DrainWatch(node, drainer, sessions),
             recall=recall,
             deletion=Deletion(node, publisher, replicas),
-            namespace=Namespace(node),
+            namespace=Namespace(node, attached),
             content=Content(node, replicas, recall),
             verifier=Verifier(node, replicas, publisher),
             attached=attached,

@@ -127,6 +127,7 @@ def file_info(entry: Entry) -> FileInfo:
         version=entry.object_id or (publication.publication_id if publication is not None else ""),
         modified_s=publication.published_at_s if publication is not None else 0.0,
         durability=publication.durability if publication is not None else (),
+        origin=entry.attached_from,
     )
 
 

@@ -52,9 +52,13 @@ class FsspecStorage:
                 found[leaf] = entry
         names = sorted(name for name in found if is_storable(name))
         page = [name for name in names if name > after][:limit]
-        entries = tuple(_found(inside(folder, name), found[name]) for name in page)
+        entries = tuple(self._listed(inside(folder, name), found[name]) for name in page)
         skipped = len(found) - len(names) if not after else 0
         return FoundPage(entries, page[-1] if page and page[-1] != names[-1] else None, skipped)
+
+    def _listed(self, name: str, entry: dict[str, Any]) -> Found:
+        """Some backends list names alone (a web server); then each is asked for."""
+        return _found(name, entry) if entry["type"] == "directory" or entry.get("size") is not None else self.look(name)
 
     def read_into(self, file: FileVersion, offset_bytes: int, into: memoryview) -> None:
         view = into.cast("B")
