@@ -89,6 +89,15 @@ def from_trash(path: str) -> tuple[str, float] | None:
     return f"/{where}", float(until)
 
 
+def check_stored_path(path: str, *, operation: str = "use path") -> str:
+    """Like `check_path`, for what may also lie in the trash."""
+    trashed = from_trash(path)
+    if trashed is None:
+        return check_path(path, operation=operation)
+    check_path(trashed[0], operation=operation)
+    return trash_path(*trashed)
+
+
 def check_folder(path: object, *, operation: str = "list") -> str:
     """Like `check_path`, but `/` is allowed and one slash at the end is forgiven: a folder is what is meant."""
     if path == "/":

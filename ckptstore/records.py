@@ -218,7 +218,7 @@ def read_tombstone(data: bytes, *, subject: str) -> Tombstone:
 def _header(line: bytes, subject: str) -> RecordHeader:
     _refuse_other_version(line, RECORD_FORMAT, VERSIONS, subject)
     header = _parse(RecordHeader, line, subject)
-    paths.check_path(header.path, operation="read record")
+    paths.check_stored_path(header.path, operation="read record")
     if (header.version == 3) != bool(header.stored_as):
         why = "a record of version 3, and no other, says where its objects were stored"
         raise InvalidInput(why, operation="read record", subject=subject)

@@ -1,11 +1,12 @@
 """The catalog as a whole: every public method is one transaction, durable when it returns.
 
 The parts answer one question each: `attempts` (who takes part), `publish` (what becomes visible), `namespace` (what is at a path),
-`moving` (what gets another path), `attachments` (which storage of others is shown where), `changes` (what changed since), `references`
-(who needs whose objects), `replicas` (where objects lie), `drains` (what has to move, which records are owed), `chores` and `deletion`
-(how things cease to exist), `restore` (how the catalog is made anew). Several processes on several nodes may use one PostgreSQL catalog
-at once, and several processes of one machine one SQLite catalog. Methods block and may be called from any
-thread; they raise the leaves of `ckptstore.errors`, CatalogUnavailable when the database stays locked, full or silent.
+`moving` (what gets another path), `attachments` (which storage of others is shown where), `changes` (what changed since), `retention`
+(what is kept, and the trash), `holding` (what nobody may remove), `references` (who needs whose objects), `replicas` (where objects lie),
+`drains` (what has to move, which records are owed), `chores` and `deletion` (how things cease to exist), `restore` (how the catalog is
+made anew). Several processes on several nodes may use one PostgreSQL catalog at once, and several processes of one machine one SQLite
+catalog. Methods block and may be called from any thread; they raise the leaves of `ckptstore.errors`, CatalogUnavailable when the
+database stays locked, full or silent.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from ckptstore.catalog.chores import Chores
 from ckptstore.catalog.core import upsert
 from ckptstore.catalog.drains import Drains
 from ckptstore.catalog.engine import PATIENCE_S, Database
+from ckptstore.catalog.fingerprints import Fingerprints
+from ckptstore.catalog.holding import Holding
 from ckptstore.catalog.migrations import migrate
-from ckptstore.catalog.moving import Moving
-from ckptstore.catalog.namespace import Namespace
 from ckptstore.catalog.publish import Publishing
 from ckptstore.catalog.replicas import Replicas
 from ckptstore.catalog.restore import Restore
+from ckptstore.catalog.retention import Retaining
 from ckptstore.catalog.schema import nodes, now_s
 
 
-class Catalog(Publishing, Moving, Namespace, Attachments, Changes, Replicas, Drains, Chores, Restore):
+class Catalog(Publishing, Retaining, Holding, Attachments, Changes, Fingerprints, Replicas, Drains, Chores, Restore):
     @classmethod
     def open(cls, url: str, *, node: str, node_name: str = "", patience_s: float = PATIENCE_S) -> Catalog:
         """The catalog at `url` (sqlite:////path or postgresql://…), made or migrated if need be, as `node` uses it.

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row, delete, select, update
 
 from ckptstore import paths
 from ckptstore.catalog.core import insert_unless_there
+from ckptstore.catalog.held import refuse_held
 from ckptstore.catalog.schema import attachments, entries
 from ckptstore.errors import AlreadyExists, PathConflict
 
@@ -34,6 +35,8 @@ def refuse_taken_path(tx: Connection, path: str, replace: bool, operation: str) 
         raise PathConflict("it is a folder with entries", operation=operation, subject=path, hint="choose a path below it, or remove it")
     if path in there and not replace:
         raise AlreadyExists("something is published there", operation=operation, subject=path, hint="use replace=True, or another path")
+    if (old := there.get(path)) is not None:
+        refuse_held(tx, [old], operation, path)
     return there
 
 

@@ -64,8 +64,40 @@ def _add_attachments(tx: Connection) -> None:
     )
 
 
+def _add_retention(tx: Connection) -> None:
+    """6: what is kept of the checkpoints in a folder, and what nobody may remove."""
+    name = 'TEXT COLLATE "C"' if tx.dialect.name == "postgresql" else "TEXT"
+    moment = "DOUBLE PRECISION" if tx.dialect.name == "postgresql" else "DOUBLE"
+    tx.execute(
+        text(
+            f"CREATE TABLE retentions (path {name} NOT NULL, policies {name} NOT NULL, tier {name} NOT NULL, trash_s {moment} NOT NULL, "
+            f"set_at_s {moment} NOT NULL, PRIMARY KEY (path))"
+        )
+    )
+    tx.execute(
+        text(
+            f"CREATE TABLE holds (publication_id {name} NOT NULL, why {name} NOT NULL, held_at_s {moment} NOT NULL, "
+            "PRIMARY KEY (publication_id))"
+        )
+    )
+
+
+def _add_fingerprints(tx: Connection) -> None:
+    """7: the names that others give to an object's bytes."""
+    name = 'TEXT COLLATE "C"' if tx.dialect.name == "postgresql" else "TEXT"
+    for column in ("sha256", "git_sha1"):
+        tx.execute(text(f"ALTER TABLE objects ADD COLUMN {column} {name}"))
+
+
 #: version → what makes the next version of it. A step spells out its DDL: it must not change when `schema` does.
-STEPS: dict[int, Callable[[Connection], None]] = {1: _add_references, 2: _add_stored_bytes, 3: _add_shard_documents, 4: _add_attachments}
+STEPS: dict[int, Callable[[Connection], None]] = {
+    1: _add_references,
+    2: _add_stored_bytes,
+    3: _add_shard_documents,
+    4: _add_attachments,
+    5: _add_retention,
+    6: _add_fingerprints,
+}
 
 #: Any number that no other program uses: nodes that start together migrate one after the other.
 _ADVISORY_LOCK = 0x636B7074

@@ -234,3 +234,31 @@ def record_key(publication_id: str) -> str:
 
 def tombstone_key(publication_id: str) -> str:
     return f"tombstones/{publication_id}.json"
+
+
+@dataclass(frozen=True)
+class Retention:
+    """By what the checkpoints in a folder are judged."""
+
+    path: str
+    policies: str  # JSON: see ckptstore.retention
+    tier: str = ""  # which must hold a newer checkpoint before an older one goes; "" is the deepest
+    trash_s: float = 3600.0  # how long what goes can be had back
+    set_at_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Hold:
+    path: str
+    publication_id: str
+    why: str
+    held_at_s: float
+
+
+@dataclass(frozen=True)
+class Trashed:
+    """What was at `path` until it was thrown away."""
+
+    path: str
+    until_s: float
+    publication: Publication

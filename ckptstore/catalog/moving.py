@@ -59,6 +59,7 @@ class Moving(Core):
         return self._db.write("move", lambda tx: self._move(tx, source, target, replace), source)
 
     def _move(self, tx: Connection, source: str, target: str, replace: bool) -> list[str]:
+        """Paths are the caller's to check: also what users may not name can be moved to and from."""
         sequence = lock_namespace(tx)
         is_folder = _refuse_what_cannot_move(tx, source)
         there = refuse_taken_path(tx, target, replace, "move")
@@ -75,6 +76,8 @@ class Moving(Core):
         # One number more than there are publications: it tells those who look for changes that something is gone from where it was.
         tx.execute(update(counters).where(counters.c.name == "sequence").values(value=counters.c.value + len(rows)))
         moved = [(row, target + row.path[len(source) :]) for row in rows]
+        for _, path in moved:
+            paths.check_stored_path(path, operation="move")
         _rename(tx, moved, sequence)
         live = sorted(((path, row.publication_id) for row, path in moved if row.state == "live"))
         for path, publication_id in live:
@@ -132,7 +135,6 @@ def _rename(tx: Connection, moved: Sequence[tuple[Row[*tuple[Any, ...]], str]], 
     rows = [
         {"moved_id": row.publication_id, "path": path, "parent": paths.parent_and_name(path)[0], "sequence": sequence + position}
         for position, (row, path) in enumerate(moved)
-        if paths.check_path(path, operation="move")
     ]
     tx.execute(renamed.values(path=bindparam("path"), parent=bindparam("parent"), sequence=bindparam("sequence")), rows)
 

@@ -15,6 +15,7 @@ from ckptstore import paths
 from ckptstore.catalog.core import Core, lock_namespace
 from ckptstore.catalog.deletion import delete_publications
 from ckptstore.catalog.entries import below, refuse_to_take_away, remove_entries, visible_at
+from ckptstore.catalog.held import refuse_held
 from ckptstore.catalog.latest import latest
 from ckptstore.catalog.model import AttemptState, Entry, Kind, Publication, StoredFile
 from ckptstore.catalog.schema import attachments, attempts, drains, entries, inner_folders, objects, publications
@@ -169,6 +170,8 @@ class Namespace(Core):
                 return _list_inside(tx, read_publication(tx, row, self._tiers), path, rest, after, limit)
         shown = entries.outerjoin(attachments, attachments.c.path == entries.c.path)
         query = select(entries, attachments.c.url).select_from(shown).where(entries.c.parent == path, entries.c.name > after)
+        if path == "/":
+            query = query.where(entries.c.name != paths.TRASH)
         rows = tx.execute(query.order_by(entries.c.name).limit(limit)).all()
         ids = [row.publication_id for row in rows if row.publication_id is not None]
         found = tx.execute(select(publications).where(publications.c.publication_id.in_(ids))).all() if ids else []
@@ -215,6 +218,7 @@ class Namespace(Core):
             inside = select(entries.c.path).where(entries.c.path >= low, entries.c.path < high)
             gone_paths += tx.execute(inside).scalars()
         rows = tx.execute(select(publications).where(here, publications.c.state.in_(("live", "superseded"))).with_for_update()).all()
+        refuse_held(tx, [row.publication_id for row in rows], "remove", path)
         removed = read_publications(tx, rows, self._tiers)
         delete_publications(tx, self.node, [row.publication_id for row in rows])
         remove_entries(tx, gone_paths)

@@ -33,7 +33,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 #: The version of the schema below; `migrations` brings older ones up to it.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 7
 
 metadata = MetaData()
 _Text = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
@@ -143,6 +143,8 @@ objects = Table(
     _text("node"),
     _whole("size_bytes", nullable=True),
     _text("root", nullable=True),  # null until the bytes are stored
+    _text("sha256", nullable=True),  # of the content, like the next; see `fingerprints`
+    _text("git_sha1", nullable=True),
     Column("blocks", LargeBinary, nullable=True),
     UniqueConstraint("attempt_id", "name"),
     Index("objects_by_rank", "attempt_id", "rank", "name"),
@@ -233,6 +235,26 @@ attachments = Table(
     _text("credentials", nullable=True),  # the name of a profile, never a secret
     _text("options"),
     _time("attached_at_s"),
+)
+
+#: What is kept of the checkpoints in a folder, and since when they are judged by it.
+retentions = Table(
+    "retentions",
+    metadata,
+    _text("path", primary_key=True),
+    _text("policies"),  # JSON: see ckptstore.retention
+    _text("tier"),  # which must hold a newer checkpoint before an older one goes; "" is the deepest
+    _time("trash_s"),
+    _time("set_at_s"),
+)
+
+#: Publications that nobody may remove until they are released.
+holds = Table(
+    "holds",
+    metadata,
+    _text("publication_id", primary_key=True),
+    _text("why"),
+    _time("held_at_s"),
 )
 
 replicas = Table(

@@ -17,6 +17,7 @@ from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
 from tests.contract.changes_contract import ChangesContract
 from tests.contract.moving_contract import MovingContract
 from tests.contract.references_contract import ReferencesContract
+from tests.contract.retention_contract import RetentionContract
 from tests.services.postgres import Postgres
 
 
@@ -27,7 +28,7 @@ def postgres() -> Iterator[Postgres]:
     server.stop()
 
 
-class TestPostgresCatalog(CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract):
+class TestPostgresCatalog(CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract, RetentionContract):
     @pytest.fixture
     def url(self, postgres: Postgres) -> str:
         return postgres.database()

@@ -25,12 +25,13 @@ from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
 from tests.contract.changes_contract import ChangesContract
 from tests.contract.moving_contract import MovingContract
 from tests.contract.references_contract import ReferencesContract
+from tests.contract.retention_contract import RetentionContract
 
 #: Tables that do not grow with what is stored.
 SMALL_TABLES = {"tiers", "nodes", "counters", "store", "attachments", "shallower_tier"}
 
 
-class TestSqliteCatalog(CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract):
+class TestSqliteCatalog(CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract, RetentionContract):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'catalog.sqlite3'}"
@@ -207,6 +208,8 @@ def test_a_catalog_from_before_compressed_replicas_were_counted_is_taken_up(save
         for table in ("shard_documents", "rank_documents"):
             connection.execute(f"DROP TABLE {table}")
         connection.execute("DROP TABLE attachments")
+        for column in ("sha256", "git_sha1"):
+            connection.execute(f"ALTER TABLE objects DROP COLUMN {column}")
         connection.execute("UPDATE store SET value = '2' WHERE key = 'schema_version'")
         connection.commit()
     with closing(Catalog.open(f"sqlite:///{place}", node="node-a")) as migrated:
@@ -228,6 +231,8 @@ def test_a_catalog_of_version_1_is_used_as_it_was(saver: Saver, tmp_path: Path) 
         connection.execute("ALTER TABLE publications DROP COLUMN referred_bytes")
         connection.execute("ALTER TABLE replicas DROP COLUMN stored_bytes")
         connection.execute("DROP TABLE attachments")
+        for column in ("sha256", "git_sha1"):
+            connection.execute(f"ALTER TABLE objects DROP COLUMN {column}")
         connection.execute("UPDATE store SET value = '1' WHERE key = 'schema_version'")
         connection.commit()
     with closing(Catalog.open(f"sqlite:///{place}", node="node-a")) as migrated:

@@ -1,0 +1,175 @@
+"""What is kept of a folder's checkpoints, and what waits in the trash?
+
+A folder's policies are kept where all nodes see them; what they decide is worked out above (`ckptstore.retention`). Here is what makes a
+decision safe to carry out: `discard` tests again, in the transaction that takes a checkpoint away, that nobody holds it and that the newer
+one because of which it may go is still there and still safe. So two daemons that decide at once, or one that decides on what has just
+changed, take away nothing that should stay.
+
+The trash is a part of the namespace that users cannot name: `/@trash/<second>/<where it was>`. What lies there is whole, drained and
+recorded like anything else, and a rebuild finds it; moving it back is a move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, delete, select
+
+from ckptstore import paths
+from ckptstore.catalog.core import chunks, upsert
+from ckptstore.catalog.entries import below
+from ckptstore.catalog.held import is_held
+from ckptstore.catalog.model import Kind, Publication, Retention, Trashed
+from ckptstore.catalog.moving import Moving
+from ckptstore.catalog.namespace import Namespace
+from ckptstore.catalog.schema import entries, now_s, publications, retentions
+from ckptstore.catalog.views import publication_row, read_publication, read_publications
+from ckptstore.durability import is_as_safe_as
+from ckptstore.errors import InvalidInput, NotFound
+
+_PAGE = 500
+
+
+class Retaining(Moving, Namespace):
+    # --- policies ----------------------------------------------------------------------------------------------------------------
+
+    def set_retention(self, wanted: Retention) -> Retention:
+        """Judge the checkpoints of a folder by these policies from now on, in place of any before. The folder need not exist yet."""
+        path = paths.check_folder(wanted.path, operation="keep")
+        if wanted.tier and wanted.tier not in self._tiers:
+            hint = f"known are: {', '.join(self._tiers)}"
+            raise InvalidInput(f"there is no tier {wanted.tier!r}", operation="keep", subject=path, hint=hint)
+        row = {"path": path, "policies": wanted.policies, "tier": wanted.tier, "trash_s": wanted.trash_s, "set_at_s": now_s()}
+
+        def work(tx: Connection) -> Retention:
+            upsert(tx, retentions, row, ("policies", "tier", "trash_s", "set_at_s"))
+            return _retention(tx.execute(select(retentions).where(retentions.c.path == path)).one())
+
+        return self._db.write("keep", work, path)
+
+    def clear_retention(self, path: str) -> Retention:
+        """Keep everything in the folder from now on. NotFound if it has no policies."""
+        path = paths.check_folder(path, operation="keep")
+
+        def work(tx: Connection) -> Retention:
+            row = tx.execute(select(retentions).where(retentions.c.path == path)).first()
+            if row is None:
+                raise NotFound("the folder has no policies", operation="keep", subject=path)
+            tx.execute(delete(retentions).where(retentions.c.path == path))
+            return _retention(row)
+
+        return self._db.write("keep", work, path)
+
+    def retentions(self) -> list[Retention]:
+        """All, in the order of their paths."""
+        rows = self._db.read("list retentions", lambda tx: tx.execute(select(retentions).order_by(retentions.c.path)).all())
+        return [_retention(row) for row in rows]
+
+    def checkpoints(self, folder: str) -> Iterator[Publication]:
+        """The checkpoints that are directly in the folder, oldest first, a page at a time."""
+        opened = -1
+        while page := self._db.read("list checkpoints", lambda tx, after=opened: self._checkpoints(tx, folder, after), folder):  # type: ignore[misc]
+            yield from page
+            opened = page[-1].opened
+
+    def _checkpoints(self, tx: Connection, folder: str, after: int) -> list[Publication]:
+        here = (publications.c.parent == folder) & (publications.c.state == "live") & (publications.c.kind == Kind.CHECKPOINT)
+        query = select(publications).where(here, publications.c.opened > after).order_by(publications.c.opened).limit(_PAGE)
+        return read_publications(tx, tx.execute(query).all(), self._tiers)
+
+    # --- the trash ---------------------------------------------------------------------------------------------------------------
+
+    def discard(self, publication_id: str, *, because_of: str, tier: str, trash_s: float) -> str | None:
+        """Take a checkpoint out of its folder, into the trash for `trash_s`, or for good if that is 0. Where it is now; "" if it is gone.
+
+        None, and nothing is changed, if it may not go any more: it is held, or elsewhere, or `because_of` is not a newer checkpoint beside
+        it that `tier` or a deeper one holds whole.
+        """
+
+        def work(tx: Connection) -> str | None:
+            going, newer = self._live(tx, publication_id), self._live(tx, because_of)
+            if going is None or newer is None or not self._may_go(tx, going, newer, tier):
+                return None
+            if trash_s <= 0:
+                self._remove(tx, going.path, False)
+                return ""
+            return self._move(tx, going.path, _free_place(tx, going.path, _clock(tx) + trash_s), False)[0]
+
+        return self._db.write("discard", work, publication_id)
+
+    def _live(self, tx: Connection, publication_id: str) -> Publication | None:
+        row = publication_row(tx, publication_id, locked=True)
+        return read_publication(tx, row, self._tiers) if row is not None and row.state == "live" else None
+
+    def _may_go(self, tx: Connection, going: Publication, newer: Publication, tier: str) -> bool:
+        beside = paths.parent_and_name(going.path)[0] == paths.parent_and_name(newer.path)[0]
+        order = [row.name for row in self._tiers.values() if row.durable]
+        safe = is_as_safe_as(tier or order[-1], newer.durability, order)
+        return beside and safe and newer.opened > going.opened and not is_held(tx, going.publication_id)
+
+    def trashed(self) -> list[Trashed]:
+        """What waits in the trash, what goes first first."""
+
+        def work(tx: Connection) -> list[Trashed]:
+            rows = tx.execute(select(publications).where(_in_trash()).order_by(publications.c.path)).all()
+            return [_trashed(publication) for page in chunks(rows) for publication in read_publications(tx, page, self._tiers)]
+
+        return self._db.read("list trash", work)
+
+    def undo(self, path: str) -> str:
+        """Put back what was last thrown away from `path`; its path. NotFound if the trash has nothing from there; AlreadyExists if
+        something else is there now."""
+        paths.check_path(path, operation="undo")
+
+        def work(tx: Connection) -> str:
+            ends_so = publications.c.path.endswith(path, autoescape=True)
+            lying = tx.execute(select(publications.c.path).where(_in_trash(), ends_so)).scalars()
+            found = [there for there in lying if (was := paths.from_trash(there)) is not None and was[0] == path]
+            if not found:
+                raise NotFound("the trash has nothing from there", operation="undo", subject=path, hint="see `ckptstore trash`")
+            return self._move(tx, max(found), path, False)[0]
+
+        return self._db.write("undo", work, path)
+
+    def empty_trash(self, *, all_of_it: bool = False) -> list[Publication]:
+        """Remove for good what has waited long enough, or everything."""
+
+        def work(tx: Connection) -> list[Publication]:
+            now = _clock(tx)
+            lying = tx.execute(select(publications.c.path).where(_in_trash()).order_by(publications.c.path).limit(_PAGE)).scalars().all()
+            due = [there for there in lying if (was := paths.from_trash(there)) is not None and (all_of_it or was[1] <= now)]
+            return [publication for path in due for publication in self._remove(tx, path, False)]
+
+        removed: list[Publication] = []
+        while page := self._db.write("empty trash", work):
+            removed += page
+        return removed
+
+
+def _retention(row: Row[Any]) -> Retention:
+    return Retention(path=row.path, policies=row.policies, tier=row.tier, trash_s=row.trash_s, set_at_s=row.set_at_s)
+
+
+def _trashed(publication: Publication) -> Trashed:
+    was = paths.from_trash(publication.path)
+    assert was is not None
+    return Trashed(path=was[0], until_s=was[1], publication=publication)
+
+
+def _in_trash() -> ColumnElement[bool]:
+    low, high = below(f"/{paths.TRASH}")
+    return (publications.c.path >= low) & (publications.c.path < high) & (publications.c.state == "live")
+
+
+def _free_place(tx: Connection, path: str, until_s: float) -> str:
+    """In the trash, at that second or the first after it in which nothing from the same path waits."""
+    while True:
+        place = paths.trash_path(path, until_s)
+        if tx.execute(select(entries.c.path).where(entries.c.path == place)).first() is None:
+            return place
+        until_s += 1
+
+
+def _clock(tx: Connection) -> float:
+    return float(tx.execute(select(now_s())).scalar_one())
