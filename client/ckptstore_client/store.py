@@ -45,11 +45,12 @@ from ckptstore_client.pending import SNAPSHOT, PendingCheckpoint
 from ckptstore_client.process_group import ProcessGroup, initialised, resolved_together, shared_on_this_node
 from ckptstore_client.reading import VerifiedObject
 from ckptstore_client.saving import OnBusy, Save, Saver, SaveRequest, abort_quietly, checked_metadata, checked_step, checked_timeout
-from ckptstore_client.sharding.loading import PerRank, ShardedCheckpoint
-from ckptstore_client.sharding.opening import Indexes, is_sharded, share_of
+from ckptstore_client.sharding.loading import PerRank, ShardedCheckpoint, Share
+from ckptstore_client.sharding.opening import Indexes, holds_dtensors, is_sharded, share_of
 from ckptstore_client.sharding.slices import Extent
 from ckptstore_client.staging import Staging
 from ckptstore_client.transport import Transport
+from ckptstore_client.tree_files import write_tree
 from ckptstore_client.waiting import not_yet
 from ckptstore_client.whole_copy import write_whole
 from ckptstore_client.whole_file import NOT_IN_MEMORY, whole_file
@@ -238,7 +239,7 @@ class Store(Namespace):
         if publication.kind != "checkpoint":
             why = f"it is a {publication.kind} that was put, not a checkpoint"
             raise InvalidInput(why, operation="load", subject=path, hint="fetch it with get")
-        if is_sharded(publication):
+        if is_sharded(publication) or (publication.world_size == 1 and (shards is not None or holds_dtensors(into))):
             share = share_of(publication, rank, shards, per_rank)
             with self._open_sharded(publication, shared_on_this_node(1, 0) if shared is None else shared) as checkpoint:
                 return checkpoint.load(into, only, share)
@@ -260,6 +261,14 @@ class Store(Namespace):
                 mapped=mmap,
             )
 
+    def open_sharded(
+        self, path: str, *, rank: int | None = None, per_rank: PerRank | Mapping[str, PerRank] | None = None
+    ) -> tuple[ShardedCheckpoint, Share]:
+        """A checkpoint to read boxes of its tensors from, and what is this process's share of it; the caller closes it."""
+        check_path(path, operation="load", latest_allowed=True)
+        publication = self._resolve_for_all(path) if path.endswith(f"/{LATEST}") else self._resolve(path)
+        return self._open_sharded(publication, shared_on_this_node(1, 0)), share_of(publication, rank, None, per_rank)
+
     def _open_sharded(self, publication: PublicationInfo, shared: bool) -> ShardedCheckpoint:
         open_file = partial(self._open, path=publication.path, operation="load", shared=shared)
         return self._indexes.open(publication, partial(self._file, publication), open_file, lambda i: open_file(self._object(i)))
@@ -280,7 +289,14 @@ class Store(Namespace):
         """
         check_path(path, operation="get", latest_allowed=True)
         target = Path(local).absolute()
-        publication, inner = self._find(path)
+        try:
+            publication, inner = self._find(path)
+        except NotFound:
+            if (top := self.tree.look(path)).origin is None:
+                raise
+            with local_files.arriving(target, folder=top.kind == "folder", replace=replace) as temporary:
+                write_tree(self.tree, top, temporary, local_files.Tally(0, progress))
+            return target
         if inner is not None or publication.kind == "file":
             file = self._file(publication, inner or "")
             with (

@@ -80,6 +80,14 @@ def _spec(place: str, value: torch.Tensor) -> TensorSpec:
     return TensorSpec(name, shape, value.numel() * value.element_size(), _traits(value))
 
 
+def dtype_name(dtype: torch.dtype, place: str) -> str:
+    """As safetensors names it; NotStorable if it does not."""
+    name = _BY_DTYPE.get(dtype)
+    if name is None:
+        raise NotStorable(f"safetensors has no {dtype}", operation="save", subject=place)
+    return name
+
+
 def _native_shape(entry: TensorEntry) -> tuple[int, ...]:
     if entry.dtype != "F4":
         return entry.shape

@@ -1,7 +1,7 @@
 """Ranks of a job without a job: DTensors as each of N ranks would hold them, made one after the other in one process.
 
-A process group of torch's own fake back end exists only while a mesh is made: a DTensor answers what its placements say without one. Saves and
-loads name rank and world size, and share a token; no collective is ever called.
+A process group of torch's own fake back end exists only while a mesh is made: a DTensor answers what its placements say without one. Saves
+and loads name rank and world size, and share a token; no collective is ever called.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def mesh_of(shape: Sequence[int]) -> DeviceMesh:
 
 def dtensor(whole: torch.Tensor, mesh: DeviceMesh, placements: Sequence[Any], *, empty: bool = False) -> DTensor:
     """This rank's share of `whole`, with its values, or (`empty`) to be loaded into."""
+    if not whole.ndim:
+        return DTensor.from_local(torch.full_like(whole, 77) if empty else whole.clone(), mesh, placements, run_check=False)
     made = DTensor.from_local(
         torch.empty(0, dtype=whole.dtype), mesh, placements, run_check=False, shape=whole.shape, stride=whole.contiguous().stride()
     )

@@ -118,7 +118,7 @@ class ShardedCheckpoint:
         """The state, whole, or `into` filled with its share of it."""
         outline, header = self.outline(Selection(only), share)
         if into is None:
-            _refuse(outline)
+            refuse(outline)
             tensors = {ref: framework(ref.tag).empty(header.tensors[ref.key]) for ref in set(references(outline))}
             whole = (Want(self.spread(ref.key, header), Box.whole(header.tensors[ref.key].shape), framework(ref.tag), tensor)
                      for ref, tensor in tensors.items())  # fmt: skip
@@ -208,12 +208,13 @@ class _Merging:
         return merged
 
 
-def _refuse(outline: Any) -> None:
+def refuse(outline: Any) -> None:
+    """InvalidInput if a leaf of the outline may not be loaded."""
     if isinstance(outline, _Refused):
         raise outline.error
     children: Iterable[Any] = outline.values() if isinstance(outline, dict) else outline if type(outline) in (list, tuple) else ()
     for child in children:
-        _refuse(child)
+        refuse(child)
 
 
 class _ShareMatch(Match):

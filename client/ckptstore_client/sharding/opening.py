@@ -8,17 +8,21 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from ckptstore.boxes import Box
 from ckptstore.errors import InvalidInput
 from ckptstore.manifest import part_file_name
 from ckptstore.paths import SHARDS_NAME
-from ckptstore.shards import ShardTable, read_index
+from ckptstore.shards import Piece as ShardPiece
+from ckptstore.shards import ShardTable, read_index, written_boxes
 from ckptstore.wire import FileInfo, PublicationInfo
 from ckptstore_client.process_group import initialised
-from ckptstore_client.rank_file import OpenObject
+from ckptstore_client.rank_file import OpenObject, RankFile
 from ckptstore_client.reading import Piece, VerifiedObject
 from ckptstore_client.sharding.loading import PerRank, ShardedCheckpoint, Share
 from ckptstore_client.sharding.slices import Extent
+from ckptstore_client.sharding.spreading import dtensor_type
 from ckptstore_tiers.private_memory import private_memory
 from ckptstore_tiers.sources import address_of
 
@@ -28,6 +32,16 @@ _KEPT = 4
 def is_sharded(publication: PublicationInfo) -> bool:
     """A checkpoint has a file for each rank and `checkpoint.json`; one more is `shards.json`."""
     return publication.kind == "checkpoint" and publication.file_count > publication.world_size + 1
+
+
+def holds_dtensors(state: Any) -> bool:
+    if dtensor_type() is None:
+        return False
+    if isinstance(state, dict):
+        return any(map(holds_dtensors, state.values()))
+    if isinstance(state, list | tuple):
+        return any(map(holds_dtensors, state))
+    return type(state) is dtensor_type()
 
 
 def share_of(
@@ -61,9 +75,15 @@ class Indexes:
         open_file: Callable[[FileInfo], VerifiedObject],
         open_object: OpenObject,
     ) -> ShardedCheckpoint:
-        """The checkpoint, open for reading. `file` gives one of its files by name."""
+        """The checkpoint, open for reading. `file` gives one of its files by name. One that a single rank saved is spread over that one."""
         world_size = publication.world_size
-        index = self._index(file(SHARDS_NAME), open_file)
+        if is_sharded(publication):
+            index = self._index(file(SHARDS_NAME), open_file)
+        elif world_size == 1:
+            index = _of_one_rank(file(part_file_name(0, 1)), open_file, open_object)
+        else:
+            why = f"{world_size} ranks saved parts of their own, and nothing says that they make a whole"
+            raise InvalidInput(why, operation="load", subject=publication.path, hint="load the parts one by one, with rank=k")
         if index.world_size != world_size:
             why = f"shards.json is of {index.world_size} ranks, the checkpoint of {world_size}"
             raise InvalidInput(why, operation="load", subject=publication.path)
@@ -80,6 +100,16 @@ class Indexes:
                 while len(self._known) > _KEPT:
                     self._known.popitem(last=False)
         return known
+
+
+def _of_one_rank(file: FileInfo, open_file: Callable[[FileInfo], VerifiedObject], open_object: OpenObject) -> ShardTable:
+    with open_file(file) as reader:
+        header = RankFile.of(reader, open_object).header
+    whole = {
+        key: [entry.dtype, list(entry.shape), written_boxes([ShardPiece(0, Box.whole(entry.shape), key)])]
+        for key, entry in header.tensors.items()
+    }
+    return ShardTable([], whole, world_size=1, trees=[0])
 
 
 def _content(reader: VerifiedObject) -> memoryview:
