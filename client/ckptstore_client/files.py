@@ -44,6 +44,11 @@ class Tally:
         self._report = report
         self._lock = threading.Lock()
 
+    def expect(self, size_bytes: int) -> None:
+        """There is more to come than was known."""
+        with self._lock:
+            self._total_bytes += size_bytes
+
     def add(self, size_bytes: int) -> None:
         if self._report is not None:
             with self._lock:

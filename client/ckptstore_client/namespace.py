@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from ckptstore.cache_messages import WarmLine
 from ckptstore.paths import check_folder, check_path
+from ckptstore.tree_messages import REFRESH_S, AttachmentInfo, AttachmentList, AttachStorage
 from ckptstore.wire import EntryInfo, EntryPage, Move, Moved, Removed, Usage
 from ckptstore_client.api import Api
 from ckptstore_client.connection import Connection
@@ -47,15 +48,22 @@ class Namespace:
         """
         return followed(self.cache.warm(path, pin=pin, wait=wait), progress)
 
-    def ls(self, path: str = "/") -> Iterator[EntryInfo]:
-        """What lies in a folder, in the order of names, page by page. Errors come at the call, not at the first entry."""
-        folder = check_folder(path, operation="list")
-        return self._entries(folder, self._entry_page(folder, ""))
+    def ls(self, path: str = "/", *, on_skipped: Callable[[int], None] | None = None) -> Iterator[EntryInfo]:
+        """What lies in a folder, in the order of names, page by page. Errors come at the call, not at the first entry.
 
-    def _entries(self, folder: str, page: EntryPage) -> Iterator[EntryInfo]:
+        `on_skipped` hears, at the end, how many entries of attached storage have names that no path can have, or lead out of it.
+        """
+        folder = check_folder(path, operation="list")
+        return self._entries(folder, self._entry_page(folder, ""), on_skipped)
+
+    def _entries(self, folder: str, page: EntryPage, on_skipped: Callable[[int], None] | None) -> Iterator[EntryInfo]:
+        skipped = 0
         while True:
             yield from page.entries
+            skipped += page.skipped
             if page.after is None:
+                if skipped and on_skipped is not None:
+                    on_skipped(skipped)
                 return
             page = self._entry_page(folder, page.after)
 
@@ -84,3 +92,41 @@ class Namespace:
         check_path(to, operation="mv")
         api = self._connection.transport().api
         return api.call("POST", "entries/move", Moved, Move(path=path, to=to, replace=bool(replace))).moved
+
+    # --- storage of others -------------------------------------------------------------------------------------------------------
+
+    def attach(
+        self,
+        url: str,
+        path: str,
+        *,
+        read_only: bool = True,
+        refresh_s: float = REFRESH_S,
+        credentials: str | None = None,
+        options: dict[str, str] | None = None,
+    ) -> AttachmentInfo:
+        """Show what lies at `url` (`s3://bucket/prefix`, a folder's absolute path, any fsspec URL) below `path`; nothing is copied.
+
+        What is told of it is at most `refresh_s` old. `credentials` is the name of a profile that the daemon's node has. Attaching the
+        same again changes nothing. TierUnavailable if it does not answer; AlreadyExists, PathConflict where something else is at the
+        path, above or below it. Only on the daemon's own node.
+        """
+        message = AttachStorage(
+            path=check_path(path, operation="attach"),
+            url=url,
+            read_only=read_only,
+            refresh_s=refresh_s,
+            credentials=credentials,
+            options=options or {},
+        )
+        return self._ask(lambda api: api.call("POST", "attachments", AttachmentInfo, message))
+
+    def detach(self, path: str) -> AttachmentInfo:
+        """Show it no longer. Nothing changes where it lies, and files that are open are read on. NotFound."""
+        check_path(path, operation="detach")
+        api = self._connection.transport().api
+        return api.call("DELETE", "attachments", AttachmentInfo, path=path)
+
+    def attachments(self) -> list[AttachmentInfo]:
+        """What is attached where, in the order of paths."""
+        return self._ask(lambda api: api.call("GET", "attachments", AttachmentList)).attachments

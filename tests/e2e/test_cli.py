@@ -64,7 +64,7 @@ def test_what_is_put_is_listed_and_comes_back_identical(served: Shell, folder: P
     for name in ("a.txt", f"sub/{ODD_NAME}"):
         assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
     usage = {"path": "/whole", "publications": 1, "files": 2, "size_bytes": 5_000_005, "kept_bytes": 0, "referred_bytes": 0}
-    assert served.ok("du", "/whole", "--json").document == usage
+    assert served.ok("du", "/whole", "--json").document == usage | {"attached": [], "complete": True}
 
 
 def test_wait_returns_when_the_tier_holds_it_and_verify_reads_every_replica(served: Shell, folder: Path) -> None:

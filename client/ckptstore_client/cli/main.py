@@ -17,7 +17,15 @@ from importlib.metadata import EntryPoint, entry_points
 import typer
 
 from ckptstore.errors import CkptStoreError, ConfigInvalid, InvalidInput
-from ckptstore_client.cli import cache_commands, catalog_commands, config_commands, daemon_commands, namespace_commands, transfer_commands
+from ckptstore_client.cli import (
+    attach_commands,
+    cache_commands,
+    catalog_commands,
+    config_commands,
+    daemon_commands,
+    namespace_commands,
+    transfer_commands,
+)
 from ckptstore_client.cli.invocation import CommandGroup, Invocation, with_global_options
 from ckptstore_client.cli.terminal import print_error
 
@@ -31,6 +39,7 @@ def build() -> CommandGroup:
     daemon_commands.register(root)
     namespace_commands.register(root)
     transfer_commands.register(root)
+    attach_commands.register(root)
     cache_commands.register(root)
     root.add("config", config_commands.group)
     root.add("catalog", catalog_commands.group)

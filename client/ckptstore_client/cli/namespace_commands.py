@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,8 +47,12 @@ def ls(
     Example: ckptstore ls -l /runs/gpt
     """
     terminal = invocation.terminal
+
+    def told(count: int) -> None:
+        terminal.note(f"{count:,} more are left out: their names cannot be in a path, or they are links that lead out")
+
     with invocation.store() as store:
-        entries = _walk(store, check_folder(path)) if recursive else iter(store.ls(path))
+        entries = _walk(store, check_folder(path), told) if recursive else iter(store.ls(path, on_skipped=told))
         if terminal.as_json:
             for entry in entries:
                 terminal.document(entry)
@@ -81,12 +85,17 @@ def du(invocation: Invocation, path: Annotated[str, typer.Argument(metavar="PATH
     """
     with invocation.store() as store:
         usage = store.du(path)
-    shown = Text(f"{size(usage.size_bytes)} in {usage.files:,} files of {usage.publications:,} checkpoints, folders and files under ")
+    of = f" of {usage.publications:,} checkpoints, folders and files" if usage.publications or usage.complete else ""
+    shown = Text(f"{size(usage.size_bytes)} in {usage.files:,} files{of} under ")
     shown += invocation.terminal.name(usage.path)
     if usage.referred_bytes:
         shown.append(f"\n{size(usage.referred_bytes)} more are referred to, in files of earlier checkpoints")
     if usage.kept_bytes:
         shown.append(f"\n{size(usage.kept_bytes)} are kept of removed checkpoints, for those that refer to them")
+    if usage.attached:
+        shown.append(f"\nnot counted: what is attached at {', '.join(map(visible, usage.attached))}")
+    if not usage.complete:
+        shown.append("\nat least: there is more than could be counted in time")
     invocation.terminal.result(usage, shown)
 
 
@@ -131,12 +140,12 @@ def mv(
         terminal.show(Text("now at ") + terminal.name(name))
 
 
-def _walk(store: Store, folder: str) -> Iterator[EntryInfo]:
+def _walk(store: Store, folder: str, on_skipped: Callable[[int], None]) -> Iterator[EntryInfo]:
     """Everything below `folder`, each folder before what is in it."""
-    for entry in store.ls(folder):
+    for entry in store.ls(folder, on_skipped=on_skipped):
         yield entry
         if entry.kind in ("folder", "checkpoint"):
-            yield from _walk(store, entry.path)
+            yield from _walk(store, entry.path, on_skipped)
 
 
 def _name(terminal: Terminal, entry: EntryInfo, *, whole_paths: bool) -> Text:
@@ -160,8 +169,8 @@ def _long(terminal: Terminal, page: list[EntryInfo], *, whole_paths: bool, heade
             entry.kind,
             size(entry.size_bytes) if entry.kind != "folder" or entry.size_bytes else "-",
             "-" if entry.step is None else str(entry.step),
-            "-" if entry.published_at_s is None else age(now_s - entry.published_at_s),
-            Text(visible(",".join(entry.durability)) or "-"),
+            "-" if (since_s := entry.published_at_s or entry.modified_s) is None else age(now_s - since_s),
+            Text(visible(",".join(entry.durability) or entry.origin or "-")),
             _name(terminal, entry, whole_paths=whole_paths),
         )
     return shown
@@ -183,6 +192,12 @@ def _facts(terminal: Terminal, entry: EntryInfo) -> Table:
     if entry.published_at_s is not None:
         facts.add_row("published", f"{age(time.time() - entry.published_at_s)} ago ({iso(entry.published_at_s)})")
         facts.add_row("safe in", Text(visible(", ".join(entry.durability)) or "no tier holds all of it"))
+    if entry.origin is not None:
+        facts.add_row("attached", Text(visible(entry.origin)))
+    if entry.modified_s is not None:
+        facts.add_row("changed", f"{age(time.time() - entry.modified_s)} ago ({iso(entry.modified_s)})")
+    if entry.best_effort:
+        facts.add_row("note", "it is too young, or lies where versions are not told for certain: a change may not be seen")
     for tier, stored_bytes in entry.stored_bytes.items():
         facts.add_row(Text(visible(f"in {tier}")), f"{size(stored_bytes)} compressed ({stored_bytes:,} bytes)")
     for key, value in sorted(entry.metadata.items()):
