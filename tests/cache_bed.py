@@ -142,6 +142,10 @@ class CacheBed:
         begin = index * BLOCK_BYTES
         return self.run(copy.block(index, begin, min(begin + BLOCK_BYTES, copy.file.size_bytes)))
 
+    def settle(self) -> None:
+        """Nothing is on its way any more: what a dead daemon had begun would write into what its successor has."""
+        self.cache.close()
+
     def data_files(self) -> list[Path]:
         return sorted((self.folder / "files").glob("*.data"))
 

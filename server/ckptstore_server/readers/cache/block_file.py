@@ -53,7 +53,7 @@ class BlockFile:
         self._digests: list[bytes | None] = list(block_map.entries())
         state = READABLE if block_map.is_believed else CLAIMED
         self.states = bytearray(ABSENT if found is None else state for found in self._digests)
-        self._is_lent = block_map.is_lent
+        self._is_lent = self._was_lent = block_map.is_lent
 
     @classmethod
     def create(cls, folder: Path, file: FileVersion) -> BlockFile:
@@ -127,12 +127,15 @@ class BlockFile:
             if CLAIMED not in self.states:
                 self._map.believe()
             return True
-        self.forget(index)
+        self._forget(index, shown=self._was_lent)  # a former daemon of this boot may have shown it; this one has not
         return False
 
     def forget(self, index: int) -> None:
-        """The block is not there any more."""
-        if self._is_lent:
+        """A block that was readable is damaged."""
+        self._forget(index, shown=self._is_lent)
+
+    def _forget(self, index: int, *, shown: bool) -> None:
+        if shown:
             self.states[index] = SPOILT
             return
         self.states[index] = ABSENT

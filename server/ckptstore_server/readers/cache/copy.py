@@ -165,7 +165,7 @@ class Copy:
             except TimeoutError as error:
                 why = f"its bytes did not come within {timeout_s:g} s"
                 raise WaitTimeout(why, operation="read", subject=self.file.path) from error
-            if not kept:
+            if not kept and disk is self._disk:
                 raise self._not_kept()
         if any(disk.states[index] != READABLE for index in blocks):
             raise NotFound("this copy is kept no longer", operation="read", subject=self.file.path, hint="open the file again")
@@ -275,7 +275,7 @@ class Copy:
         if good:
             self._note_complete(disk)
         else:
-            self._keeper.dropped(self, block_length(index, self.file.size_bytes))
+            self._dropped(disk, index)
         return good
 
     def _keep(self, disk: BlockFile, index: int, view: memoryview) -> bool:
@@ -357,10 +357,14 @@ class Copy:
             self._is_synced = False
             with suppress(OSError):
                 disk.forget(index)
-        if not disk.is_lent:
+        self._dropped(disk, index)
+
+    def _dropped(self, disk: BlockFile, index: int) -> None:
+        """A block is damaged: it is fetched into its place, or into a new file, in the place of one that others hold open."""
+        if disk.states[index] != SPOILT:
             self._keeper.dropped(self, block_length(index, self.file.size_bytes))
             return
-        fresh = self._keeper.new_file(self)  # in the place of one that others hold open
+        fresh = self._keeper.new_file(self)
         with self._lock:
             self._disk, self._earlier = fresh, disk
         self._settle()
