@@ -17,6 +17,7 @@ from ckptstore.wire import EntryInfo, EntryPage, Move, Moved, Removed, Usage
 from ckptstore_client.api import Api
 from ckptstore_client.connection import Connection
 from ckptstore_client.hot_cache import HotCache, followed
+from ckptstore_client.retention import RetentionControl
 from ckptstore_client.tree import Tree
 
 Result = TypeVar("Result")
@@ -34,6 +35,11 @@ class Namespace:
     def tree(self) -> Tree:
         """What readers see: files and folders, wherever their bytes come from."""
         return Tree(self._connection)
+
+    @cached_property
+    def retention(self) -> RetentionControl:
+        """What is kept of checkpoints, what is held, and what can be had back."""
+        return RetentionControl(self._connection)
 
     @cached_property
     def cache(self) -> HotCache:

@@ -24,6 +24,8 @@ DRAINS_TURN_S = 1.0
 COPIES_TURN_S = 5.0
 SCRUB_TURN_S = 30.0
 READERS_TURN_S = 5.0
+RETENTION_TURN_S = 10.0
+TRASH_TURN_S = 30.0
 
 
 class Upkeep:
@@ -37,6 +39,8 @@ class Upkeep:
             ("expire attempts", EXPIRY_TURN_S, False, self._expire),
             ("evict", EVICTION_TURN_S, True, self._services.evictor.keep_below_mark),
             ("delete", DELETION_TURN_S, True, self._services.deletion.work_off),
+            ("keep what policies want", RETENTION_TURN_S, True, self._services.keeper.apply),
+            ("empty the trash", TRASH_TURN_S, False, self._services.keeper.empty_trash),
             ("watch drains", DRAINS_TURN_S, False, self._services.drain_watch.look),
             ("notice emptied tiers", RECORDS_TURN_S, False, self._notice_emptied),
             ("commit records", RECORDS_TURN_S, True, self._settle),
