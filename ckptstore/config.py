@@ -163,6 +163,37 @@ class CacheSettings(BaseModel):
         return self
 
 
+class HuggingFaceSettings(BaseModel):
+    """The `[hugging_face]` table: models for clients of the Hugging Face Hub, under `/hf` of the network API."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: str = Field("/models", description="the folder whose `org/name` are the models")
+    public: tuple[str, ...] = Field(
+        default_factory=tuple, description="folders whose models need no token", examples=[["/models/public"]]
+    )
+    read_token: SecretStr | None = Field(
+        None, description="opens this endpoint alone, for those who only read; so does the API's token", examples=["a long random text"]
+    )
+    upstream: str | None = Field(
+        None, description="the endpoint that has the models that are not here; what it gives is cached", examples=["https://huggingface.co"]
+    )
+    upstream_token: SecretStr | None = Field(None, description="for private models there", examples=["hf_…"])
+
+    @model_validator(mode="after")
+    def _folders_and_secrets_are_usable(self) -> HuggingFaceSettings:
+        for path in (self.models, *self.public):
+            try:
+                check_path(path)
+            except InvalidInput as error:
+                raise ValueError(f"{error.why}: {path!r}") from error
+        if self.read_token is not None and len(self.read_token.get_secret_value()) < 8:
+            raise ValueError("read_token needs at least 8 characters")
+        if self.upstream is not None and not re.match(r"^https?://[^/?#@]+(/[^?#]*)?$", self.upstream):
+            raise ValueError(f"upstream is a URL such as https://huggingface.co, not {self.upstream!r}")
+        return self
+
+
 def default_home() -> Path:
     return Path(os.environ.get("CKPTSTORE_HOME") or Path.home() / ".ckptstore")
 
@@ -176,6 +207,7 @@ class Settings(BaseSettings):
     memory: MemorySettings = Field(default_factory=MemorySettings)
     quiet: QuietSettings = Field(default_factory=QuietSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
+    hugging_face: HuggingFaceSettings = Field(default_factory=HuggingFaceSettings)
     tiers: tuple[TierSettings, ...] = Field((), description="empty: one NVMe tier under the home")
     catalog_url: str | None = Field(
         None, description="sqlite:////path or postgresql://…; unset: SQLite under the home", examples=["postgresql://user@host/ckptstore"]

@@ -10,7 +10,7 @@ between (3) and (5) leaves an owed record, which `settle` writes after the resta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from ckptstore.catalog.model import AttemptState, AttemptView, Kind, NewObject, StoredFile, record_key
 from ckptstore.errors import AlreadyExists, CkptStoreError, PathConflict, TierFull, TierUnavailable
@@ -40,6 +40,8 @@ class Publisher:
         # One writer of records per tier: a record must not be written while the deletion of the same publication is under way.
         self.record_locks = {handle.name: asyncio.Lock() for handle in node.durable}
         self._turns: set[asyncio.Future[None]] = set()
+        #: Called with what is about to be published, all of it stored.
+        self.before_publish: Callable[[AttemptView], Awaitable[None]] | None = None
 
     async def arrive(self, attempt_id: str, rank: int) -> None:
         """A rank's bytes are stored. The arrival that completes the attempt publishes it.
@@ -64,6 +66,8 @@ class Publisher:
         try:
             if view.kind is Kind.CHECKPOINT:
                 await self._store_documents(view)
+            if self.before_publish is not None:
+                await self.before_publish(view)
             failpoint(BEFORE_CATALOG)
             await self._node.insist(self._node.catalog.publish, view.attempt_id)
         except (AlreadyExists, PathConflict):

@@ -11,6 +11,8 @@ from ckptstore_server.deletion import Deletion
 from ckptstore_server.drain import Drainer
 from ckptstore_server.drain_watch import DrainWatch
 from ckptstore_server.evict import Evictor
+from ckptstore_server.hugging_face.fingerprinting import Fingerprinter
+from ckptstore_server.hugging_face.models import Models
 from ckptstore_server.incremental import Increments
 from ckptstore_server.ingest import Ingest
 from ckptstore_server.namespace import Namespace
@@ -26,6 +28,7 @@ from ckptstore_server.readers.changes import Changes
 from ckptstore_server.readers.tree import Tree
 from ckptstore_server.recall import Recall
 from ckptstore_server.replicas import Replicas
+from ckptstore_server.retention import Keeper
 from ckptstore_server.sessions import Sessions
 from ckptstore_server.verify import Verifier
 
@@ -42,6 +45,7 @@ class Services:
     drain_watch: DrainWatch
     recall: Recall
     deletion: Deletion
+    keeper: Keeper
     namespace: Namespace
     content: Content
     verifier: Verifier
@@ -52,6 +56,7 @@ class Services:
     cache_control: CacheControl
     warmer: Warmer
     scrub: Scrub
+    models: Models
     request_stop: Callable[[], None]
 
     @classmethod
@@ -67,6 +72,8 @@ class Services:
         cache = cache_of(node, replicas, tree)
         control = CacheControl(cache)
         evictor.others_give_way = cache.give_way
+        fingerprinter = Fingerprinter(node, replicas)
+        publisher.before_publish = fingerprinter.before_publish
         return cls(
             node=node,
             sessions=sessions,
@@ -78,6 +85,7 @@ class Services:
             drain_watch=DrainWatch(node, drainer, sessions),
             recall=recall,
             deletion=Deletion(node, publisher, replicas),
+            keeper=Keeper(node),
             namespace=Namespace(node, attached),
             content=Content(node, replicas, recall),
             verifier=Verifier(node, replicas, publisher),
@@ -88,5 +96,6 @@ class Services:
             cache_control=control,
             warmer=Warmer(cache, tree, control.pin),
             scrub=Scrub(cache, every_s=node.settings.cache.scrub_every),
+            models=Models(node, tree, fingerprinter),
             request_stop=request_stop,
         )

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from ckptstore.config import CacheSettings, MemorySettings, QuietSettings, Settings, TierSettings, config_file, parse_size, read_settings
+from ckptstore.config import (
+    CacheSettings,
+    HuggingFaceSettings,
+    MemorySettings,
+    QuietSettings,
+    Settings,
+    TierSettings,
+    config_file,
+    parse_size,
+    read_settings,
+)
 from ckptstore.errors import ConfigInvalid
 from ckptstore_client.cli.config_template import EXAMPLE_TIERS, as_toml, fields, round_size, template, toml
 from ckptstore_tiers.s3_options import S3Options
@@ -122,11 +132,13 @@ def test_the_template_as_it_is_written_gives_the_defaults(tmp_path: Path) -> Non
     assert read_settings(written(tmp_path, template())) == Settings()
 
 
-@pytest.mark.parametrize(("model", "table"), [(Settings, None), (MemorySettings, "memory"), (QuietSettings, "quiet")])
+@pytest.mark.parametrize(
+    ("model", "table"), [(Settings, None), (MemorySettings, "memory"), (QuietSettings, "quiet"), (HuggingFaceSettings, "hugging_face")]
+)
 def test_every_field_stands_in_the_template_with_its_default(model: type[BaseModel], table: str | None) -> None:
     document = tomllib.loads(settings_lines(template()))
     document = document[table] if table else document
-    values = {name: field for name, field in model.model_fields.items() if name not in ("memory", "quiet", "tiers")}
+    values = {name: field for name, field in model.model_fields.items() if name not in ("memory", "quiet", "hugging_face", "tiers")}
     assert set(values) <= set(document)
     switched_on: Any = model(**{name: document[name] for name in values})
     for setting in fields(model):
@@ -135,9 +147,9 @@ def test_every_field_stands_in_the_template_with_its_default(model: type[BaseMod
 
 
 def test_every_field_has_its_reason_and_every_unset_one_an_example() -> None:
-    for model in (Settings, MemorySettings, QuietSettings, CacheSettings, TierSettings):
+    for model in (Settings, MemorySettings, QuietSettings, CacheSettings, HuggingFaceSettings, TierSettings):
         for name, field in model.model_fields.items():
-            assert field.description or name in ("memory", "quiet", "cache"), f"{model.__name__}.{name} has no description"
+            assert field.description or name in ("memory", "quiet", "cache", "hugging_face"), f"{model.__name__}.{name} has no description"
     for setting in [*fields(Settings), *fields(MemorySettings), *fields(QuietSettings)]:
         assert setting.default is not None or setting.example not in ("", 0, False), f"{setting.name} is unset and has no example"
 
@@ -197,7 +209,7 @@ def table_rows(text: str) -> dict[str, str]:
 
 def test_the_page_lists_every_field_with_its_default() -> None:
     rows = table_rows(SETTINGS_PART)
-    for model in (Settings, MemorySettings, QuietSettings, CacheSettings, TierSettings):
+    for model in (Settings, MemorySettings, QuietSettings, CacheSettings, HuggingFaceSettings, TierSettings):
         for setting in fields(model):
             shown = rows.pop(setting.name)
             if setting.default is not None and setting.name != "home":

@@ -16,7 +16,16 @@ from pydantic import BaseModel, BeforeValidator, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ckptstore.config import CacheSettings, MemorySettings, QuietSettings, Settings, TierSettings, parse_duration, parse_size
+from ckptstore.config import (
+    CacheSettings,
+    HuggingFaceSettings,
+    MemorySettings,
+    QuietSettings,
+    Settings,
+    TierSettings,
+    parse_duration,
+    parse_size,
+)
 
 EXAMPLE_TIERS = """\
 # Three tiers, as a training cluster has them. The order is the order of the tiers: from fastest to most durable.
@@ -108,6 +117,8 @@ def template() -> str:
     lines += ["# Host memory that is lent to training processes, for their snapshots.", "#[memory]", *_commented(MemorySettings)]
     lines += ["# How copies between tiers keep out of training's way.", "#[quiet]", *_commented(QuietSettings)]
     lines += ["# Copies of what readers read, on this node's disk.", "#[cache]", *_commented(CacheSettings)]
+    lines += ["# Models for clients of the Hugging Face Hub: HF_ENDPOINT=http://<listen>/hf."]
+    lines += ["#[hugging_face]", *_commented(HuggingFaceSettings)]
     lines += [
         "# Where bytes live. Without any: one NVMe tier in the home. What a [[tiers]] table may say:",
         *(f"#   {setting.name}: {_reason(setting)}" for setting in fields(TierSettings)),

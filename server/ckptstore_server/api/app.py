@@ -17,10 +17,11 @@ from starlette.exceptions import HTTPException
 from ckptstore import __version__
 from ckptstore.errors import CkptStoreError, InvalidInput, NotFound, Unauthorized
 from ckptstore.wire import ErrorBody
-from ckptstore_server.api import attachments, attempts, cache, changes, namespace, objects, operator, tree
+from ckptstore_server.api import attachments, attempts, cache, changes, namespace, objects, operator, retention, tree
+from ckptstore_server.hugging_face import endpoint
 from ckptstore_server.services import Services
 
-#: What a browser or a probe may see without a token.
+#: What a browser or a probe may see without a token. The models' endpoint looks at tokens by itself: some models may need none.
 OPEN_PATHS = frozenset({"/healthz"})
 
 
@@ -34,8 +35,9 @@ def create_app(services: Services, *, local: bool) -> FastAPI:
     )
     app.state.services = services
     app.state.local = local
-    for module in (attachments, attempts, cache, changes, namespace, objects, operator, tree):
+    for module in (attachments, attempts, cache, changes, namespace, objects, operator, retention, tree):
         app.include_router(module.router)
+    app.include_router(endpoint.router)
     app.add_exception_handler(CkptStoreError, _our_error)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _no_route)
@@ -45,7 +47,7 @@ def create_app(services: Services, *, local: bool) -> FastAPI:
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         try:
-            if not local and request.url.path not in OPEN_PATHS:
+            if not local and request.url.path not in OPEN_PATHS and not request.url.path.startswith(endpoint.PREFIX):
                 _check_token(services, request)
             _check_length(request, limit_bytes)
         except CkptStoreError as error:

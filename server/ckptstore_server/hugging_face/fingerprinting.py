@@ -1,0 +1,77 @@
+"""When does an object get the names that others give its bytes (SHA-256, git blob)? At publishing, if it is one of a model, else on demand.
+
+Each object is read once, block by verified block, however many ask; what is found goes into the catalog. Objects are hashed on threads of
+their own, since one of 5 GB takes seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+from ckptstore.catalog.fingerprints import Fingerprint
+from ckptstore.catalog.model import AttemptView, StoredFile
+from ckptstore.errors import CkptStoreError
+from ckptstore_server.node import Node
+from ckptstore_server.replicas import Replicas
+from ckptstore_server.verified_blocks import VerifiedBlocks
+from ckptstore_tiers.checksums import BLOCK_BYTES, block_length
+
+THREADS = 4
+
+
+class Fingerprinter:
+    def __init__(self, node: Node, replicas: Replicas) -> None:
+        self._node = node
+        self._replicas = replicas
+        self._folder = node.settings.hugging_face.models
+        self._executor = ThreadPoolExecutor(THREADS, "fingerprint")
+        self._under_way: dict[str, asyncio.Task[Fingerprint]] = {}
+
+    async def before_publish(self, view: AttemptView) -> None:
+        """What is about to become a model has its fingerprints when it is seen. What cannot be read now gets them on demand."""
+        if not view.path.startswith(f"{self._folder}/"):
+            return
+        try:
+            files = await self._node.query(lambda: [file.object_id for file in self._node.catalog.attempt_files(view.attempt_id)])
+            await self.of(files)
+        except CkptStoreError as error:
+            self._node.remark("fingerprints", error)
+
+    async def of(self, object_ids: Iterable[str]) -> dict[str, Fingerprint]:
+        """Of all these objects; what nobody has computed yet is computed now."""
+        wanted = list(object_ids)
+        found = await self._node.query(self._node.catalog.fingerprints, wanted)
+        missing = [object_id for object_id in dict.fromkeys(wanted) if object_id not in found]
+        for object_id, fingerprint in zip(missing, await asyncio.gather(*map(self._once, missing)), strict=True):
+            found[object_id] = fingerprint
+        return found
+
+    async def _once(self, object_id: str) -> Fingerprint:
+        task = self._under_way.get(object_id)
+        if task is None:
+            task = self._under_way[object_id] = asyncio.create_task(self._node.run(self._executor, self._compute, object_id))
+            task.add_done_callback(lambda _: self._under_way.pop(object_id, None))
+        return await asyncio.shield(task)
+
+    def _compute(self, object_id: str) -> Fingerprint:
+        file = self._node.catalog.object(object_id)
+        fingerprint = self._read(file)
+        self._node.catalog.set_fingerprint(object_id, fingerprint)
+        return fingerprint
+
+    def _read(self, file: StoredFile) -> Fingerprint:
+        sha256, git = hashlib.sha256(), hashlib.sha1(f"blob {file.size_bytes}\0".encode(), usedforsecurity=False)
+        with closing(VerifiedBlocks(self._node, self._replicas, file)) as blocks, self._node.scratch.borrow() as scratch:
+            for index in range(-(-file.size_bytes // BLOCK_BYTES)):
+                view = scratch[: block_length(index, file.size_bytes)]
+                blocks.fill(index, view)
+                sha256.update(view)
+                git.update(view)
+        return Fingerprint(sha256.hexdigest(), git.hexdigest())
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
