@@ -40,6 +40,14 @@ class AttachmentsContract:
         assert (names(saver.catalog, "/"), saver.catalog.attachments()) == ([], [])
         saver.save("/models/public/now")
 
+    def test_who_remembers_the_tree_hears_that_it_came_and_went(self, saver: Saver) -> None:
+        for change in (lambda: saver.catalog.attach(MODELS), lambda: saver.catalog.detach(MODELS.path)):
+            before = saver.catalog.namespace_sequence()
+            change()
+            changes = saver.catalog.changes_since(before)
+            assert changes.sequence > before
+            assert changes.paths is None  # anything may be another now
+
     def test_attaching_the_same_again_changes_nothing_and_otherwise_is_refused(self, saver: Saver) -> None:
         made = saver.catalog.attach(MODELS)
         assert saver.catalog.attach(MODELS) == made
