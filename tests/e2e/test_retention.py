@@ -1,0 +1,157 @@
+"""A folder's policies at every door: what goes, what stays and why, what can be had back; on a real daemon, which may die."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ckptstore import errors
+from ckptstore.errors import AlreadyExists, NotFound
+from ckptstore.retention import BestN, LatestN
+from ckptstore_client import Store, connect
+from tests.daemon_process import DaemonProcess, run_rebuild, write_config
+from tests.e2e.shell import Shell
+from tests.until import until
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    tiers = [
+        {"name": "nvme", "kind": "posix", "path": tmp_path / "nvme"},
+        {"name": "pfs", "kind": "posix", "path": tmp_path / "pfs", "shared": True},
+    ]
+    write_config(tmp_path / "home", tiers=tiers, grace_s=0)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def daemon(home: Path) -> Iterator[DaemonProcess]:
+    process = DaemonProcess(home)
+    process.turn_s = 0.2
+    with process:
+        yield process
+
+
+def save(store: Store, *steps: int) -> None:
+    for step in steps:
+        metadata = {"loss": abs(step - 3) / 10}
+        pending = store.save(f"/run/step-{step}", {"w": np.full(1000, step)}, step=step, metadata=metadata, rank=0, world_size=1)
+    pending.wait("pfs", timeout_s=60)
+
+
+def steps(store: Store) -> list[int]:
+    return [int(entry.name.removeprefix("step-")) for entry in store.ls("/run")]
+
+
+def owed_records(home: Path) -> list[object]:
+    with closing(sqlite3.connect(f"file:{home / 'catalog.sqlite3'}?mode=ro", uri=True, timeout=10.0)) as catalog:
+        return catalog.execute("SELECT publication_id FROM owed_records").fetchall()
+
+
+def test_what_no_policy_wants_goes_and_can_be_had_back(home: Path, daemon: DaemonProcess) -> None:
+    with connect(home=home, start=False) as store:
+        save(store, 1, 2, 3, 4, 5)
+        planned = store.retention.keep("/run", LatestN(n=1), "best:1:loss:min", dry_run=True)
+        assert [(judged.step, judged.goes) for judged in planned.checkpoints] == [(1, True), (2, True), (3, False), (4, True), (5, False)]
+        assert {judged.step: judged.why for judged in planned.checkpoints if not judged.goes} == {3: "best:1:loss:min", 5: "latest:1"}
+        assert steps(store) == [1, 2, 3, 4, 5]
+        assert store.retention.folders() == []
+
+        store.retention.hold("/run/step-2", "the paper's")
+        store.retention.keep("/run", LatestN(n=1), BestN(n=1, metric="loss"))
+        until("the rest is gone", lambda: steps(store) == [2, 3, 5])
+        assert sorted(lying.path for lying in store.retention.trash()) == ["/run/step-1", "/run/step-4"]
+        assert [entry.name for entry in store.ls("/")] == ["run"]
+
+        assert store.retention.undo("/run/step-4") == "/run/step-4"
+        assert store.load("/run/step-4")["w"][0] == 4
+        assert sorted(held.path for held in store.retention.holds()) == ["/run/step-2", "/run/step-4"]
+
+        save(store, 6)
+        until("the newest moves on", lambda: steps(store) == [2, 3, 4, 6])
+        with pytest.raises(AlreadyExists, match="the paper's"):
+            store.rm("/run/step-2")
+        with pytest.raises(AlreadyExists, match="the paper's"):
+            store.save("/run/step-2", {"w": 1}, replace=True).wait("nvme", timeout_s=60)
+        store.retention.release("/run/step-2")
+        until("what was released goes", lambda: steps(store) == [3, 4, 6])
+
+        assert len(store.retention.gc(everything=True)) == 3
+        until("its bytes are gone", lambda: not list((home.parent / "pfs" / "objects" / "run" / "step-1").glob("*")))
+        with pytest.raises(NotFound):
+            store.retention.undo("/run/step-1")
+        assert [line for line in store.verify("/") if line.problem] == []
+
+
+def test_nothing_goes_while_nothing_newer_is_in_the_wanted_tier(home: Path, daemon: DaemonProcess) -> None:
+    pfs = home.parent / "pfs"
+    with connect(home=home, start=False) as store:
+        save(store, 1, 2)
+        pfs.rename(pfs.with_name("away"))
+        pfs.write_text("not a folder")
+        for step in (3, 4):
+            store.save(f"/run/step-{step}", {"w": np.full(1000, step)}, step=step, rank=0, world_size=1).wait("nvme", timeout_s=60)
+        plan = store.retention.keep("/run", "latest:1")
+        assert [judged.step for judged in plan.checkpoints if judged.goes] == [1]
+        assert {judged.step: judged.why for judged in plan.checkpoints if not judged.goes} == {
+            2: "nothing newer is safe yet",
+            3: "nothing newer is safe yet",
+            4: "latest:1",
+        }
+        until("the first is gone", lambda: steps(store) == [2, 3, 4])
+        pfs.unlink()
+        pfs.with_name("away").rename(pfs)
+        until("the others followed", lambda: steps(store) == [4])
+
+
+def test_a_daemon_that_was_killed_goes_on_where_it_was_and_a_rebuild_finds_the_trash(home: Path) -> None:
+    daemon = DaemonProcess(home)
+    daemon.turn_s = 0.2
+    with daemon, connect(home=home, start=False) as store:
+        save(store, 1, 2, 3, 4)
+        store.retention.keep("/run", "latest:1")
+        until("it has begun", lambda: store.retention.trash())
+        daemon.kill()
+        daemon.start()
+        until("it is done", lambda: steps(store) == [4])
+        assert len(store.retention.trash()) == 3
+        until("all of it is recorded", lambda: not owed_records(home))
+        daemon.stop()
+    for file in home.glob("catalog.sqlite3*"):
+        file.unlink()
+    assert run_rebuild(home) == 0
+    with daemon.start(), connect(home=home, start=False) as store:
+        assert steps(store) == [4]
+        assert len(store.retention.trash()) == 3
+        assert store.retention.undo("/run/step-2") == "/run/step-2"
+        assert store.load("/run/step-2")["w"][0] == 2
+
+
+def test_the_command_line_keeps_holds_and_brings_back(home: Path, daemon: DaemonProcess) -> None:
+    shell = Shell(home)
+    with connect(home=home, start=False) as store:
+        save(store, 1, 2, 3)
+        plan = shell.ok("keep", "/run", "latest:1", "--dry-run", "--json").document
+        assert [judged["goes"] for judged in plan["checkpoints"]] == [True, True, False]
+        assert "would go" in shell.ok("keep", "/run", "latest:1", "--dry-run").out
+        assert "everything is kept" in shell.ok("keep").out
+        shell.ok("hold", "/run/step-1", "--why", "mine")
+        assert "mine" in shell.ok("hold").out
+        shell.ok("keep", "/run", "latest:1", "--trash", "3600")
+        assert "latest:1" in shell.ok("keep").out
+        until("it goes", lambda: steps(store) == [1, 3])
+        assert "/run/step-2" in shell.ok("trash").out
+        assert "/run/step-2" in shell.ok("undo", "/run/step-2").out
+        shell.ok("release", "/run/step-1")
+        until("it goes, too", lambda: steps(store) == [2, 3])
+        assert "1 removed" in shell.ok("gc", "--all").out
+        assert "latest:1" in shell.ok("keep", "/run", "--all").out
+        refused = shell("keep", "/run", "newest:3")
+        assert refused.code == errors.InvalidInput.exit_code
+        assert "newest:3" in refused.err
+        assert shell("keep", "/run").code == errors.InvalidInput.exit_code
