@@ -33,7 +33,7 @@ HAND_OVER_PATIENCE_S = 600.0
 class LocalTransport:
     def __init__(self, home: Path | None, *, start: bool, timeout_s: float) -> None:
         settings = read_settings(home=home)
-        self._descriptors_path = settings.fd_socket
+        self.descriptors_path = settings.fd_socket
         self._timeout_s = timeout_s
         self.api = Api.over_socket(str(settings.api_socket), timeout_s=timeout_s)
         try:
@@ -47,18 +47,18 @@ class LocalTransport:
 
     def _connect(self, home: Path, start: bool) -> DescriptorConnection:
         try:
-            return DescriptorConnection(self._descriptors_path, self._timeout_s)
+            return DescriptorConnection(self.descriptors_path, self._timeout_s)
         except DaemonUnavailable:
             if not start:
                 raise
         start_daemon(home, self._answers, timeout_s=self._timeout_s)
-        return DescriptorConnection(self._descriptors_path, self._timeout_s)
+        return DescriptorConnection(self.descriptors_path, self._timeout_s)
 
     def _answers(self) -> bool:
         """Whether both sockets are served."""
         try:
             self.api.call("GET", "hello", Hello)
-            DescriptorConnection(self._descriptors_path, self._timeout_s).close()
+            DescriptorConnection(self.descriptors_path, self._timeout_s).close()
         except (DaemonUnavailable, WaitTimeout):
             return False
         return True
@@ -113,7 +113,7 @@ class LocalTransport:
         try:
             connection = self._ingesting.get_nowait()
         except queue.Empty:
-            connection = DescriptorConnection(self._descriptors_path, self._timeout_s)
+            connection = DescriptorConnection(self.descriptors_path, self._timeout_s)
         connection.ingest(attempt_id, name, fd, size_bytes)
         self._ingesting.put(connection)  # one that failed is not used again
 

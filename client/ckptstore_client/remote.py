@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from ckptstore.errors import CkptStoreError, InvalidInput
 from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, Hello, SessionOpened
@@ -32,6 +33,7 @@ class RemoteTransport:
             self.api.close()
             raise
         self.alive = True
+        self.descriptors_path: Path | None = None
         self._free = threading.BoundedSemaphore(_BUFFERS)
         self._buffers: list[memoryview] = []
         self._lock = threading.Lock()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from ckptstore.wire import AttemptOpened, SegmentGrant
@@ -32,6 +33,11 @@ class Transport(ReplicaSource, Protocol):
 
     @property
     def api(self) -> Api: ...
+
+    @property
+    def descriptors_path(self) -> Path | None:
+        """The socket that lends descriptors; None over the network."""
+        ...
 
     @property
     def alive(self) -> bool:

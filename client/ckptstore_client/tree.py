@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 
 from ckptstore.errors import DaemonUnavailable, InvalidInput, TierUnavailable
@@ -17,6 +18,9 @@ from ckptstore.paths import check_tree_path
 from ckptstore.tree_messages import FileInfo, FileListing
 from ckptstore.wire import FileInfo as ObjectInfo
 from ckptstore_client.connection import Connection
+from ckptstore_client.files import Progress
+from ckptstore_client.mount.daemon_source import DaemonSource
+from ckptstore_client.pull import Owner, Pulled, pull
 from ckptstore_client.reading import Piece, VerifiedObject
 from ckptstore_client.transport import Transport
 from ckptstore_tiers.sources import address_of
@@ -50,6 +54,18 @@ class Tree:
         opened = TreeFile(self._connection, info)
         opened.hold()
         return opened
+
+    def pull(
+        self, path: str, local: str | Path, *, replace: bool = False, owner: Owner | None = None, progress: Progress | None = None
+    ) -> Pulled:
+        """Plain files of this machine of what is at `path`, cloned where the disk can; all of it at once, or nothing. AlreadyExists."""
+        path = check_tree_path(path, operation="pull")
+        transport = self._connection.transport()
+        source = DaemonSource(transport.api, transport.descriptors_path)
+        try:
+            return pull(source, path, Path(local).absolute(), replace=replace, owner=owner, progress=progress)
+        finally:
+            source.close()
 
 
 def _page(transport: Transport, *, path: str, after: str) -> FileListing:

@@ -22,7 +22,9 @@ can_mount = pytest.mark.skipif(not os.access(device.DEVICE, os.R_OK | os.W_OK) o
 class Mounted:
     """Mounted inside the `with`. `path / name` is a path in it."""
 
-    def __init__(self, folder: Path, *, source: Path, plain: bool = True, root: str = "/", passthrough: bool = True, others: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, source: Path, plain: bool = True, root: str = "/", passthrough: bool = True, others: bool = False
+    ) -> None:
         self.path = folder / "mnt"
         self.log = folder / "mount.log"
         self._options = MountOptions(str(self.path), root, str(source), folder=plain, passthrough=passthrough, allow_other=others)
@@ -77,3 +79,8 @@ def _lives(pid: int) -> bool:
 def mark(file: Path, name: str) -> None:
     """`user.cold`: not whole on the node; `user.absent`: its bytes do not come."""
     os.setxattr(file, name, b"1")
+
+
+def names_in(folder: Path) -> list[str]:
+    """As the folder is listed, in order."""
+    return [child.name for child in folder.iterdir()]

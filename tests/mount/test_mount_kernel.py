@@ -16,7 +16,7 @@ import pytest
 
 from ckptstore.errors import AlreadyExists, NotFound
 from ckptstore_client.mount import device, mounting
-from tests.mount.mounts import Mounted, can_mount, mark
+from tests.mount.mounts import Mounted, can_mount, mark, names_in
 from tests.until import until
 
 pytestmark = can_mount
@@ -104,7 +104,7 @@ def test_many_open_one_hot_file_at_once_and_again(hot: Mounted) -> None:
             for _ in range(40):
                 with open(hot / "models/hot.bin", "rb", buffering=0) as file:
                     assert file.read(64) == DATA[:64]
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is what the test asserts on
             failures.append(error)
 
     readers = [threading.Thread(target=read_often) for _ in range(8)]
@@ -168,8 +168,8 @@ def test_nothing_outside_the_exported_path_is_reachable(tmp_path: Path, source: 
     (source / "models/up").symlink_to("../secret")
     (source / "models/far").symlink_to("/etc/passwd")
     with Mounted(tmp_path, source=source, root="/models") as mount:
-        assert (mount / "inside").read_bytes() == DATA and os.readlink(mount / "inside") == "hot.bin"
-        assert sorted(os.listdir(mount.path)) == ["cold.bin", "far", "hot.bin", "inside", "sub", "up"]
+        assert (mount / "inside").read_bytes() == DATA and (mount / "inside").readlink() == Path("hot.bin")
+        assert sorted(names_in(mount.path)) == ["cold.bin", "far", "hot.bin", "inside", "sub", "up"]
         assert os.path.samestat((mount / "sub/../..").stat(), mount.path.parent.stat()), "the kernel resolves `..` itself"
         for name in ("secret", "up", "far", "sub/../../source/models/../secret/x", "\xff\n"):
             with pytest.raises(OSError):
@@ -210,10 +210,10 @@ def test_a_large_folder_is_listed_once_each_and_keeps_to_what_is_there(mounted: 
     for name in names:
         (source / "large" / name).touch()
     for _ in range(2):
-        listed = os.listdir(mounted / "large")
+        listed = names_in(mounted / "large")
         assert len(listed) == 5000 and set(listed) == names
     (source / "large" / "file-00000").unlink()
-    assert len(os.listdir(mounted / "large")) == 4999
+    assert len(names_in(mounted / "large")) == 4999
     with os.scandir(mounted / "large") as found:
         assert all(entry.is_file() and entry.stat().st_size == 0 for entry in found)
 
@@ -245,7 +245,7 @@ def test_who_waits_for_bytes_holds_up_nobody_else(mounted: Mounted, source: Path
     mark(source / "models/cold.bin", "user.absent")
     readers = [subprocess.Popen(["sha256sum", str(mounted / "models/cold.bin")], stdout=subprocess.PIPE) for _ in range(6)]
     assert (mounted / "models/hot.bin").read_bytes() == DATA
-    assert os.listdir(mounted / "models/sub") == []
+    assert names_in(mounted / "models/sub") == []
     assert all(reader.poll() is None for reader in readers)
     os.removexattr(source / "models/cold.bin", "user.absent")
     assert len({reader.communicate(timeout=60)[0] for reader in readers}) == 1
@@ -263,6 +263,6 @@ def test_mounting_says_what_is_wrong(tmp_path: Path, source: Path) -> None:
 def test_a_mount_that_is_gone_leaves_an_empty_folder_and_no_process(tmp_path: Path, source: Path) -> None:
     with Mounted(tmp_path, source=source) as mount:
         worker = mount.worker
-        assert os.listdir(mount.path)
-    assert os.listdir(mount.path) == [] and device.device_of(mount.path) is None
+        assert names_in(mount.path)
+    assert names_in(mount.path) == [] and device.device_of(mount.path) is None
     until("the serving process is gone", lambda: not Path(f"/proc/{worker}").exists())

@@ -60,8 +60,8 @@ def put(
     """
     terminal = invocation.terminal
     with invocation.store() as store:
-        with terminal.progress(*TRANSFER_COLUMNS) as progress, _told_by_option("put"):
-            store.put(local, path, replace=replace, progress=_bar(progress, f"putting {visible(local.name)}"))
+        with terminal.progress(*TRANSFER_COLUMNS) as progress, told_by_option("put"):
+            store.put(local, path, replace=replace, progress=bar(progress, f"putting {visible(local.name)}"))
         entry = store.stat(path)
     files = "" if entry.files is None else f", {entry.files:,} files"
     terminal.result(entry, Text("put ") + terminal.name(entry.path) + Text(f" ({size(entry.size_bytes)}{files})"))
@@ -82,8 +82,8 @@ def get(
     terminal = invocation.terminal
     with invocation.store() as store:
         entry = store.stat(path)
-        with terminal.progress(*TRANSFER_COLUMNS) as progress, _told_by_option("get"):
-            store.get(entry.path, local, replace=replace, progress=_bar(progress, f"getting {visible(entry.name)}"))
+        with terminal.progress(*TRANSFER_COLUMNS) as progress, told_by_option("get"):
+            store.get(entry.path, local, replace=replace, progress=bar(progress, f"getting {visible(entry.name)}"))
     document = {"path": entry.path, "local": str(local.absolute()), "size_bytes": entry.size_bytes}
     terminal.result(document, Text("got ") + terminal.name(entry.path) + Text(f" ({size(entry.size_bytes)})"))
 
@@ -128,14 +128,14 @@ def verify(invocation: Invocation, path: Annotated[str, typer.Argument(metavar="
         raise ChecksumMismatch(why, operation="verify", subject=path, hint="`ckptstore status` shows whether a tier is down")
 
 
-def _bar(progress: Progress, description: str) -> Callable[[int, int], None]:
+def bar(progress: Progress, description: str) -> Callable[[int, int], None]:
     """A bar, and what moves it."""
     task = progress.add_task(description, total=None)
     return lambda done_bytes, total_bytes: progress.update(task, completed=done_bytes, total=total_bytes)
 
 
 @contextmanager
-def _told_by_option(operation: str) -> Iterator[None]:
+def told_by_option(operation: str) -> Iterator[None]:
     """The library's hint names its own argument, replace=True; here it is an option."""
     try:
         yield

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from ckptstore.errors import NotFound
-from ckptstore.paths import parent_and_name
+from ckptstore.paths import LATEST, join, parent_and_name
 from ckptstore.tree_messages import FileInfo
 from ckptstore_client.mount.source import Source
 
@@ -61,8 +61,13 @@ class Believed:
         return self._told
 
     def note(self, asked: int, listed: Iterable[FileInfo]) -> None:
-        """Entries of a listing are answers as well."""
-        self._keep(asked, [(info.path, info) for info in listed])
+        """Entries of a listing are answers as well, but for whether a copy is whole: a listing that does not say so does not deny it."""
+        answers: list[tuple[str, FileInfo | None]] = []
+        for info in listed:
+            known, _ = self._answers.get(info.path, (None, 0.0))
+            is_known_whole = known is not None and known.whole and known.version == info.version
+            answers.append((info.path, info.model_copy(update={"whole": True}) if is_known_whole else info))
+        self._keep(asked, answers)
 
     def note_whole(self, path: str, version: str, whole: bool) -> None:
         """The source has just said whether its copy of this version is whole."""
@@ -78,7 +83,7 @@ class Believed:
         return TOLD_S
 
     def changed(self, paths: tuple[str, ...] | None) -> None:
-        """These changed, with all below them and the folders above; None: anything may have."""
+        """These changed, with all below them, the folders above and their `@latest`; None: anything may have."""
         with self._lock:
             self._told += 1
             if paths is None:
@@ -91,6 +96,7 @@ class Believed:
                 while path != "/":
                     path, _ = parent_and_name(path)
                     self._answers.pop(path, None)
+                    self._answers.pop(join(path, LATEST), None)
 
     def told_of(self, yes: bool) -> None:
         """Whether changes are being told at the moment."""

@@ -38,11 +38,16 @@ Answer = TypeVar("Answer")
 
 
 class DaemonSource:
-    def __init__(self, home: Path) -> None:
-        settings = read_settings(home=home)
-        self._descriptors_path = settings.fd_socket
-        self._api = Api.over_socket(str(settings.api_socket), timeout_s=PATIENCE_S)
+    def __init__(self, api: Api, descriptors: Path | None) -> None:
+        """`api` stays the caller's. Without a socket for descriptors, over a network, everything is streamed."""
+        self._api = api
+        self._descriptors_path = descriptors
         self._idle: queue.LifoQueue[DescriptorConnection] = queue.LifoQueue()
+
+    @classmethod
+    def of_home(cls, home: Path) -> DaemonSource:
+        settings = read_settings(home=home)
+        return cls(Api.over_socket(str(settings.api_socket), timeout_s=PATIENCE_S), settings.fd_socket)
 
     # --- names --------------------------------------------------------------------------------------------------------------------
 
@@ -69,8 +74,10 @@ class DaemonSource:
     def open(self, path: str, version: str) -> Copy:
         def ask(connection: DescriptorConnection) -> Copy:
             file, fd = connection.open_file(path, version)
-            return Copy(path, file.version, file.size_bytes, -1 if fd is None else fd, file.whole, file.copy_id)
+            return Copy(path, file.version, file.size_bytes, -1 if fd is None else fd, file.whole and fd is not None, file.copy_id)
 
+        if self._descriptors_path is None:
+            return Copy(path, version, self.info(path).size_bytes, -1, whole=False)
         return self._ask(ask)
 
     def need(self, copy: Copy, offset_bytes: int, size_bytes: int) -> Copy | None:
@@ -98,7 +105,6 @@ class DaemonSource:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._idle.get_nowait().close()
-        self._api.close()
 
     def _ask(self, question: Callable[[DescriptorConnection], Answer]) -> Answer:
         def once() -> Answer:
@@ -118,6 +124,7 @@ class DaemonSource:
                 connection = self._idle.get_nowait()
                 if connection.is_open:
                     return connection
+        assert self._descriptors_path is not None
         return DescriptorConnection(self._descriptors_path, PATIENCE_S)
 
 

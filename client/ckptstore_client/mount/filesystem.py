@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -32,13 +33,15 @@ from ckptstore_client.mount.handles import OpenFile, OpenFiles
 from ckptstore_client.mount.nodes import Node, Nodes
 from ckptstore_client.mount.protocol import Opcode, OpenFlag, Request
 from ckptstore_client.mount.reading import Reading
-from ckptstore_client.mount.source import Source
+from ckptstore_client.mount.source import Copy, Source
 
 #: A file's attributes never change; a folder's do.
 FILE_VALID_S, FOLDER_VALID_S = 86_400.0, 1.0
 MAX_NAME_BYTES = 255
 #: Who was told ESTALE and has not come back yet: forgotten when there are more than this.
 TOLD_STALE = 4096
+#: Copies for an open that follows at once: a few, for a moment.
+READY_COPIES, READY_S = 16, 1.0
 
 Body = bytes | memoryview
 
@@ -76,7 +79,9 @@ class FileSystem:
         self._files = files
         self._root = nodes.root_path
         self._owner = os.getuid(), os.getgid()
-        self._told_stale: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._told_stale: OrderedDict[tuple[str, int], None] = OrderedDict()
+        #: whole copies that were opened for a cold node, for the open of the hot one that follows
+        self._ready: OrderedDict[tuple[str, str], tuple[Copy, float]] = OrderedDict()
         self._folders = Folders(source, believed, self.hot_now)
         self._reading = Reading(source, files, lock)
         self.operations: dict[int, Callable[[Request, bool], Body]] = {
@@ -162,6 +167,7 @@ class FileSystem:
                 opened = self._open_hot(file, may_wait) if node.hot else self._open_cold(file, request.pid, may_wait)
                 with self.lock:
                     self._files.count(request.unique, file)
+                    self._told_stale.pop((node.path, request.pid), None)
                 return opened
             finally:
                 file.opening.release()
@@ -179,12 +185,11 @@ class FileSystem:
             self._tell_stale(node, pid)
 
     def _tell_stale(self, node: Node, pid: int) -> None:
-        """ESTALE, unless the same thread comes back for the same node: then it has no other way."""
+        """ESTALE, unless the same thread was told so for this path and comes back: the kernel looks up again only once."""
         with self.lock:
-            if (node.id, pid) in self._told_stale:
-                del self._told_stale[node.id, pid]
+            if (node.path, pid) in self._told_stale:
                 return
-            self._told_stale[node.id, pid] = None
+            self._told_stale[node.path, pid] = None
             if len(self._told_stale) > TOLD_STALE:
                 self._told_stale.popitem(last=False)
         raise Refused(errno.ESTALE)
@@ -194,7 +199,9 @@ class FileSystem:
         if file.backing_id is None:
             if not may_wait:
                 raise MustWait
-            copy = self._source.open(node.path, node.version)
+            with self.lock:
+                ready, _ = self._ready.pop((node.path, node.version), (None, 0.0))
+            copy = ready or self._source.open(node.path, node.version)
             try:
                 file.backing_id = self._device.open_backing(copy.fd) if copy.whole and copy.fd >= 0 else None
                 if file.backing_id is None:
@@ -213,11 +220,33 @@ class FileSystem:
                 raise MustWait
             copy = self._source.open(node.path, node.version)
             self._believed.note_whole(node.path, node.version, copy.whole)
+            if self.passthrough and copy.whole and node.size_bytes > 0:  # it has become whole since the look-up
+                self._flip(node, copy, pid)
             with self.lock:
                 self._files.adopt(file, copy)
-            if self.passthrough and copy.whole and node.size_bytes > 0:  # it has become whole since the look-up
-                self._tell_stale(node, pid)
         return protocol.open_reply(node.id, OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH)
+
+    def _flip(self, node: Node, copy: Copy, pid: int) -> None:
+        """Have the kernel look up again, which gives the hot node; its open finds the copy at hand. Returns if that was tried already."""
+        key = (node.path, node.version)
+        with self.lock:
+            if (node.path, pid) in self._told_stale:
+                return
+            if key in self._ready:
+                self._ready.pop(key)[0].close()
+            self._ready[key] = copy, time.monotonic() + READY_S
+            if len(self._ready) > READY_COPIES:
+                self._ready.popitem(last=False)[1][0].close()
+        self._tell_stale(node, pid)
+
+    def reap(self) -> None:
+        """Give up what was closed, or made ready, a while ago."""
+        with self.lock:
+            self._files.reap()
+            for key, (copy, until_s) in list(self._ready.items()):
+                if until_s < time.monotonic():
+                    del self._ready[key]
+                    copy.close()
 
     def read(self, request: Request, may_wait: bool) -> Body:
         _, offset_bytes, size_bytes, _ = protocol.READ_IN.unpack_from(request.body)

@@ -28,8 +28,9 @@ from ckptstore_client.mount.journal import Journal
 from ckptstore_client.mount.keeping import KeptDescriptors
 from ckptstore_client.mount.task import MountOptions, Task
 
-#: Serving processes that die within `QUICK_S` of their start, one after the other, until no more is started.
-QUICK_DEATHS, QUICK_S = 8, 5.0
+#: When for so long no process has come to serve, no more is started. One that serves may die as often as it likes; what a request costs
+#: that kills whoever takes it is bounded by the kernel's own timeout.
+UNSERVED_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 #: How long open files are still served after SIGTERM.
 STOP_S = 10.0
@@ -47,7 +48,7 @@ class Holder:
         self._worker: subprocess.Popen[bytes] | None = None
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stop_at_s: float | None = None
-        self._replace = False
+        self._has_served = False
 
     def run(self, served: int | None) -> int:
         """Until unmounted; the exit code. A line is written to `served` once the first process serves."""
@@ -56,18 +57,16 @@ class Holder:
             signal.signal(number, self._asked_to_stop)
         signal.signal(signal.SIGHUP, self._asked_to_replace)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        quick_deaths, pause_s, successor = 0, FIRST_PAUSE_S, False
+        served_s, pause_s, successor = time.monotonic(), FIRST_PAUSE_S, False
         while True:
-            started_s = time.monotonic()
             code = self._one_life(successor, served if not successor else None)
             if code == 0 or (self._stop_at_s is not None and device.device_of(Path(self._options.mountpoint)) is None):
                 return 0
-            lived_s = time.monotonic() - started_s
-            quick_deaths, pause_s = (quick_deaths + 1, min(2 * pause_s, LONGEST_PAUSE_S)) if lived_s < QUICK_S else (0, FIRST_PAUSE_S)
-            if self._replace:
-                quick_deaths, pause_s, self._replace = 0, FIRST_PAUSE_S, False
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            if self._has_served:
+                served_s, pause_s = time.monotonic(), FIRST_PAUSE_S
             print(f"ckptstore: the process that served {self._options.mountpoint} ended ({code})", file=sys.stderr, flush=True)
-            if quick_deaths >= QUICK_DEATHS:
+            if time.monotonic() > served_s + UNSERVED_S or (code > 0 and not successor):
                 self._take_away()
                 return code if code > 0 else 1
             time.sleep(pause_s)
@@ -75,6 +74,7 @@ class Holder:
 
     def _one_life(self, successor: bool, served: int | None) -> int:
         """Start a serving process and wait until it is dead; its exit code, negative for a signal."""
+        self._has_served = False
         self._start(successor)
         assert self._worker is not None
         pidfd = os.pidfd_open(self._worker.pid)
@@ -87,7 +87,8 @@ class Holder:
                     if fd == self._kept.fileno():
                         if event & select.POLLHUP:
                             poll.unregister(fd)
-                        if self._kept.receive() and served is not None:
+                        self._has_served = self._kept.receive() or self._has_served
+                        if self._has_served and served is not None:
                             os.write(served, b'{"serving": true}\n')
                             os.close(served)
                             served = None
@@ -120,7 +121,6 @@ class Holder:
             self._take_away()
 
     def _asked_to_replace(self, number: int, frame: FrameType | None) -> None:
-        self._replace = True
         if self._worker is not None:
             self._worker.kill()
 

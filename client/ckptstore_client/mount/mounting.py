@@ -6,6 +6,7 @@ Its log, and the serving process's, is `mount.log` in the home.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -66,12 +67,23 @@ def umount(mountpoint: Path, *, lazy: bool = False) -> None:
 
 
 def _check_free(options: MountOptions) -> None:
+    """What a mount left that nobody serves any more is taken away; one that is served is not."""
     place = Path(options.mountpoint)
+    if device.device_of(place) is not None and not _is_served(place):
+        device.unmount(place, lazy=True)
     if device.device_of(place) is not None:
         hint = "`ckptstore umount` it first"
         raise AlreadyExists("a tree is mounted there already", operation="mount", subject=options.mountpoint, hint=hint)
     if not options.root.startswith("/"):
         raise InvalidInput("the path is relative", operation="mount", subject=options.root)
+
+
+def _is_served(place: Path) -> bool:
+    try:
+        place.stat()
+    except OSError as error:
+        return error.errno not in (errno.ENOTCONN, errno.ECONNABORTED)
+    return True
 
 
 def _look(mountpoint: str) -> None:

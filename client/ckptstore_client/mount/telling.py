@@ -13,12 +13,11 @@ import logging
 import threading
 
 from ckptstore.errors import CkptStoreError
-from ckptstore.paths import parent_and_name
+from ckptstore.paths import LATEST, parent_and_name
 from ckptstore_client.mount import protocol
 from ckptstore_client.mount.believed import Believed
 from ckptstore_client.mount.device import Device, Unmounted
 from ckptstore_client.mount.filesystem import FileSystem
-from ckptstore_client.mount.handles import OpenFiles
 from ckptstore_client.mount.nodes import Nodes
 from ckptstore_client.mount.protocol import Notify
 from ckptstore_client.mount.source import Source
@@ -33,12 +32,11 @@ _EXPIRE_ONLY = 1
 
 
 class Telling:
-    def __init__(self, source: Source, believed: Believed, device: Device, nodes: Nodes, files: OpenFiles, filesystem: FileSystem) -> None:
+    def __init__(self, source: Source, believed: Believed, device: Device, nodes: Nodes, filesystem: FileSystem) -> None:
         self._source = source
         self._believed = believed
         self._device = device
         self._nodes = nodes
-        self._files = files
         self._filesystem = filesystem
         self._root = nodes.root_path
         self._end = threading.Event()
@@ -52,8 +50,7 @@ class Telling:
 
     def _reap(self) -> None:
         while not self._end.wait(REAP_EVERY_S):
-            with self._filesystem.lock:
-                self._files.reap()
+            self._filesystem.reap()
 
     def _listen(self) -> None:
         """Until unmounted. After a silence anything may have changed."""
@@ -81,10 +78,12 @@ class Telling:
             above, name = parent_and_name(path)
             self._filesystem.folder_changed(path)
             self._forget_name(above, name, flags=0)
+            self._forget_name(above, LATEST, flags=0)
             while above != self._root:
                 self._filesystem.folder_changed(above)
                 above, name = parent_and_name(above)
                 self._forget_name(above, name, flags=_EXPIRE_ONLY)
+                self._forget_name(above, LATEST, flags=0)
             self._filesystem.folder_changed(above)
 
     def _below_root(self, paths: tuple[str, ...] | None) -> set[str]:

@@ -41,7 +41,7 @@ def _source(task: Task) -> tuple[Source, float]:
         return LocalFolder(Path(task.options.source)), 0.0
     from ckptstore_client.mount.daemon_source import BELIEVED_S, DaemonSource
 
-    return DaemonSource(Path(task.options.source)), BELIEVED_S
+    return DaemonSource.of_home(Path(task.options.source)), BELIEVED_S
 
 
 class Worker:
@@ -70,7 +70,7 @@ class Worker:
         self._serving = Serving(
             self._device, self._filesystem, self._journal, want_passthrough=task.options.passthrough, when_agreed=self._now_agreed
         )
-        self._telling = Telling(self._source, believed, self._device, self._nodes, self._files, self._filesystem)
+        self._telling = Telling(self._source, believed, self._device, self._nodes, self._filesystem)
 
     def run(self) -> None:
         for name, fd in self._holder.kept():
