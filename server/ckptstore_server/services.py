@@ -70,6 +70,7 @@ class Services:
         attached = Attached(node)
         tree = Tree(node, replicas, attached)
         cache = cache_of(node, replicas, tree)
+        tree.kept = lambda: [held.file for held in cache.shelf.held() if cache.shelf.newest(held.file.path) == held.file.version]
         control = CacheControl(cache)
         evictor.others_give_way = cache.give_way
         fingerprinter = Fingerprinter(node, replicas)

@@ -153,7 +153,8 @@ def test_a_backend_that_hangs_is_unavailable_in_time_and_holds_up_one_who_asks(t
     Hanging.answers.set()
     storage = BoundedStorage(FsspecStorage(f"hanging://{tmp_path}", {}), timeout_s=1.0)
     storage.gate = Gate(pause_s=0.3, quick_s=0.5)
-    opened = version_of(storage, "f")
+    opened, heard = version_of(storage, "f"), []
+    storage.gate.on_down = heard.append
     Hanging.answers.clear()
     into = memoryview(bytearray(7))
     with pytest.raises(TierUnavailable, match="no answer within 1 s"):
@@ -164,6 +165,7 @@ def test_a_backend_that_hangs_is_unavailable_in_time_and_holds_up_one_who_asks(t
             storage.look("f")
     assert time.monotonic() - began_s < 15  # one by one they would take twenty seconds
     assert storage.gate.failure is not None
+    assert [error.why for error in heard] == ["no answer within 1 s"]
     Hanging.answers.set()
     while storage.gate.failure is not None:
         try:

@@ -18,6 +18,7 @@ from ckptstore_client.cli.main import run
 from tests.contract.store_place import TOKEN, WAIT_S, free_port, start
 from tests.daemon_process import DaemonProcess, run_rebuild
 from tests.e2e.shell import Outcome
+from tests.until import until
 
 LARGE = os.urandom(9_000_000)
 
@@ -184,6 +185,29 @@ def test_attachments_outlive_the_daemon(tmp_path: Path, models: Path) -> None:
         with ckptstore.connect(home=daemon.home, start=False) as store:
             assert store.attachments() == [made]
             assert store.get("/m/org/name/config.json", tmp_path / "got").read_bytes() == b"{}"
+
+
+def test_what_was_read_is_there_for_the_next_daemon_though_the_origin_is_gone(tmp_path: Path) -> None:
+    models, name = tmp_path / "models", "/m/org/model.safetensors"
+    (models / "org").mkdir(parents=True)
+    for file in ("model.safetensors", "never read"):
+        (models / "org" / file).write_bytes(LARGE)
+    with start(tmp_path / "home", free_port()) as daemon:
+        with ckptstore.connect(home=daemon.home, start=False) as store:
+            store.attach(str(models), "/m", refresh_s=0)
+            store.get(name, tmp_path / "first")
+            assert until("it is whole here", lambda: store.cache.status().held_bytes >= len(LARGE))
+        assert daemon.stop() == 0
+        models.rename(tmp_path / "gone")
+        daemon.start()
+        with ckptstore.connect(home=daemon.home, start=False) as store:
+            assert store.tree.look("/m/org").kind == "folder"
+            assert store.get(name, tmp_path / "second").read_bytes() == LARGE
+            for other in ("/m/org/never read", "/m/none"):
+                with pytest.raises(TierUnavailable):
+                    store.get(other, tmp_path / "third")
+            with pytest.raises(TierUnavailable):
+                list(store.ls("/m/org"))
 
 
 def test_a_rebuilt_catalog_has_no_attachments_and_they_are_made_again(tmp_path: Path, models: Path) -> None:

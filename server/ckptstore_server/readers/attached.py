@@ -10,12 +10,13 @@ import asyncio
 import hashlib
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckptstore.catalog.model import Attachment
 from ckptstore.errors import CkptStoreError, InvalidInput, StaleVersion
-from ckptstore.paths import MAX_PATH_BYTES, join
+from ckptstore.paths import MAX_PATH_BYTES, is_below, join
 from ckptstore.tree_messages import AttachmentInfo, AttachStorage, FileInfo, FileListing
 from ckptstore_server.node import Node
 from ckptstore_server.readers.origin import FileVersion
@@ -43,6 +44,18 @@ class Shown:
         if not self.name:  # it is there whatever the storage says
             return FileInfo(path=self.path, kind="folder", origin=self.attachment.url, modified_s=self.attachment.attached_at_s)
         return self._info(await self.answers.look(self.name))
+
+    def look_among(self, kept: Iterable[FileVersion]) -> FileInfo | None:
+        """What is there to judge by files that were read from here: enough to open one of them again. A listing would lack the others."""
+        for file in kept:
+            if file.path == self.path:
+                return FileInfo(
+                    path=file.path, kind="file", size_bytes=file.size_bytes, version=file.version, modified_s=file.modified_s,
+                    sha256=file.sha256, origin=file.where, best_effort=file.best_effort,
+                )  # fmt: skip
+            if is_below(file.path, self.path):
+                return FileInfo(path=self.path, kind="folder", origin=self.answers.storage.where(self.name))
+        return None
 
     async def list(self, after: str, limit: int) -> FileListing:
         page = await self.answers.page(self.name, after, limit)
@@ -122,7 +135,7 @@ class Attached:
         )
         if is_folder(wanted):
             self._refuse_own(folder_of(wanted))
-        answers = await self._node.run(self._node.upkeep_executor, _opened, wanted)
+        answers = await self._node.run(self._node.upkeep_executor, self._opened, wanted)
         try:
             await answers.page("", "", 1)
             made = await self._node.query(self._node.catalog.attach, wanted)
@@ -170,8 +183,13 @@ class Attached:
     async def _answers(self, attachment: Attachment) -> Answers:
         async with self._opening:
             if attachment not in self._open:
-                self._open[attachment] = await self._node.run(self._node.upkeep_executor, _opened, attachment)
+                self._open[attachment] = await self._node.run(self._node.upkeep_executor, self._opened, attachment)
             return self._open[attachment]
+
+    def _opened(self, attachment: Attachment) -> Answers:
+        storage = open_storage(attachment)
+        storage.gate.on_down = lambda error: self._node.remark(f"attached {attachment.path}", error)
+        return Answers(storage, refresh_s=attachment.refresh_s)
 
     def _refuse_own(self, folder: Path) -> None:
         """The store's own folders are not to be shown, nor what holds them: its token is there, and its objects without their checks."""
@@ -195,7 +213,3 @@ class Attached:
             attached_at_s=attachment.attached_at_s,
             down=str(failure) if failure is not None else None,
         )
-
-
-def _opened(attachment: Attachment) -> Answers:
-    return Answers(open_storage(attachment), refresh_s=attachment.refresh_s)

@@ -7,8 +7,10 @@ catalog. Listings come page by page and are never held whole. The event loop's t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from ckptstore.catalog.model import Entry, Kind, Publication
-from ckptstore.errors import InvalidInput, NotFound, StaleVersion
+from ckptstore.errors import InvalidInput, NotFound, StaleVersion, TierUnavailable
 from ckptstore.paths import LATEST, check_tree_path, join, parent_and_name
 from ckptstore.tree_messages import FileInfo, FileListing
 from ckptstore_server.node import Node
@@ -24,6 +26,8 @@ class Tree:
         self._replicas = replicas
         self._attached = attached
         self._published = PublishedOrigin(node, replicas)
+        #: What of attached storage the node has copies of, for when an origin is down that this daemon has not asked before.
+        self.kept: Callable[[], Iterable[FileVersion]] = tuple
 
     async def look(self, path: str, *, resolve: bool = False) -> FileInfo:
         """What is at `path`, which may go through `@latest`; with `resolve`, a link at its end is followed, too."""
@@ -33,7 +37,12 @@ class Tree:
             return _link(await self._latest(await self._real(parent)))
         path = await self._real(path)
         if (shown := await self._attached.over(path)) is not None:
-            return await shown.look()
+            try:
+                return await shown.look()
+            except TierUnavailable:
+                if (known := shown.look_among(self.kept())) is None:
+                    raise
+                return known
         entry = await self._node.query(self._node.catalog.entry, path)
         info = file_info(entry)
         if entry.object_id is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ckptstore.errors import CkptStoreError, TierUnavailable
@@ -26,6 +26,8 @@ class Gate:
         self._lock = threading.Lock()
         self._failure: TierUnavailable | None = None
         self._not_before_s = 0.0
+        #: Hears, from any thread, when it is found to be down; not again before it has answered.
+        self.on_down: Callable[[TierUnavailable], object] = lambda error: None
 
     @property
     def failure(self) -> TierUnavailable | None:
@@ -45,15 +47,21 @@ class Gate:
         try:
             yield
         except TierUnavailable as error:
-            now_s = time.monotonic()
-            with self._lock:
-                if failure is not None or now_s - began_s >= self._quick_s:
-                    self._failure, self._not_before_s = error, now_s + self._pause_s
+            self._failed(error, took_s=time.monotonic() - began_s, again=failure is not None)
             raise
         except CkptStoreError:
             self._answered()
             raise
         self._answered()
+
+    def _failed(self, error: TierUnavailable, *, took_s: float, again: bool) -> None:
+        with self._lock:
+            closes = again or took_s >= self._quick_s
+            is_news = closes and self._failure is None
+            if closes:
+                self._failure, self._not_before_s = error, time.monotonic() + self._pause_s
+        if is_news:
+            self.on_down(error)
 
     def _answered(self) -> None:
         with self._lock:
