@@ -23,7 +23,9 @@ from ckptstore_client.cli import (
     catalog_commands,
     config_commands,
     daemon_commands,
+    mount_commands,
     namespace_commands,
+    retention_commands,
     transfer_commands,
 )
 from ckptstore_client.cli.invocation import CommandGroup, Invocation, with_global_options
@@ -41,6 +43,8 @@ def build() -> CommandGroup:
     transfer_commands.register(root)
     attach_commands.register(root)
     cache_commands.register(root)
+    retention_commands.register(root)
+    mount_commands.register(root)
     root.add("config", config_commands.group)
     root.add("catalog", catalog_commands.group)
     for found in sorted(entry_points(group=PLUG_INS), key=lambda entry: entry.name):
