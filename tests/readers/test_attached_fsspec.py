@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from ckptstore.errors import ConfigInvalid, InvalidInput, NotFound, StaleVersion, TierUnavailable
 from ckptstore_server.readers.origin import FileVersion
-from ckptstore_server.readers.origins.bounded import BoundedStorage
+from ckptstore_server.readers.origins.bounded import THREADS, BoundedStorage
 from ckptstore_server.readers.origins.fsspec_storage import FsspecStorage
 from ckptstore_server.readers.origins.gate import Gate
 from tests.readers.places import Inside, content_of, inside
@@ -176,6 +176,23 @@ def test_a_backend_that_hangs_is_unavailable_in_time_and_holds_up_one_who_asks(t
     storage.close()
 
 
+def test_calls_that_hang_are_few_and_do_not_keep_the_process(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"content")
+    storage = BoundedStorage(FsspecStorage(f"hanging://{tmp_path}", {}), timeout_s=0.2)
+    storage.gate = Gate(quick_s=3600)  # it is always asked
+    Hanging.answers.clear()
+    for _ in range(THREADS + 4):
+        with pytest.raises(TierUnavailable):
+            storage.look("f")
+    hanging = [thread for thread in threading.enumerate() if thread.name == f"attached {storage.identity}"]
+    assert len(hanging) == THREADS
+    assert all(thread.daemon for thread in hanging)
+    Hanging.answers.set()
+    for thread in hanging:
+        thread.join()
+    assert storage.look("f").size_bytes == 7
+
+
 def test_a_thread_that_comes_back_late_writes_into_nobodys_memory(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"content")
     Hanging.answers.set()
@@ -186,5 +203,6 @@ def test_a_thread_that_comes_back_late_writes_into_nobodys_memory(tmp_path: Path
     with pytest.raises(TierUnavailable):
         storage.read_into(opened, 0, memoryview(buffer))
     Hanging.answers.set()
-    storage._executor.shutdown(wait=True)
+    for thread in [thread for thread in threading.enumerate() if thread.name.startswith("attached")]:
+        thread.join()
     assert buffer == bytes(7)
