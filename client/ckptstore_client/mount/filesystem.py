@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from ckptstore.errors import CkptStoreError, InvalidInput, NotFound, StaleVersion, Unauthorized
-from ckptstore.paths import check_segment, join, parent_and_name
+from ckptstore.paths import check_segment, join
 from ckptstore.tree_messages import FileInfo
 from ckptstore_client.mount import protocol
 from ckptstore_client.mount.believed import Believed, MustWait
@@ -124,16 +124,12 @@ class FileSystem:
         return protocol.attributes_reply(node.attributes(*self._owner), valid_s=valid_s)
 
     def readlink(self, request: Request, may_wait: bool) -> Body:
-        """Relative, so that it holds wherever the mount is seen from."""
         node = self._node(request)
         if node.target is None:
             raise Refused(errno.EINVAL)
-        return self._relative(node.path, node.target).encode()
-
-    def _relative(self, path: str, target: str) -> str:
-        if self._root != "/" and target != self._root and not target.startswith(self._root + "/"):
+        if not f"{node.target}/".startswith(f"{self._root.rstrip('/')}/"):  # it leads out of what is exported
             raise Refused(errno.ENOENT)
-        return os.path.relpath(target, parent_and_name(path)[0])
+        return node.link_text.encode()
 
     def _entry(self, node: Node, info: FileInfo) -> bytes:
         attributes_valid_s = FOLDER_VALID_S if node.kind == "folder" else FILE_VALID_S

@@ -12,9 +12,11 @@ before it is answered. All methods need the tables' lock, except reading a node'
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from collections.abc import Iterator
 
+from ckptstore.paths import parent_and_name
 from ckptstore.tree_messages import FileInfo
 from ckptstore_client.mount.journal import Journal, Line
 from ckptstore_client.mount.protocol import ROOT_ID, UNIQUE_RESEND, Attributes
@@ -53,8 +55,13 @@ class Node:
         fields = (self.id, self.path, self.kind, self.version, self.size_bytes, self.modified_ns, self.target, self.hot, self.lookups)
         return ("node", *fields)
 
+    @property
+    def link_text(self) -> str:
+        """Where a link points: relative, so that it holds wherever the mount is seen from."""
+        return os.path.relpath(self.target or "", parent_and_name(self.path)[0])
+
     def attributes(self, uid: int, gid: int) -> Attributes:
-        size_bytes = len(self.target.encode()) if self.target is not None else self.size_bytes
+        size_bytes = len(self.link_text.encode()) if self.target is not None else self.size_bytes
         return Attributes(self.ino, size_bytes, self.modified_ns, MODES[self.kind], 2 if self.kind == "folder" else 1, uid, gid)
 
 
