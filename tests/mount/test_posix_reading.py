@@ -4,7 +4,7 @@ The other side is a bind mount of the very folder that is served, made read-only
 too. Paths go to the system as they are: pathlib would tidy them.
 """
 
-# ruff: noqa: PTH
+# ruff: noqa: PTH101, PTH104, PTH112, PTH115, PTH116, PTH211
 
 from __future__ import annotations
 
