@@ -13,6 +13,7 @@ from ckptstore_server.drain_watch import DrainWatch
 from ckptstore_server.evict import Evictor
 from ckptstore_server.hugging_face.fingerprinting import Fingerprinter
 from ckptstore_server.hugging_face.models import Models
+from ckptstore_server.hugging_face.upstream import Upstream, WithUpstream
 from ckptstore_server.incremental import Increments
 from ckptstore_server.ingest import Ingest
 from ckptstore_server.namespace import Namespace
@@ -69,7 +70,9 @@ class Services:
         recall = Recall(node, replicas, evictor)
         attached = Attached(node)
         tree = Tree(node, replicas, attached)
-        cache = cache_of(node, replicas, tree)
+        hub = node.settings.hugging_face
+        upstream = Upstream(hub) if hub.upstream is not None else None
+        cache = cache_of(node, replicas, tree if upstream is None else WithUpstream(tree, upstream))
         tree.kept = lambda: [held.file for held in cache.shelf.held() if cache.shelf.newest(held.file.path) == held.file.version]
         control = CacheControl(cache)
         evictor.others_give_way = cache.give_way
@@ -97,6 +100,6 @@ class Services:
             cache_control=control,
             warmer=Warmer(cache, tree, control.pin),
             scrub=Scrub(cache, every_s=node.settings.cache.scrub_every),
-            models=Models(node, tree, fingerprinter),
+            models=Models(node, tree, fingerprinter, upstream),
             request_stop=request_stop,
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from ckptstore_server.hugging_face.models import ModelFile, Snapshot, pointer
+from ckptstore_server.hugging_face.snapshots import ModelFile, Snapshot, pointer
 
 
 def model_info(snapshot: Snapshot, *, private: bool, with_blobs: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ckptstore_server.hugging_face import documents
 from ckptstore_server.hugging_face.access import Access
 from ckptstore_server.hugging_face.addresses import Address, FileAddress, ListAddress, ModelAddress, WhoAmI, parse
 from ckptstore_server.hugging_face.faults import EntryNotFound, RepoNotFound, error_answer
-from ckptstore_server.hugging_face.models import ModelFile, Snapshot
+from ckptstore_server.hugging_face.snapshots import ModelFile, Snapshot
 from ckptstore_server.readers.cache import content as contents
 from ckptstore_server.services import Services
 

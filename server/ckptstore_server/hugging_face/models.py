@@ -12,61 +12,44 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable
 
-from ckptstore.catalog.fingerprints import Fingerprint
 from ckptstore.catalog.model import Publication
 from ckptstore.errors import InvalidInput, NotFound
 from ckptstore.paths import is_id, join
 from ckptstore.tree_messages import FileInfo
 from ckptstore_server.hugging_face.faults import RepoNotFound, RevisionNotFound
 from ckptstore_server.hugging_face.fingerprinting import Fingerprinter
+from ckptstore_server.hugging_face.snapshots import ModelFile, Snapshot, model_file
+from ckptstore_server.hugging_face.upstream import Upstream
 from ckptstore_server.node import Node
 from ckptstore_server.readers.tree import Tree
 
 KEPT_SNAPSHOTS = 256
 #: A folder with more files than this is no model; they are held in memory while it is served.
 MOST_FILES = 20_000
-#: What the hub keeps out of git: these names, and whatever is larger. The ETag of such a file is its SHA-256, of others the git blob's id.
-LARGE_BYTES = 10 * 1000 * 1000
-LARGE_SUFFIXES = (
-    ".7z", ".arrow", ".bin", ".bz2", ".ckpt", ".ftz", ".gguf", ".gz", ".h5", ".joblib", ".mlmodel", ".model", ".msgpack", ".npy", ".npz",
-    ".onnx", ".ot", ".parquet", ".pb", ".pickle", ".pkl", ".pt", ".pth", ".rar", ".safetensors", ".tar", ".tflite", ".tgz", ".wasm", ".xz",
-    ".zip", ".zst",
-)  # fmt: skip
 _PAGE = 1000
 
 
-@dataclass(frozen=True)
-class ModelFile:
-    name: str
-    path: str  # in the namespace
-    version: str
-    size_bytes: int
-    etag: str  # without quotes
-    blob_id: str  # 40 hexadecimal digits
-    sha256: str | None = None  # of a large file
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    repo: str
-    commit: str
-    modified_s: float
-    files: Mapping[str, ModelFile]  # by name, in byte order
-
-
 class Models:
-    def __init__(self, node: Node, tree: Tree, fingerprinter: Fingerprinter) -> None:
+    def __init__(self, node: Node, tree: Tree, fingerprinter: Fingerprinter, upstream: Upstream | None) -> None:
         self._node = node
+        self._upstream = upstream
         self._tree = tree
         self._fingerprinter = fingerprinter
         self._folder = node.settings.hugging_face.models
         self._kept: OrderedDict[tuple[str, str], Snapshot] = OrderedDict()
 
     async def snapshot(self, repo: str, revision: str) -> Snapshot:
-        """RepoNotFound, RevisionNotFound."""
+        """RepoNotFound, RevisionNotFound. What is not here is looked for upstream, if there is one."""
+        try:
+            return await self._here(repo, revision)
+        except RepoNotFound:
+            if self._upstream is None:
+                raise
+            return await self._upstream.snapshot(repo, revision)
+
+    async def _here(self, repo: str, revision: str) -> Snapshot:
         folder = self.folder_of(repo)
         if _is_commit(revision):
             return self._known(repo, revision) or await self._earlier(repo, folder, revision) or await self._current(repo, folder, revision)
@@ -85,7 +68,7 @@ class Models:
         """Name → commit: `main`, and the folders beside it that are named `name@revision`."""
         folder = self.folder_of(repo)
         parent, _, name = folder.rpartition("/")
-        found = {"main": (await self._of_folder(repo, folder)).commit}
+        found = {"main": (await self.snapshot(repo, "main")).commit}
         async for entry in self._entries(parent, after=name):
             leaf = entry.path.rpartition("/")[2]
             if not leaf.startswith(name):
@@ -194,7 +177,7 @@ class Models:
     async def _files(self, folder: str, infos: Iterable[FileInfo]) -> dict[str, ModelFile]:
         infos = list(infos)
         prints = await self._fingerprinter.of(info.version for info in infos if info.origin is None)
-        files = [_model_file(folder, info, prints.get(info.version)) for info in infos]
+        files = [model_file(folder, info, prints.get(info.version)) for info in infos]
         return {file.name: file for file in sorted(files, key=lambda file: file.name.encode())}
 
     # --- folders -------------------------------------------------------------------------------------------------------------------
@@ -228,24 +211,3 @@ def commit_of(publication_id: str) -> str:
 
 def _is_commit(revision: str) -> bool:
     return len(revision) == 40 and is_id(revision[:32]) and all(character in "0123456789abcdef" for character in revision)
-
-
-def _model_file(folder: str, info: FileInfo, prints: Fingerprint | None) -> ModelFile:
-    name = info.path.removeprefix(f"{folder}/")
-    if prints is None:  # attached storage: a name that follows from where it lies and from its version there
-        derived = hashlib.sha1(info.version.encode(), usedforsecurity=False).hexdigest()
-        return ModelFile(name, info.path, info.version, info.size_bytes, derived, derived)
-    if info.size_bytes > LARGE_BYTES or name.endswith(LARGE_SUFFIXES):
-        blob_id = _pointer_id(prints.sha256, info.size_bytes)
-        return ModelFile(name, info.path, info.version, info.size_bytes, prints.sha256, blob_id, sha256=prints.sha256)
-    return ModelFile(name, info.path, info.version, info.size_bytes, prints.git_sha1, prints.git_sha1)
-
-
-def pointer(sha256: str, size_bytes: int) -> bytes:
-    """What git holds in place of a large file (the Git LFS specification, version 1)."""
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size_bytes}\n".encode()
-
-
-def _pointer_id(sha256: str, size_bytes: int) -> str:
-    text = pointer(sha256, size_bytes)
-    return hashlib.sha1(b"blob %d\0" % len(text) + text, usedforsecurity=False).hexdigest()
