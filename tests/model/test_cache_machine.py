@@ -24,7 +24,7 @@ from ckptstore_tiers.checksums import BLOCK_BYTES
 from tests.cache_bed import CacheBed, content
 
 PATHS = ("/a/one", "/a/two", "/b/three")
-SIZES = (0, 100, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES - 7)
+SIZES = (0, 100, BLOCK_BYTES, 2 * BLOCK_BYTES + 1, 3 * BLOCK_BYTES - 7)
 LIMIT_BYTES = 5 * BLOCK_BYTES
 REFUSED = (StaleVersion, TierUnavailable, NotFound)
 
@@ -55,7 +55,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.seed = 0
         self.lent: list[Lent] = []
         for path in PATHS:
-            self.write(path, SIZES[3])
+            self.write(path, SIZES[-1])
 
     def new_boot(self) -> None:
         self.boot += 1
@@ -80,7 +80,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     # --- what readers do -------------------------------------------------------------------------------------------------------------
 
-    @rule(path=paths)
+    @rule(paths=st.lists(paths, min_size=1, max_size=4))
+    def read_some(self, paths: list[str]) -> None:
+        for path in paths:
+            self.read(path)
+
     def read(self, path: str) -> None:
         try:
             copy = self.bed.run(self.bed.cache.open(path))
@@ -101,8 +105,8 @@ class CacheMachine(RuleBasedStateMachine):
         except REFUSED:
             assert self.bed.upstream.down or version != self.bed.upstream.version_of(self.path_of[version])
 
-    @rule(path=paths, block=st.integers(0, 2))
-    def open_and_need(self, path: str, block: int) -> None:
+    @rule(path=paths, blocks=st.sets(st.integers(0, 2)))
+    def open_and_need(self, path: str, blocks: set[int]) -> None:
         try:
             copy = self.bed.open(path)
             whole = copy.whole
@@ -110,7 +114,8 @@ class CacheMachine(RuleBasedStateMachine):
         except (TierUnavailable, TierFull):
             return
         self.lent.append(Lent(fd, copy.file.version, copy_id, set(), whole))
-        self.need(self.lent[-1], block)
+        for block in blocks or range(3):
+            self.need(self.lent[-1], block)
 
     @precondition(lambda self: self.lent)
     @rule(which=st.integers(0, 99), block=st.integers(0, 2))
@@ -227,7 +232,7 @@ class TestCacheMachine(CacheMachine.TestCase):  # type: ignore[misc,name-defined
     """Some stories in every run."""
 
 
-TestCacheMachine.settings = common(12, 20)
+TestCacheMachine.settings = common(25, 25)
 
 
 @pytest.mark.soak
