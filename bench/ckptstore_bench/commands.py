@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ckptstore_bench.cache.command import cache
 from ckptstore_bench.checkpoint.command import checkpoint
 from ckptstore_bench.codecs.command import codecs
 from ckptstore_bench.interference.command import interference
@@ -56,6 +57,7 @@ def figures(
     run(invocation, measure, as_json=as_json, page_file=report)
 
 
+group.command("cache")(cache)
 group.command("plan")(plan)
 group.command("tiers")(tiers)
 group.command("checkpoint")(checkpoint)
