@@ -268,14 +268,24 @@ def test_a_large_folder_comes_whole_and_in_order_in_stretches(models: Path, monk
     assert len(scans) == -(-97 // max(20, limit))
 
 
-def test_two_listings_at_once_do_not_disturb_each_other(models: Path) -> None:
-    for number in range(30):
+def test_listings_at_once_do_not_make_each_other_look_again(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "STRETCH", 20)
+    for number in range(58):
         (models / f"f{number}").touch()
     storage = FolderStorage(models)
-    first, second = storage.page("", "", 10), storage.page("org", "", 10)
-    rest = storage.page("", first.after or "", 100)
-    assert [entry.name for entry in (*first.entries, *rest.entries)] == sorted(file.name for file in models.iterdir())
-    assert [entry.name for entry in second.entries] == ["org/name"]
+    scans, scandir = [], os.scandir
+    monkeypatch.setattr(folder_module.os, "scandir", lambda fd: (scans.append(fd), scandir(fd))[1])
+    after: dict[str, str | None] = {"slow": "", "fast": "", "org": ""}
+    names: dict[str, list[str]] = {name: [] for name in after}
+    for _ in range(60):
+        for name, limit in (("slow", 2), ("fast", 9), ("org", 1)):
+            if (where := after[name]) is not None:
+                page = storage.page("org" if name == "org" else "", where, limit)
+                names[name] += [entry.name for entry in page.entries]
+                after[name] = page.after
+    everything = sorted(file.name for file in models.iterdir())
+    assert names == {"slow": everything, "fast": everything, "org": ["org/name"]}
+    assert len(scans) <= 2 * 3 + 1
 
 
 # --- attaching -----------------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import stat
 import threading
 import time
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ from ckptstore_tiers.posix_errors import from_os_error
 YOUNG_S = 2.0
 #: Names that one look at a folder brings, and how long they are good for the pages that follow.
 STRETCH, STRETCH_S = 20_000, 10.0
+#: So many listings at once do not disturb each other.
+STRETCHES = 8
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG})
 
 
@@ -60,7 +63,7 @@ class FolderStorage:
         self._root = root
         self._young_s = YOUNG_S if young_s is None else young_s
         self._lock = threading.Lock()
-        self._stretch: _Stretch | None = None
+        self._stretches: deque[_Stretch] = deque(maxlen=STRETCHES)
 
     def look(self, name: str) -> Found:
         with self._translated("stat", name), self._opened(name, os.O_PATH) as fd:
@@ -134,8 +137,8 @@ class FolderStorage:
     def _names(self, fd: int, folder: str, after: str, limit: int) -> _Stretch:
         """At most so many names that follow `after`."""
         with self._lock:
-            known = self._stretch
-        if known is None or not known.covers(folder, after):
+            known = next((stretch for stretch in self._stretches if stretch.covers(folder, after)), None)
+        if known is None:
             skipped = 0
 
             def names() -> Iterator[str]:
@@ -151,7 +154,7 @@ class FolderStorage:
             first = heapq.nsmallest(room + 1, names())
             known = _Stretch(folder, after, first[:room], len(first) <= room, 0 if after else skipped, time.monotonic())
             with self._lock:
-                self._stretch = known
+                self._stretches.append(known)
         following = known.names[bisect_right(known.names, after) :]
         last = known.last and len(following) <= limit
         return replace(known, names=following[:limit], last=last, skipped=0 if after else known.skipped)
