@@ -28,8 +28,11 @@ def free_port() -> int:
 class Job:
     """`arguments[r]` are rank r's, after HOME PATH VALUE. Leaving the `with` block kills what still runs."""
 
+    #: what each rank runs
+    program = PROGRAM
+
     def __init__(
-        self, home: Path, path: str, value: int, arguments: Sequence[Sequence[str]], *, homes: Sequence[Path] | None = None
+        self, home: Path, path: str, value: int | str, arguments: Sequence[Sequence[str]], *, homes: Sequence[Path] | None = None
     ) -> None:
         port = free_port()
         self.world_size = len(arguments)
@@ -46,7 +49,7 @@ class Job:
                 "GLOO_SOCKET_IFNAME": "lo",
             }
             place = homes[rank] if homes else home
-            command = [sys.executable, str(PROGRAM), str(place), path, str(value), *more]
+            command = [sys.executable, str(self.program), str(place), path, str(value), *more]
             process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             threading.Thread(target=self._read, args=(process,), daemon=True).start()
             self.processes.append(process)
