@@ -26,7 +26,7 @@ def measure(files: int, reads: int, rounds: int, steps: Steps) -> list[Contest]:
     steps.plan(rounds * len(contests))
     for number in range(rounds):
         made = {name: make(files, reads, number) for name, make in TRACES.items()}
-        total_bytes = sum({file: size_bytes for file, size_bytes in made["zipf"]}.values())
+        total_bytes = sum(dict(made["zipf"]).values())
         for contest in contests:
             steps.say(f"round {number + 1}: {contest.trace}, {contest.share:.0%} of the bytes")
             for name in POLICIES:

@@ -1,4 +1,4 @@
-"""Which policies are compared? The cache's own, as the daemon uses it, beside LRU and FIFO: each holds whole files within a limit of bytes."""
+"""Which policies are compared? The cache's own, beside LRU and FIFO: each holds whole files within a limit of bytes."""
 
 from __future__ import annotations
 
