@@ -7,16 +7,20 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, HfFileSystem, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
+from tests.mount.mounts import Mounted, can_mount
 from tests.readers.hub_place import MINILM, READ_TOKEN, HubPlace, hub, minilm_folder
 
 __all__ = ["hub"]
 
+MOUNTS = not can_mount.args[0]
 PROGRAM = Path(__file__).with_name("embed_program.py")
 
 
@@ -37,23 +41,42 @@ def assert_same_folders(found: Path, expected: Path) -> None:
     assert filecmp.cmpfiles(found, expected, names, shallow=False) == (names, [], [])
 
 
-def test_every_way_to_the_model_embeds_to_the_same_vectors(hub: HubPlace, minilm: str, tmp_path: Path) -> None:
-    plain = hub.store.get(f"/models/{minilm}", tmp_path / "plain")
+@pytest.fixture(scope="module")
+def vectors(hub: HubPlace, minilm: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process made of the model by every way there is: imports and cold caches are paid for once."""
+    place = tmp_path_factory.mktemp("ways")
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
         "HF_ENDPOINT": hub.url,
         "HF_TOKEN": READ_TOKEN,
-        "HF_HOME": str(tmp_path / "home"),
+        "HF_HOME": str(place / "home"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
-    ways = [minilm, str(plain), str(minilm_folder())]
-    run = subprocess.run([sys.executable, PROGRAM, *ways], env=environment, capture_output=True, text=True, timeout=240)
+    hub.store.tree.pull(f"/models/{minilm}", place / "pulled")
+    ways = {"endpoint": minilm, "pull": str(place / "pulled"), "shipped": str(minilm_folder())}
+    with ExitStack() as stack:
+        if MOUNTS:
+            mounted = stack.enter_context(Mounted(place, source=hub.daemon.home, plain=False, root="/models"))
+            ways["mount"] = str(mounted / minilm)
+        run = subprocess.run([sys.executable, PROGRAM, *ways.values()], env=environment, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr[-4000:]
-    through_endpoint, through_files, shipped = json.loads(run.stdout.splitlines()[-1]).values()
-    assert through_endpoint == through_files == shipped
-    assert len(shipped["sentence_transformers"][0]) == 384
-    assert (tmp_path / "home" / "hub" / f"models--{minilm.replace('/', '--')}").is_dir()
+    assert (place / "home" / "hub" / f"models--{minilm.replace('/', '--')}").is_dir()
+    return dict(zip(ways, json.loads(run.stdout.splitlines()[-1]).values(), strict=True))
+
+
+def test_the_endpoint_gives_the_model_that_was_shipped(vectors: dict[str, Any]) -> None:
+    assert len(vectors["shipped"]["sentence_transformers"][0]) == 384
+    assert vectors["endpoint"] == vectors["shipped"]
+
+
+def test_plain_files_give_the_model_that_was_shipped(vectors: dict[str, Any]) -> None:
+    assert vectors["pull"] == vectors["shipped"]
+
+
+@can_mount
+def test_the_mount_gives_the_model_that_was_shipped(vectors: dict[str, Any]) -> None:
+    assert vectors["mount"] == vectors["shipped"]
 
 
 def test_a_snapshot_is_the_folder_and_its_blobs_are_named_as_the_hub_names_them(
