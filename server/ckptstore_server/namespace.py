@@ -6,7 +6,8 @@ import json
 from typing import Literal
 
 from ckptstore.catalog.model import Entry, Publication, StoredFile
-from ckptstore.paths import check_folder, check_path, is_below, parent_and_name
+from ckptstore.errors import NotFound
+from ckptstore.paths import LATEST, check_folder, check_path, is_below, parent_and_name
 from ckptstore.tree_messages import FileInfo as TreeInfo
 from ckptstore.wire import EntryInfo, EntryPage, FileInfo, FilePage, Move, Moved, PublicationInfo, Removed, Usage, WholeFile
 from ckptstore_server.node import Node
@@ -23,7 +24,13 @@ class Namespace:
 
     async def resolve(self, path: str) -> PublicationInfo:
         check_path(path, operation="resolve", latest_allowed=True)
-        return publication_info(await self._node.query(self._node.catalog.resolve, path))
+        try:
+            return publication_info(await self._node.query(self._node.catalog.resolve, path))
+        except NotFound as error:
+            if path.endswith(f"/{LATEST}") or await self._node.query(self._node.catalog.attached_over, path) is None:
+                raise
+            hint = "it is attached storage: get it, or read it through the mount or ckpt://"
+            raise NotFound(error.why, operation="resolve", subject=path, hint=hint) from error
 
     async def publication(self, publication_id: str, *, wait: str | None = None, timeout_s: float = 0.0) -> PublicationInfo:
         """The publication; with `wait`, once that tier holds all of it, at the latest after `timeout_s`."""

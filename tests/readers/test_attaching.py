@@ -129,6 +129,13 @@ def test_what_is_published_is_not_attached_over(store: Store, models: Path) -> N
     assert store.attachments() == []
 
 
+def test_it_is_no_checkpoint_and_that_is_said(store: Store, models: Path) -> None:
+    store.attach(str(models), "/m")
+    for attempt in (lambda: store.load("/m/org/name"), lambda: store.wait("/m/empty", "nvme", timeout_s=1)):
+        with pytest.raises(NotFound, match="attached storage"):
+            attempt()
+
+
 def test_a_file_and_a_folder_of_it_are_got(store: Store, models: Path, tmp_path: Path) -> None:
     store.attach(str(models), "/m")
     heard: list[tuple[int, int]] = []
