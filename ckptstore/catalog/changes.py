@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, literal, select
 
 from ckptstore.catalog.core import Core
+from ckptstore.catalog.entries import below
+from ckptstore.catalog.model import Publication
 from ckptstore.catalog.schema import counters, objects, publications
+from ckptstore.catalog.views import read_publications
 
 #: More paths than this are not told one by one.
 MOST_PATHS = 256
@@ -30,6 +33,17 @@ class Changes(Core):
         """Greater after every change of the namespace, on whatever node."""
         wanted = select(counters.c.value).where(counters.c.name == "sequence")
         return self._db.read("look for changes", lambda tx: int(tx.execute(wanted).scalar_one()))
+
+    def published_since(self, sequence: int, path: str, *, limit: int = 1000) -> list[Publication]:
+        """What was published after that number at or below a path, and is still there, in the order of publishing."""
+        low, high = below(path)
+        here = (publications.c.path == path) | ((publications.c.path >= low) & (publications.c.path < high))
+        query = select(publications).where(publications.c.sequence > sequence, publications.c.state == "live", here)
+
+        def work(tx: Connection) -> list[Publication]:
+            return read_publications(tx, tx.execute(query.order_by(publications.c.sequence).limit(limit)).all(), self._tiers)
+
+        return self._db.read("look for changes", work, path)
 
     def changes_since(self, sequence: int) -> NamespaceChanges:
         """What changed after the change that had this number."""

@@ -89,6 +89,11 @@ def _add_fingerprints(tx: Connection) -> None:
         tx.execute(text(f"ALTER TABLE objects ADD COLUMN {column} {name}"))
 
 
+def _add_order_of_publishing(tx: Connection) -> None:
+    """8: what was published after something else is found without looking at everything."""
+    tx.execute(text("CREATE INDEX publications_by_sequence ON publications (sequence)"))
+
+
 #: version → what makes the next version of it. A step spells out its DDL: it must not change when `schema` does.
 STEPS: dict[int, Callable[[Connection], None]] = {
     1: _add_references,
@@ -97,6 +102,7 @@ STEPS: dict[int, Callable[[Connection], None]] = {
     4: _add_attachments,
     5: _add_retention,
     6: _add_fingerprints,
+    7: _add_order_of_publishing,
 }
 
 #: Any number that no other program uses: nodes that start together migrate one after the other.

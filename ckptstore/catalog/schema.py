@@ -33,7 +33,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 #: The version of the schema below; `migrations` brings older ones up to it.
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 metadata = MetaData()
 _Text = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
@@ -211,6 +211,7 @@ publications = Table(
     Index("publications_by_path", "path", "state"),
     Index("publications_latest", "parent", "state", "kind", "opened"),
     Index("publications_by_state", "state", "publication_id"),
+    Index("publications_by_sequence", "sequence"),
 )
 
 #: The namespace: one row for each publication that is visible and each folder above one.

@@ -13,12 +13,14 @@ from typing import TypeVar
 from ckptstore.cache_messages import WarmLine
 from ckptstore.paths import check_folder, check_path
 from ckptstore.tree_messages import REFRESH_S, AttachmentInfo, AttachmentList, AttachStorage
+from ckptstore.watch_messages import WatchEvent
 from ckptstore.wire import EntryInfo, EntryPage, Move, Moved, Removed, Usage
 from ckptstore_client.api import Api
 from ckptstore_client.connection import Connection
 from ckptstore_client.hot_cache import HotCache, followed
 from ckptstore_client.retention import RetentionControl
 from ckptstore_client.tree import Tree
+from ckptstore_client.watching import watch
 
 Result = TypeVar("Result")
 _PAGE = 1000
@@ -35,6 +37,14 @@ class Namespace:
     def tree(self) -> Tree:
         """What readers see: files and folders, wherever their bytes come from."""
         return Tree(self._connection)
+
+    def watch(self, path: str = "/", *, since: int | None = None) -> Iterator[WatchEvent]:
+        """What is published at or below `path`, and which tiers come to hold it, as it happens; without end.
+
+        It begins now, or after the event with the number `since` (`WatchEvent.sequence`). Each event has its kind (`published`, or
+        `durable` with its `tier`), the path, step and metadata; just after `published`, a load on the same node comes from memory.
+        """
+        return watch(self._connection, check_folder(path, operation="watch"), since)
 
     @cached_property
     def retention(self) -> RetentionControl:

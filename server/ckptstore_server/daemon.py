@@ -152,6 +152,7 @@ class Daemon:
             await self._announce(servers)
             await self._until_stopped([task for _, task in servers])
             services.attempts.accepting = False
+            services.watching.stop()
             await services.attempts.drain_ingests(STOP_TIMEOUT_S)
         finally:
             for server, _ in servers:

@@ -32,6 +32,7 @@ from ckptstore_server.replicas import Replicas
 from ckptstore_server.retention import Keeper
 from ckptstore_server.sessions import Sessions
 from ckptstore_server.verify import Verifier
+from ckptstore_server.watching import Watching
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Services:
     namespace: Namespace
     content: Content
     verifier: Verifier
+    watching: Watching
     attached: Attached
     tree: Tree
     changes: Changes
@@ -93,6 +95,7 @@ class Services:
             namespace=Namespace(node, attached),
             content=Content(node, replicas, recall),
             verifier=Verifier(node, replicas, publisher),
+            watching=Watching(node),
             attached=attached,
             tree=tree,
             changes=Changes(node),

@@ -1,4 +1,7 @@
-"""`ls`, `stat`, `du`, `rm`, `mv`: what is in the namespace. Nothing is held whole: a folder of millions is printed a page at a time."""
+"""`ls`, `stat`, `du`, `rm`, `mv`, `watch`: what is in the namespace.
+
+Nothing is held whole: a folder of millions is printed a page at a time.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ def register(root: CommandGroup) -> None:
     root.command("du")(du)
     root.command("rm")(rm)
     root.command("mv")(mv)
+    root.command("watch")(watch)
 
 
 def ls(
@@ -203,3 +207,26 @@ def _facts(terminal: Terminal, entry: EntryInfo) -> Table:
     for key, value in sorted(entry.metadata.items()):
         facts.add_row(Text(visible(f"metadata.{key}")), Text(visible(str(value))))
     return facts
+
+
+def watch(
+    invocation: Invocation,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder or a checkpoint.")] = "/",
+    since: Annotated[int | None, typer.Option("--since", metavar="N", help="Also what came after the event of this number.")] = None,
+    count: Annotated[int | None, typer.Option("-n", "--count", min=1, help="End after so many events.")] = None,
+) -> None:
+    """Tell what is published at or below a path, and when it becomes safer, as it happens.
+
+    With --json it prints one JSON document a line. It ends with Ctrl-C.
+
+    Example: ckptstore watch /runs/gpt --json
+    """
+    terminal = invocation.terminal
+    with invocation.store() as store:
+        for event in islice(store.watch(path, since=since), count):
+            if terminal.as_json:
+                terminal.document(event)
+            else:
+                step = "" if event.step is None else f"  step {event.step}"
+                what = "published" if event.event == "published" else f"in {event.tier}"
+                terminal.show(Text(f"{what:<12}") + terminal.name(event.path) + Text(step))

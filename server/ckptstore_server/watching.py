@@ -1,0 +1,90 @@
+"""Telling what is published below a path, and when it becomes safer, as it happens.
+
+Each watcher looks at the catalog when something was announced on this node, and every `LOOK_S` for what other nodes did: first at one
+number, and only when that has changed at what it stands for. What is published and not yet in every tier is looked at again until it is;
+a watcher who cares about very many of them at once is told of the newest ones only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+
+from ckptstore.catalog.model import Publication
+from ckptstore.errors import NotFound
+from ckptstore.paths import check_folder
+from ckptstore.watch_messages import WatchEvent
+from ckptstore_server.node import Node
+
+LOOK_S = 0.4
+#: Publications whose way down the tiers one watcher is told of.
+FOLLOWED = 256
+
+
+class Watching:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Watchers are told no more, and their answers end, within a look."""
+        self._stopping = True
+        self._node.board.announce()
+
+    async def watch(self, path: str, since: int | None) -> AsyncIterator[WatchEvent]:
+        """What is published at or below `path` from now on, or after the number `since`. Ends with the daemon."""
+        catalog, query = self._node.catalog, self._node.query
+        seen = await query(catalog.namespace_sequence) if since is None else since
+        following: OrderedDict[str, Publication] = OrderedDict()
+        yield WatchEvent(event="watching", sequence=seen, path=path)
+        while not self._stopping:
+            ticket = self._node.board.ticket()
+            now = await query(catalog.namespace_sequence)
+            if now != seen:
+                while page := await query(catalog.published_since, seen, path):
+                    for published in page:
+                        yield _event("published", published)
+                        seen = published.sequence
+                        following[published.publication_id] = published
+                seen = max(seen, now)
+                while len(following) > FOLLOWED:
+                    following.popitem(last=False)
+            for event in await self._safer(following):
+                yield event
+            await self._node.board.heard(ticket, LOOK_S)
+
+    async def _safer(self, following: OrderedDict[str, Publication]) -> list[WatchEvent]:
+        """What has reached a tier since the last look; what has reached all, or is gone, is followed no longer."""
+        events = []
+        wanted = {handle.name for handle in self._node.durable}
+        for publication_id, before in list(following.items()):
+            try:
+                now = await self._node.query(self._node.catalog.publication, publication_id)
+            except NotFound:
+                del following[publication_id]
+                continue
+            events += [_event("durable", now, tier) for tier in now.durability if tier not in before.durability]
+            following[publication_id] = now
+            if not now.live or wanted <= {*now.durability}:
+                del following[publication_id]
+        return events
+
+
+def checked(path: str) -> str:
+    return check_folder(path, operation="watch")
+
+
+def _event(kind: str, found: Publication, tier: str | None = None) -> WatchEvent:
+    return WatchEvent(
+        event="durable" if kind == "durable" else "published",
+        sequence=found.sequence,
+        path=found.path,
+        kind=found.kind.value,
+        publication_id=found.publication_id,
+        step=found.step,
+        metadata=json.loads(found.metadata),
+        size_bytes=found.size_bytes,
+        tier=tier,
+        durability=found.durability,
+    )
