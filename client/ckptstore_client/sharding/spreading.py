@@ -73,6 +73,23 @@ class _Known:
     plan: str = ""
     declared: dict[int, tuple[int, ...]] = field(default_factory=dict)  # leaves of `shards=`, with their shapes
 
+    @cached_property
+    def leaves(self) -> list[int]:
+        return [stored.leaf for stored in self.stored]
+
+    @cached_property
+    def stored_keys(self) -> list[str]:
+        return [stored.key for stored in self.stored]
+
+    @cached_property
+    def special(self) -> dict[int, Stored]:
+        """By position, those that are not stored as they are."""
+        return {
+            position: stored
+            for position, stored in enumerate(self.stored)
+            if stored.rows is not None or stored.piece is not None or stored.leaf in self.untied
+        }
+
 
 @dataclass
 class Spreading:
@@ -123,19 +140,16 @@ def _specs(dtensors: Sequence[Any]) -> list[Any]:
 def _applied(known: _Known, flat: Flattened, tags: list[str], values: list[Any]) -> tuple[Flattened, list[str], str]:
     for leaf, first in known.ties.items():
         flat.nodes[leaf][tags[leaf]] = flat.keys[first]
-    found = Flattened(document=flat.document)
-    for stored in known.stored:
-        value = values[stored.leaf]
+    leaves = known.leaves
+    found = Flattened(flat.document, known.stored_keys, [values[leaf] for leaf in leaves], [flat.nodes[leaf] for leaf in leaves])
+    for position, stored in known.special.items():
+        value = found.values[position]
         if stored.piece is not None:
             value = next(piece for box, piece in value.pieces if box == stored.piece)
         elif stored.rows is not None:
             value = value[stored.rows]
-        if stored.leaf in known.untied:
-            value = value.clone()
-        found.keys.append(stored.key)
-        found.values.append(value)
-        found.nodes.append(flat.nodes[stored.leaf])
-    return found, [tags[stored.leaf] for stored in known.stored], known.plan
+        found.values[position] = value.clone() if stored.leaf in known.untied else value
+    return found, [tags[leaf] for leaf in leaves], known.plan
 
 
 def _ties(values: Sequence[Any], tags: Sequence[str], leaves: Sequence[int]) -> dict[int, int]:
