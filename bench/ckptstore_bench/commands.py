@@ -13,6 +13,7 @@ from ckptstore_bench.checkpoint.command import checkpoint
 from ckptstore_bench.codecs.command import codecs
 from ckptstore_bench.interference.command import interference
 from ckptstore_bench.load.command import load
+from ckptstore_bench.mount.command import mount
 from ckptstore_bench.plan.command import plan
 from ckptstore_bench.report import Report
 from ckptstore_bench.running import FolderOption, JsonFile, PageFile, RoundsOption, Steps, positive_size, run
@@ -64,3 +65,4 @@ group.command("checkpoint")(checkpoint)
 group.command("codecs")(codecs)
 group.command("interference")(interference)
 group.command("s3")(s3)
+group.command("mount")(mount)

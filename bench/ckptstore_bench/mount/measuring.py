@@ -1,0 +1,200 @@
+"""How do files through the mount compare with the same files on the disk, and in other programs' mounts? All take turns in each round.
+
+The file is in a bucket of a real S3 server of this run's own. The store shows the bucket as attached storage and keeps its copy on the
+disk; the others do the same in their ways. `hot`: everything is in the page cache; `dropped`: in nobody's memory, but on the disk; `cold`:
+only in the bucket. What has to be dropped is dropped right before it is read. The first round is not counted.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+import ckptstore
+from ckptstore_bench.measure import Rounds
+from ckptstore_bench.mount import reads
+from ckptstore_bench.mount.programs import PROGRAMS, Bucket, CannotRun, Program
+from ckptstore_bench.running import Steps
+from ckptstore_bench.services.seaweedfs import SeaweedS3
+from ckptstore_bench.workspace import Workspace
+from ckptstore_client.mount import mounting
+from ckptstore_client.mount.task import MountOptions
+
+DISK, STORE = "disk", "ckptstore"
+BUCKET, FILE = "bench", "model.bin"
+_DROP = Path("/proc/sys/vm/drop_caches")
+BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    size_bytes: int
+    files: int
+    entries: int
+    rounds: int
+    against: Sequence[str]
+    dropped: bool
+    cold: bool
+
+
+@dataclass
+class Results:
+    """Seconds, by measure ("hot sequential", "stat", …); a GET of one block from the server is called `get`."""
+
+    size_bytes: int
+    seconds: dict[str, Rounds] = field(default_factory=dict)
+    why_not: dict[str, str] = field(default_factory=dict)
+
+    def add(self, measure: str, contender: str, seconds: float) -> None:
+        self.seconds.setdefault(measure, Rounds()).add(contender, seconds)
+
+
+@dataclass
+class _Contender:
+    """`root` has the file; `forget` leaves it in the bucket only."""
+
+    name: str
+    root: Path
+    forget: Callable[[], None] | None = None
+
+
+def measure(wanted: Wanted, workspace: Workspace, steps: Steps) -> Results:
+    """`workspace` is entered already."""
+    results = Results(wanted.size_bytes)
+    with ExitStack() as stack:
+        steps.say("making the files")
+        disk = workspace.folder / "disk"
+        disk.mkdir()
+        (disk / FILE).write_bytes(np.random.default_rng(0).integers(0, 256, wanted.size_bytes, dtype=np.uint8).data)
+        server = stack.enter_context(SeaweedS3(workspace.folder / "s3"))
+        bucket = _filled(server, disk / FILE)
+        stack.enter_context(_environment(server.environment()))  # the daemon that `connect` starts finds its credentials there
+        store = stack.enter_context(workspace.connect())
+        mounted = stack.enter_context(_store(workspace, store, server, wanted, disk))
+        contenders = [_Contender(DISK, disk), _Contender(STORE, mounted / "models", lambda: _evict(store))]
+        for name in wanted.against:
+            steps.say(f"starting {name}")
+            program = Program(name, workspace.folder / name, bucket, PROGRAMS[name])
+            stack.callback(program.stop)
+            try:
+                program.start([disk / FILE])
+                reads.sequential(program.root / FILE)
+            except (CannotRun, OSError) as error:
+                results.why_not[name] = str(error)
+                continue
+            contenders.append(_Contender(name, program.root, program.forget))
+        steps.plan((wanted.rounds + 1) * len(contenders))
+        for number in range(wanted.rounds + 1):
+            for contender in contenders[number % len(contenders) :] + contenders[: number % len(contenders)]:
+                steps.next(contender.name)
+                _turn(contender, wanted, results, counted=number > 0)
+            if number > 0 and wanted.cold:
+                results.add("cold first byte", "get", _get_block(server))
+            if number > 0:
+                _look(mounted, disk, results)
+    return results
+
+
+def _turn(contender: _Contender, wanted: Wanted, results: Results, *, counted: bool) -> None:
+    """One contender's turn; a program that fails on the way takes no more."""
+    if contender.name in results.why_not:
+        return
+    file = contender.root / FILE
+    try:
+        measured: dict[str, float] = {}
+        if wanted.cold and contender.forget is not None:
+            contender.forget()
+            _drop_memory()
+            measured["cold first byte"] = reads.first_byte(file)
+            contender.forget()
+            _drop_memory()
+            measured["cold sequential"] = reads.sequential(file)
+        for name, read in reads.READS.items():
+            read(file)
+            measured[f"hot {name}"] = read(file)
+            if wanted.dropped:
+                _drop_memory()
+                measured[f"dropped {name}"] = read(file)
+    except (CannotRun, OSError) as error:
+        results.why_not[contender.name] = str(error)
+        return
+    for name, seconds in measured.items() if counted else ():
+        results.add(name, contender.name, seconds)
+
+
+def _look(mounted: Path, disk: Path, results: Results) -> None:
+    """Statuses, listings and opens: of the store's mount and the disk."""
+    for name, root in ((DISK, disk), (STORE, mounted / "own")):
+        for what, folder in (("stat", root / "files"), ("ls", root / "entries")):
+            reads.LOOKS[what](folder)
+            results.add(what, name, reads.LOOKS[what](folder))
+        results.add("open+close", name, reads.open_and_close(root / "files/0"))
+
+
+@contextmanager
+def _environment(more: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in more}
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _drop_memory() -> None:
+    """As root; who is not root measures neither `dropped` nor `cold`."""
+    os.sync()
+    _DROP.write_text("3\n", "ascii")
+
+
+def may_drop() -> bool:
+    return os.access(_DROP, os.W_OK)
+
+
+def _filled(server: SeaweedS3, file: Path) -> Bucket:
+    for name in (BUCKET, f"{BUCKET}-juicefs"):
+        server.create_bucket(name)
+    with file.open("rb") as opened:
+        server.client().put_object(Bucket=BUCKET, Key=FILE, Body=opened)
+    return Bucket(server, BUCKET)
+
+
+def _get_block(server: SeaweedS3) -> float:
+    client = server.client()
+    client.head_object(Bucket=BUCKET, Key=FILE)  # the connection is there
+    began_s = time.perf_counter()
+    client.get_object(Bucket=BUCKET, Key=FILE, Range=f"bytes=0-{BLOCK_BYTES - 1}")["Body"].read()
+    return time.perf_counter() - began_s
+
+
+@contextmanager
+def _store(workspace: Workspace, store: ckptstore.Store, server: SeaweedS3, wanted: Wanted, disk: Path) -> Iterator[Path]:
+    """The mount of a store that shows the bucket at /models, and has many small files of its own at /own."""
+    store.attach(f"s3://{BUCKET}", "/models", options={"endpoint_url": server.endpoint_url})
+    for name, count in (("files", wanted.files), ("entries", wanted.entries)):
+        (disk / name).mkdir()
+        for number in range(count):
+            (disk / name / str(number)).write_bytes(b"x")
+        store.put(disk / name, f"/own/{name}")
+    store.warm("/models")
+    place = workspace.folder / "mnt"
+    place.mkdir()
+    mounting.mount(MountOptions(str(place), "/", str(workspace.home)), log=workspace.folder / "mount.log")
+    try:
+        yield place
+    finally:
+        mounting.umount(place, lazy=True)
+
+
+def _evict(store: ckptstore.Store) -> None:
+    store.cache.evict("/models")
