@@ -136,6 +136,10 @@ def test_the_command_line_keeps_holds_and_brings_back(home: Path, daemon: Daemon
     shell = Shell(home)
     with connect(home=home, start=False) as store:
         save(store, 1, 2, 3)
+        assert shell.ok("ls", "/run", "--sort", "loss").out.split() == ["step-3/", "step-2/", "step-1/"]
+        assert shell.ok("ls", "/run", "--sort", "step", "--reverse").out.split() == ["step-3/", "step-2/", "step-1/"]
+        assert shell.ok("ls", "/run", "--sort", "nothing").out.split() == ["step-1/", "step-2/", "step-3/"]
+        assert "LOSS" in shell.ok("ls", "-l", "/run", "--sort", "loss").out
         plan = shell.ok("keep", "/run", "latest:1", "--dry-run", "--json").document
         assert [judged["goes"] for judged in plan["checkpoints"]] == [True, True, False]
         assert "would go" in shell.ok("keep", "/run", "latest:1", "--dry-run").out

@@ -6,7 +6,7 @@ Nothing is held whole: a folder of millions is printed a page at a time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,12 +43,14 @@ def ls(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A folder or a checkpoint.")] = "/",
     long: Annotated[bool, typer.Option("-l", "--long", help="With kind, size, step, age and the tiers that hold all of it.")] = False,
     recursive: Annotated[bool, typer.Option("-r", "--recursive", help="With everything below, by whole paths.")] = False,
+    sort: Annotated[str | None, typer.Option("--sort", metavar="KEY", help="By step, size, age, or a key of the metadata.")] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="With --sort: the largest first.")] = False,
 ) -> None:
-    """List a folder, in the byte order of its names.
+    """List a folder, in the byte order of its names, or sorted; what lacks the key comes last.
 
     With --json it prints one JSON document a line.
 
-    Example: ckptstore ls -l /runs/gpt
+    Example: ckptstore ls -l /runs/gpt --sort loss
     """
     terminal = invocation.terminal
 
@@ -57,11 +59,13 @@ def ls(
 
     with invocation.store() as store:
         entries = _walk(store, check_folder(path), told) if recursive else iter(store.ls(path, on_skipped=told))
+        if sort is not None:
+            entries = iter(sorted_by(sort, entries, reverse=reverse))
         if terminal.as_json:
             for entry in entries:
                 terminal.document(entry)
         elif long:
-            _print_long(terminal, entries, whole_paths=recursive)
+            _print_long(terminal, entries, whole_paths=recursive, key=sort if sort not in _COLUMNS else None)
         else:
             for entry in entries:
                 terminal.show(_name(terminal, entry, whole_paths=recursive))
@@ -157,15 +161,44 @@ def _name(terminal: Terminal, entry: EntryInfo, *, whole_paths: bool) -> Text:
     return shown if entry.kind == "file" else shown.append("/")
 
 
-def _print_long(terminal: Terminal, entries: Iterator[EntryInfo], *, whole_paths: bool) -> None:
+#: What `--sort` knows beside the keys of the metadata.
+_COLUMNS: dict[str, Callable[[EntryInfo], float | None]] = {
+    "step": lambda entry: entry.step,
+    "size": lambda entry: entry.size_bytes,
+    "age": lambda entry: None if (at_s := entry.published_at_s or entry.modified_s) is None else -at_s,
+}
+
+
+def sorted_by(key: str, entries: Iterable[EntryInfo], *, reverse: bool) -> list[EntryInfo]:
+    """The entries by a column or by their metadata: numbers before words, and what has neither last, in the order of names."""
+
+    numbers: list[tuple[float, EntryInfo]] = []
+    words: list[tuple[str, EntryInfo]] = []
+    rest: list[EntryInfo] = []
+    for entry in entries:
+        found = _COLUMNS[key](entry) if key in _COLUMNS else entry.metadata.get(key)
+        if found is None:
+            rest.append(entry)
+        elif isinstance(found, int | float) and found == found:
+            numbers.append((found, entry))
+        else:
+            words.append((str(found), entry))
+    numbers.sort(key=lambda pair: pair[0], reverse=reverse)
+    words.sort(key=lambda pair: pair[0], reverse=reverse)
+    return [entry for _, entry in numbers] + [entry for _, entry in words] + rest
+
+
+def _print_long(terminal: Terminal, entries: Iterator[EntryInfo], *, whole_paths: bool, key: str | None) -> None:
     first = True
     while page := list(islice(entries, ENTRIES_PER_TABLE)):
-        terminal.show(_long(terminal, page, whole_paths=whole_paths, headed=first))
+        terminal.show(_long(terminal, page, whole_paths=whole_paths, headed=first, key=key))
         first = False
 
 
-def _long(terminal: Terminal, page: list[EntryInfo], *, whole_paths: bool, headed: bool) -> Table:
-    shown = table("KIND", "SIZE", "STEP", "AGO", "SAFE IN", "NAME", right=("SIZE", "STEP", "AGO"), fold=("NAME", "SAFE IN"))
+def _long(terminal: Terminal, page: list[EntryInfo], *, whole_paths: bool, headed: bool, key: str | None) -> Table:
+    """`key`: of the metadata, with a column of its own."""
+    mine = [] if key is None else [visible(key).upper()]
+    shown = table("KIND", "SIZE", "STEP", "AGO", *mine, "SAFE IN", "NAME", right=("SIZE", "STEP", "AGO", *mine), fold=("NAME", "SAFE IN"))
     shown.show_header = headed
     now_s = time.time()
     for entry in page:
@@ -174,6 +207,7 @@ def _long(terminal: Terminal, page: list[EntryInfo], *, whole_paths: bool, heade
             size(entry.size_bytes) if entry.kind != "folder" or entry.size_bytes else "-",
             "-" if entry.step is None else str(entry.step),
             "-" if (since_s := entry.published_at_s or entry.modified_s) is None else age(now_s - since_s),
+            *([] if key is None else [Text(visible(str(entry.metadata.get(key, "-"))))]),
             Text(visible(",".join(entry.durability) or entry.origin or "-")),
             _name(terminal, entry, whole_paths=whole_paths),
         )
