@@ -22,8 +22,8 @@ class HotCache:
         A file that cannot be had, or not be kept, is a line with a `problem`.
         """
         path = check_tree_path(path, operation="warm")
-        given = {"pin": _text(pin), "check": _text(check), "wait": _text(wait)}
-        with self._connection.transport().api.stream("POST", "cache/warm", path=path, **given) as response:
+        api = self._connection.transport().api
+        with api.stream("POST", "cache/warm", path=path, pin=_text(pin), check=_text(check), wait=_text(wait)) as response:
             for line in response.iter_lines():
                 if line:
                     yield WarmLine.model_validate_json(line)
