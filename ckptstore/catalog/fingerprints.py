@@ -18,7 +18,7 @@ from ckptstore.catalog.schema import objects
 @dataclass(frozen=True)
 class Fingerprint:
     sha256: str  # 64 hexadecimal digits
-    git_sha1: str  # 40: SHA-1 of b"blob <size>\0" and the content
+    git_sha1: str | None  # 40: SHA-1 of b"blob <size>\0" and the content; None for what nobody keeps in git
 
 
 class Fingerprints(Core):

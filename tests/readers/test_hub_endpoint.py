@@ -194,11 +194,16 @@ def test_attached_storage_is_a_model_with_etags_of_its_versions(hub: HubPlace, h
     with hub.daemon.http() as inside:
         attached = inside.post("/v1/attachments", json={"path": "/models/public/attached", "url": str(tmp_path), "refresh_s": 0.1})
         assert attached.status_code == 200, attached.text
-    answer = http.head("/api/models/public/attached")
-    assert answer.status_code in (200, 404)  # a model of one name may lie one deeper
-    first = http.head("/public/attached/resolve/main/m/config.json")
-    assert len(first.headers["etag"].strip('"')) == 40
-    assert http.get("/public/attached/resolve/main/m/config.json").content == b"{}"
+    first = http.get("/public/attached/resolve/main/m/config.json")
+    assert (first.content, len(first.headers["etag"].strip('"'))) == (b"{}", 40)
+    (tmp_path / "m" / "config.json").write_bytes(b'{"changed": true}')
+    second = until("the new version is shown", lambda: _other(http.get("/public/attached/resolve/main/m/config.json"), first))
+    assert second.content == b'{"changed": true}'
+    assert second.headers["x-repo-commit"] != first.headers["x-repo-commit"]
+
+
+def _other(answer: httpx.Response, first: httpx.Response) -> httpx.Response | None:
+    return answer if answer.status_code == 200 and answer.headers["etag"] != first.headers["etag"] else None
 
 
 # --- who may read what -------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from contextlib import closing
 from ckptstore.catalog.fingerprints import Fingerprint
 from ckptstore.catalog.model import AttemptView, StoredFile
 from ckptstore.errors import CkptStoreError
+from ckptstore_server.hugging_face.snapshots import LARGE_BYTES
 from ckptstore_server.node import Node
 from ckptstore_server.replicas import Replicas
 from ckptstore_server.verified_blocks import VerifiedBlocks
@@ -65,13 +66,15 @@ class Fingerprinter:
 
     def _read(self, file: StoredFile) -> Fingerprint:
         sha256, git = hashlib.sha256(), hashlib.sha1(f"blob {file.size_bytes}\0".encode(), usedforsecurity=False)
+        is_small = file.size_bytes <= LARGE_BYTES
         with closing(VerifiedBlocks(self._node, self._replicas, file)) as blocks, self._node.scratch.borrow() as scratch:
             for index in range(-(-file.size_bytes // BLOCK_BYTES)):
                 view = scratch[: block_length(index, file.size_bytes)]
                 blocks.fill(index, view)
                 sha256.update(view)
-                git.update(view)
-        return Fingerprint(sha256.hexdigest(), git.hexdigest())
+                if is_small:
+                    git.update(view)
+        return Fingerprint(sha256.hexdigest(), git.hexdigest() if is_small else None)
 
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)

@@ -42,7 +42,7 @@ def model_file(folder: str, info: FileInfo, prints: Fingerprint | None) -> Model
     if prints is None:  # attached storage: a name that follows from where it lies and from its version there
         derived = hashlib.sha1(info.version.encode(), usedforsecurity=False).hexdigest()
         return ModelFile(name, info.path, info.version, info.size_bytes, derived, derived)
-    if info.size_bytes > LARGE_BYTES or name.endswith(LARGE_SUFFIXES):
+    if prints.git_sha1 is None or name.endswith(LARGE_SUFFIXES):
         blob_id = _pointer_id(prints.sha256, info.size_bytes)
         return ModelFile(name, info.path, info.version, info.size_bytes, prints.sha256, blob_id, sha256=prints.sha256)
     return ModelFile(name, info.path, info.version, info.size_bytes, prints.git_sha1, prints.git_sha1)
