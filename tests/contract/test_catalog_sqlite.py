@@ -199,18 +199,32 @@ def test_a_migration_keeps_the_data_and_one_that_fails_changes_nothing(
     assert _schema_version(place) == str(now + 2)
 
 
+#: version → what it added, taken away again
+TAKEN_BACK = {
+    2: ("DROP TABLE object_references", "ALTER TABLE publications DROP COLUMN referred_bytes"),
+    3: ("ALTER TABLE replicas DROP COLUMN stored_bytes",),
+    4: ("DROP TABLE shard_documents", "DROP TABLE rank_documents"),
+    5: ("DROP TABLE attachments",),
+    6: ("DROP TABLE retentions", "DROP TABLE holds"),
+    7: ("ALTER TABLE objects DROP COLUMN sha256", "ALTER TABLE objects DROP COLUMN git_sha1"),
+    8: ("DROP INDEX publications_by_sequence",),
+}
+
+
+def _take_back(connection: sqlite3.Connection, version: int) -> None:
+    """Make the database one of an older version."""
+    for newer in range(schema.SCHEMA_VERSION, version, -1):
+        for statement in TAKEN_BACK[newer]:
+            connection.execute(statement)
+    connection.execute("UPDATE store SET value = ? WHERE key = 'schema_version'", (str(version),))
+
+
 def test_a_catalog_from_before_compressed_replicas_were_counted_is_taken_up(saver: Saver, tmp_path: Path) -> None:
     place = tmp_path / "catalog.sqlite3"
     published = saver.save("/run/1")
     saver.catalog.close()
     with closing(sqlite3.connect(place)) as connection:
-        connection.execute("ALTER TABLE replicas DROP COLUMN stored_bytes")
-        for table in ("shard_documents", "rank_documents"):
-            connection.execute(f"DROP TABLE {table}")
-        connection.execute("DROP TABLE attachments")
-        for column in ("sha256", "git_sha1"):
-            connection.execute(f"ALTER TABLE objects DROP COLUMN {column}")
-        connection.execute("UPDATE store SET value = '2' WHERE key = 'schema_version'")
+        _take_back(connection, 2)
         connection.commit()
     with closing(Catalog.open(f"sqlite:///{place}", node="node-a")) as migrated:
         (file,) = migrated.files(published.publication_id)
@@ -226,14 +240,7 @@ def test_a_catalog_of_version_1_is_used_as_it_was(saver: Saver, tmp_path: Path) 
     place = tmp_path / "catalog.sqlite3"
     with closing(sqlite3.connect(place)) as connection:
         made_anew = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
-        for table in ("object_references", "shard_documents", "rank_documents"):
-            connection.execute(f"DROP TABLE {table}")
-        connection.execute("ALTER TABLE publications DROP COLUMN referred_bytes")
-        connection.execute("ALTER TABLE replicas DROP COLUMN stored_bytes")
-        connection.execute("DROP TABLE attachments")
-        for column in ("sha256", "git_sha1"):
-            connection.execute(f"ALTER TABLE objects DROP COLUMN {column}")
-        connection.execute("UPDATE store SET value = '1' WHERE key = 'schema_version'")
+        _take_back(connection, 1)
         connection.commit()
     with closing(Catalog.open(f"sqlite:///{place}", node="node-a")) as migrated:
         migrated.register_tiers(TIERS)
