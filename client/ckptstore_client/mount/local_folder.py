@@ -1,7 +1,7 @@
 """Can a plain folder be served as if it were the tree? Yes: what the file system does without a daemon is seen and measured with it.
 
 The version is inode, time and size, as for an attached folder. An extended attribute `user.cold` makes a file one that is not whole on the
-node; `user.absent` keeps its bytes from arriving, until it is removed. No change is told: names are believed for a second.
+node; `user.absent` keeps its bytes from arriving, until it is removed. No change is told, so no name is believed for longer than a request.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class LocalFolder:
         return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, found.f_files - found.f_ffree)
 
     def changes(self, seen: int) -> Changes:
-        time.sleep(0.0 if seen < 0 else 1.0)
-        return Changes(max(seen, 0), None)
+        time.sleep(1.0)
+        raise TierUnavailable("a plain folder tells of no changes", operation="look for changes", subject=str(self._folder))
 
     def close(self) -> None:
         pass

@@ -70,7 +70,7 @@ class Telling:
             except Unmounted:
                 return
             seen = changes.seen
-            self._believed.told_of(changes.paths is not None)
+            self._believed.told_of(True)
 
     def _tell(self, paths: tuple[str, ...] | None) -> None:
         self._believed.changed(paths)
