@@ -26,8 +26,8 @@ async def listing(services: TheServices, path: Text = "/", after: Text = "", lim
     return await services.tree.list(path, after=after, limit=limit)
 
 
-@router.head("/content", response_class=Response)
-@router.get("/content", response_class=StreamingResponse)
+@router.head("/content")
+@router.get("/content")
 async def content(services: TheServices, request: Request, path: Text, version: Text = "") -> Response:
     """The file's bytes, or the range asked for, as they come; with `version`, of that one. Each block is verified before it is sent."""
     answer = contents.answer(await services.cache.open(path, version), request.headers)
