@@ -249,11 +249,11 @@ def _file_order(specs: Mapping[int, TensorSpec]) -> Callable[[int], tuple[int, i
     def key(leaf: int) -> tuple[int, int]:
         spec = specs[leaf]
         small = 0 < spec.size_bytes <= SMALL_TENSOR_BYTES
-        return -_alignment(spec.size_bytes), kinds.setdefault((spec.dtype, spec.shape[1:]), len(kinds) + 1) if small else 0
+        return -alignment(spec.size_bytes), kinds.setdefault((spec.dtype, spec.shape[1:]), len(kinds) + 1) if small else 0
 
     return key
 
 
-def _alignment(size_bytes: int) -> int:
+def alignment(size_bytes: int) -> int:
     """The largest power of two, up to a cache line, that divides the size."""
     return min(size_bytes & -size_bytes, CACHE_LINE_BYTES) if size_bytes else CACHE_LINE_BYTES

@@ -70,6 +70,7 @@ class Store(Namespace):
     def __init__(self, open_transport: Callable[[], Transport], *, group: str | None) -> None:
         """Connects at the first use; `connect` makes one use at once, so that it fails where the user called it."""
         super().__init__(Connection(open_transport))
+        self._open_transport = open_transport
         self._group_name = group
         self._staging = Staging()
         self._indexes = Indexes()
@@ -93,6 +94,10 @@ class Store(Namespace):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def sibling(self, group: str) -> Store:
+        """Another client of the same daemon: one more rank of `group` within this process."""
+        return Store(self._open_transport, group=group)
 
     def close(self) -> None:
         """End the session. Saves that were copied are handed over (over the network: sent) first, and go on."""

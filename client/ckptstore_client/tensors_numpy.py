@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,21 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "C64": np.dtype("<c8"),
 }
 _BY_DTYPE = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def add_dtypes(more: Mapping[str, Any]) -> None:
+    """Dtypes that numpy has from another package, by what safetensors calls them."""
+    for name, dtype in more.items():
+        DTYPES[name] = np.dtype(dtype)
+        _BY_DTYPE[DTYPES[name]] = name
+
+
+def dtype_name(dtype: np.dtype[Any], place: str) -> str:
+    """As safetensors names it; NotStorable if it does not."""
+    name = _BY_DTYPE.get(np.dtype(dtype))
+    if name is None:
+        raise NotStorable(f"safetensors has no dtype {dtype}", operation="save", subject=place)
+    return name
 
 
 def _spec(place: str, value: np.ndarray[Any, Any]) -> TensorSpec:

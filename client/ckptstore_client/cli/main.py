@@ -23,6 +23,7 @@ from ckptstore_client.cli import (
     catalog_commands,
     config_commands,
     daemon_commands,
+    model_commands,
     mount_commands,
     namespace_commands,
     retention_commands,
@@ -45,6 +46,7 @@ def build() -> CommandGroup:
     cache_commands.register(root)
     retention_commands.register(root)
     mount_commands.register(root)
+    model_commands.register(root)
     root.add("config", config_commands.group)
     root.add("catalog", catalog_commands.group)
     for found in sorted(entry_points(group=PLUG_INS), key=lambda entry: entry.name):

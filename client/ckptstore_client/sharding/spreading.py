@@ -11,7 +11,7 @@ a few attribute reads a tensor.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter, is_
@@ -148,8 +148,13 @@ def _applied(known: _Known, flat: Flattened, tags: list[str], values: list[Any])
             value = next(piece for box, piece in value.pieces if box == stored.piece)
         elif stored.rows is not None:
             value = value[stored.rows]
-        found.values[position] = value.clone() if stored.leaf in known.untied else value
+        found.values[position] = _copied(value) if stored.leaf in known.untied else value
     return found, [tags[leaf] for leaf in leaves], known.plan
+
+
+def _copied(value: Any) -> Any:
+    """Memory of its own."""
+    return value.detach().clone() if hasattr(value, "detach") else value.copy()
 
 
 def _ties(values: Sequence[Any], tags: Sequence[str], leaves: Sequence[int]) -> dict[int, int]:
@@ -173,6 +178,7 @@ class _Maker:
         self._known = _Known(request, flat.keys, tags, dtensors, _specs([flat.values[i] for i in dtensors]))
         self._tensors: dict[str, Any] = {}
         self._grids: dict[Grid, int] = {}
+        self._memory: set[Hashable] = set()  # of the pieces so far
 
     def make(self) -> _Known:
         known, keys = self._known, self._flat.keys
@@ -214,6 +220,10 @@ class _Maker:
 
     def _pieces(self, leaf: int) -> list[Stored]:
         name, value = self._flat.keys[leaf], self._values[leaf]
+        memory = {framework(self._tags[leaf]).same_tensor(piece) for _, piece in value.pieces}
+        if memory & self._memory:  # tied here; processes that hold other pieces could not tell
+            self._known.untied.add(leaf)
+        self._memory |= memory
         keyed = [(box, name if len(value.pieces) == 1 else piece_key(name, box)) for box, _ in value.pieces]
         self._say(name, value.dtype, value.shape, keyed)
         return [Stored(leaf, key, piece=box) for box, key in keyed]
