@@ -18,9 +18,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from ckptstore.catalog import Catalog
 from ckptstore.catalog.model import Act, AttemptState, Join, Kind, Publication, Ticket, TierRow, record_key, tombstone_key
 from ckptstore.catalog.restore import Outcome, RestoredFile, RestoredReference
-from ckptstore.errors import AlreadyExists, AttemptAborted, NotFound, PathConflict
+from ckptstore.errors import AlreadyExists, AttemptAborted, InvalidInput, NotFound, PathConflict
 from ckptstore.paths import ancestors, new_id
-from ckptstore.records import read_record, read_tombstone
+from ckptstore.records import Record, read_record, read_tombstone
 from ckptstore_tiers.checksums import BlockDigests
 
 TIERS = (TierRow("nvme", 0, False, True), TierRow("pfs", 1, True, True), TierRow("object", 2, True, True))
@@ -40,6 +40,7 @@ class Version:
     referred: dict[str, str]  # the same, of objects of earlier versions
     sequence: int
     recorded: set[str] = field(default_factory=set)
+    unsaid: bool = False  # it was moved, and every record that lies in a tier says where it was before
 
     @property
     def needs(self) -> dict[str, str]:
@@ -185,6 +186,7 @@ class CatalogMachine(RuleBasedStateMachine):
             self.tiers[tier][record_key(publication_id)] = self.catalog.record(publication_id, tier=tier)
             self.catalog.record_written(publication_id, tier)
             version.recorded.add(tier)
+            version.unsaid = False
 
     @rule(tier=TIER)
     def evict(self, tier: str) -> None:
@@ -198,6 +200,41 @@ class CatalogMachine(RuleBasedStateMachine):
             for version in self.versions.values():
                 if file.object_id in version.needs:
                     version.recorded.discard(tier)
+
+    # --- another path ----------------------------------------------------------------------------------------------------------
+
+    def _move_refusal(self, source: str, target: str, replace: bool) -> type[Exception] | None:
+        below = [path for path in self.live if path == source or path.startswith(source + "/")]
+        if target == source or target.startswith(source + "/"):
+            return InvalidInput
+        if not below:
+            return PathConflict if any(above in self.live for above in ancestors(source)) else NotFound
+        refusal = self._refusal(target, replace)
+        return AlreadyExists if refusal is None and source not in self.live and target in self.live else refusal
+
+    @rule(source=PATHS, to=PATHS, replace=st.booleans())
+    def move(self, source: str, to: str, replace: bool) -> None:
+        expected = self._move_refusal(source, to, replace)
+        try:
+            moved = self.catalog.move(source, to, replace=replace)
+        except (AlreadyExists, PathConflict, NotFound, InvalidInput) as error:
+            assert expected is type(error)
+            return
+        assert expected is None
+        new_path = {path: to + path[len(source) :] for path in self.live if path == source or path.startswith(source + "/")}
+        assert moved == sorted(new_path.values())
+        live = {new_path[path]: self.live.pop(path) for path in new_path}
+        self.live |= live
+        for publication_id, version in self.versions.items():
+            if publication_id in self.gone or not (version.path == source or version.path.startswith(source + "/")):
+                continue
+            if not self.catalog.is_live(publication_id):
+                self.gone.add(publication_id)  # an older version, deleted: from here on only its tombstone keeps it from coming back
+                continue
+            version.path = to + version.path[len(source) :]
+            version.sequence = self.catalog.publication(publication_id).sequence
+            version.recorded.clear()
+            version.unsaid = any(record_key(publication_id) in tier for tier in self.tiers.values())
 
     # --- deleting --------------------------------------------------------------------------------------------------------------
 
@@ -239,10 +276,12 @@ class CatalogMachine(RuleBasedStateMachine):
 
     @rule()
     def lose_the_catalog(self) -> None:
-        """Only when every removal has reached a tier: before that, nobody but the catalog knows of it."""
+        """Only when every removal and every move has reached a tier: before that, nobody but the catalog knows of it."""
         said = {key for tier in self.tiers.values() for key in tier if key.startswith("tombstones/")}
         recorded = {key for tier in self.tiers.values() for key in tier if key.startswith("records/")}
         if any(record_key(item) in recorded and tombstone_key(item) not in said for item in self.gone):
+            return
+        if any(version.unsaid for publication_id, version in self.versions.items() if publication_id not in self.gone):
             return
         store_id = self.catalog.store_id
         self.catalog.close()
@@ -270,14 +309,13 @@ class CatalogMachine(RuleBasedStateMachine):
                 self.catalog.restore_tombstone(read_tombstone(tier[key], subject=key), tier=name)
         for tier in self.tiers.values():
             for key in [key for key in tier if key.startswith("records/")]:
-                record = read_record(tier[key], subject=key)
+                record, where = self._newest_record(key)
                 files = [RestoredFile(f, self._where(f.key)) for f in record.files()]
                 referred = [RestoredReference(reference, self._where(reference.file.key)) for reference in record.references()]
                 known = self.catalog.is_restored(record.header.publication_id)
                 if known is None and not all(item.tiers for item in (*files, *referred)):
                     self.catalog.note_seen(record.header)
                 elif known in (None, Outcome.DELETED):
-                    where = [name for name in NAMES if key in self.tiers[name]]
                     self.catalog.restore_publication(record.header, files, referred, recorded=where)
         self.catalog.end_restore()
         for name, tier in self.tiers.items():
@@ -286,8 +324,15 @@ class CatalogMachine(RuleBasedStateMachine):
             self.lies_in[name] = set(ids)
             self.lost.update(key for object_id, key in ids.items() if object_id not in known)
         for publication_id, version in self.versions.items():
-            there = {name for name in NAMES if record_key(publication_id) in self.tiers[name]}
+            key = record_key(publication_id)
+            there = self._newest_record(key)[1] if any(key in tier for tier in self.tiers.values()) else []
             version.recorded = {name for name in there if self.lies_in[name] >= set(version.needs)}
+
+    def _newest_record(self, key: str) -> tuple[Record, list[str]]:
+        """What the tiers say of a publication, and those that say it: after a move some may not have heard of it."""
+        said = {name: read_record(tier[key], subject=key) for name, tier in self.tiers.items() if key in tier}
+        newest = max(said.values(), key=lambda record: record.header.sequence)
+        return newest, [name for name in said if said[name].header.sequence == newest.header.sequence]
 
     def _where(self, key: str) -> dict[str, int | None]:
         return {name: None for name in NAMES if key in self.tiers[name]}
