@@ -42,6 +42,8 @@ class Publisher:
         self._turns: set[asyncio.Future[None]] = set()
         #: Called with what is about to be published, all of it stored.
         self.before_publish: Callable[[AttemptView], Awaitable[None]] | None = None
+        #: Called when it is published, while its records are written.
+        self.after_publish: Callable[[], Awaitable[None]] | None = None
 
     async def arrive(self, attempt_id: str, rank: int) -> None:
         """A rank's bytes are stored. The arrival that completes the attempt publishes it.
@@ -80,7 +82,7 @@ class Publisher:
         failpoint(AFTER_CATALOG)
         self._node.timings.reach(view.attempt_id, "published")
         self._node.board.announce()
-        await self.settle_all()
+        await asyncio.gather(self.settle_all(), *(() if self.after_publish is None else (self.after_publish(),)))
 
     async def _store_documents(self, view: AttemptView) -> None:
         """`shards.json`, where the state is sharded, and `checkpoint.json`, unless they are stored (a crash interrupted the publish)."""

@@ -80,6 +80,8 @@ class Services:
         evictor.others_give_way = cache.give_way
         fingerprinter = Fingerprinter(node, replicas)
         publisher.before_publish = fingerprinter.before_publish
+        changes = Changes(node)
+        publisher.after_publish = changes.told
         return cls(
             node=node,
             sessions=sessions,
@@ -98,7 +100,7 @@ class Services:
             watching=Watching(node),
             attached=attached,
             tree=tree,
-            changes=Changes(node),
+            changes=changes,
             cache=cache,
             cache_control=control,
             warmer=Warmer(cache, tree, control.pin),

@@ -61,3 +61,27 @@ def test_nothing_is_told_when_nothing_changed_and_everything_after_a_removal(dae
         store.rm("/a/b")
         assert asked(http, seen + 1)["paths"] is None
         assert http.get("/v1/tree/changes", params={"seen": -2}).status_code == 400
+
+
+def test_a_follower_is_waited_for_and_one_that_does_not_come_back_is_given_up(daemon: DaemonProcess, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    acted: list[int] = []
+
+    def follow() -> None:
+        with daemon.http() as http:
+            seen = asked(http, -1)["seen"]
+            assert isinstance(seen, int)
+            while seen < 3:
+                answer = http.get("/v1/tree/changes", params={"seen": seen, "timeout_s": 20, "follower": "mount"}).raise_for_status().json()
+                seen = answer["seen"]
+                acted.append(seen)
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    with daemon.http() as http, ckptstore.connect(home=daemon.home, start=False) as store:
+        http.get("/v1/tree/changes", params={"seen": 0, "timeout_s": 0, "follower": "gone"}).raise_for_status()
+        for turn in (1, 2, 3):
+            store.put(file, f"/a/{turn}")
+        follower.join()
+        assert acted == sorted(set(acted)) and acted[-1] == 3

@@ -59,19 +59,20 @@ def put(store: Store, tmp_path: Path, path: str, data: bytes) -> None:
 
 
 def test_what_is_published_replaced_and_removed_shows_at_once(mounted: Mounted, store: Store, tmp_path: Path) -> None:
+    """At once: when `put` and `rm` have returned, without any waiting."""
     file = mounted / "fresh/file"
+    until("changes are told", lambda: not file.exists())
     for turn in range(5):
         assert not file.exists()
         put(store, tmp_path, "/fresh/file", DATA)
-        until("it shows", file.exists)
         assert file.read_bytes() == DATA
         with open(file, "rb", buffering=0) as opened:
             put(store, tmp_path, "/fresh/file", OTHER + b"%d" % turn)
-            until("the new version is read", lambda: file.read_bytes() == OTHER + b"%d" % turn)  # noqa: B023
             assert file.stat().st_size == len(OTHER) + 1
+            assert file.read_bytes() == OTHER + b"%d" % turn
             assert opened.read() == DATA
         store.rm("/fresh", recursive=True)
-        until("it is gone", lambda: not file.exists() and "fresh" not in names_in(mounted.path))
+        assert not file.exists() and "fresh" not in names_in(mounted.path)
 
 
 def test_a_published_file_is_hot_and_its_attributes_tell_what_it_is(mounted: Mounted, store: Store, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ readers that wait at once.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -42,6 +44,7 @@ class DaemonSource:
         """`api` stays the caller's. Without a socket for descriptors, over a network, everything is streamed."""
         self._api = api
         self._descriptors_path = descriptors
+        self._name = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._idle: queue.LifoQueue[DescriptorConnection] = queue.LifoQueue()
 
     @classmethod
@@ -59,7 +62,8 @@ class DaemonSource:
 
     def changes(self, seen: int) -> Changes:
         """Not insisted: who asks must know that nothing is told."""
-        answer = self._api.call("GET", "tree/changes", TreeChanges, seen=seen, timeout_s=0 if seen < 0 else LONG_POLL_S)
+        timeout_s = 0 if seen < 0 else LONG_POLL_S
+        answer = self._api.call("GET", "tree/changes", TreeChanges, seen=seen, timeout_s=timeout_s, follower=self._name)
         return Changes(answer.seen, None if answer.paths is None else tuple(answer.paths))
 
     def space(self) -> Space:

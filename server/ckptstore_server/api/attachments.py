@@ -16,13 +16,17 @@ router = APIRouter(prefix="/v1/attachments", tags=["attachments"])
 async def attach(services: TheServices, local: IsLocal, message: AttachStorage) -> AttachmentInfo:
     """Only on the daemon's own node: what is attached is read with the daemon's rights and credentials."""
     _require_local(local, "attach", message.path)
-    return await services.attached.attach(message)
+    attached = await services.attached.attach(message)
+    await services.changes.told()
+    return attached
 
 
 @router.delete("")
 async def detach(services: TheServices, local: IsLocal, path: Text) -> AttachmentInfo:
     _require_local(local, "detach", path)
-    return await services.attached.detach(path)
+    detached = await services.attached.detach(path)
+    await services.changes.told()
+    return detached
 
 
 @router.get("")

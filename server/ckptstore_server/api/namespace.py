@@ -51,6 +51,7 @@ async def usage(services: TheServices, path: str = "/") -> Usage:
 @router.delete("/entries")
 async def remove(services: TheServices, path: str, recursive: bool = False) -> Removed:
     removed = await services.namespace.remove(path, recursive=recursive)
+    await services.changes.told()
     await services.deletion.soon()
     return removed
 
@@ -59,5 +60,7 @@ async def remove(services: TheServices, path: str, recursive: bool = False) -> R
 async def move(services: TheServices, message: Move) -> Moved:
     """Another path for what is published at one, in one transaction."""
     moved = await services.namespace.move(message)
-    await services.publisher.soon()
+    await services.changes.told()
+    await services.publisher.soon()  # the new records first, then the tombstones of what it replaced
+    await services.deletion.soon()
     return moved
