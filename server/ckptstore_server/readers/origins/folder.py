@@ -137,7 +137,8 @@ class FolderStorage:
     def _names(self, fd: int, folder: str, after: str, limit: int) -> _Stretch:
         """At most so many names that follow `after`."""
         with self._lock:
-            known = next((stretch for stretch in self._stretches if stretch.covers(folder, after)), None)
+            # The newest: an older one was looked at for a listing that began before this one.
+            known = next((stretch for stretch in reversed(self._stretches) if stretch.covers(folder, after)), None)
         if known is None:
             skipped = 0
 
