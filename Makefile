@@ -62,7 +62,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 debian:
-	@:
+	$(call require,rsync=rsync setpriv=util-linux,the tests of the mount)
 ifeq (,$(findstring not browser,$(MARK)))
 	$(call require,chromium=chromium,the tests that open a report in a browser)
 endif

@@ -7,8 +7,8 @@ reads it needs to know neither objects nor replicas nor origins.
     GET /v1/tree/list?path=P[&after=N&limit=K]  FileListing    names in byte order
     GET /v1/tree/content?path=P&version=V       the bytes; Range gives 206; ETag is the version. StaleVersion if P is another version now
                                                 and the bytes of V cannot be had any more
-    GET /v1/tree/changes?seen=N&timeout_s=S     TreeChanges    when something changed after N, or after S seconds. `follower=F` says also that
-                                                F has acted on N: whoever changes something here waits for that, a moment
+    GET /v1/tree/changes?seen=N&timeout_s=S     TreeChanges    when something changed after N, or after S seconds; with `follower=F` it says
+                                                also that F has acted on N: whoever changes something here waits for that, a moment
 
 and over the descriptor socket, for readers on the node:
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptstore_bench.services.seaweedfs import SeaweedS3
+from ckptstore_client.mount import device
 
 UP_TIMEOUT_S = 30.0
 DOWN_TIMEOUT_S = 20.0
@@ -64,7 +65,7 @@ class Program:
         if self._process is None:
             return
         if os.path.ismount(self.root):
-            subprocess.run(["umount", "-l", str(self.root)], capture_output=True, timeout=DOWN_TIMEOUT_S)
+            device.unmount(self.root, lazy=True)
         self._process.terminate()
         try:
             self._process.wait(DOWN_TIMEOUT_S)
