@@ -32,6 +32,19 @@ _TRANSFER_GAUGES = {
 }
 
 
+#: name → (attribute of CacheStatus, help)
+_CACHE_GAUGES = {
+    "ckptstore_cache_held_bytes": ("held_bytes", "Bytes of copies that are kept"),
+    "ckptstore_cache_limit_bytes": ("limit_bytes", "Bytes of copies that may be kept, as the disk is now"),
+    "ckptstore_cache_pinned_bytes": ("pinned_bytes", "Bytes of copies that stay"),
+    "ckptstore_cache_files": ("files", "Files of which something is kept"),
+    "ckptstore_cache_hits": ("hits", "Opens that found all of a file here"),
+    "ckptstore_cache_misses": ("misses", "Opens that did not"),
+    "ckptstore_cache_fetched_bytes": ("fetched_bytes", "Bytes that were fetched from origins"),
+    "ckptstore_cache_saved_bytes": ("saved_bytes", "Bytes that were asked for and not fetched"),
+}
+
+
 async def render(services: Services) -> str:
     status = await collect(services)
     registry = CollectorRegistry()
@@ -62,6 +75,10 @@ async def render(services: Services) -> str:
         Gauge("ckptstore_drain_allowed_cpus", "CPUs that drains may use now", registry=registry).set(status.quiet.allowed_cpus)
     Gauge("ckptstore_sessions", "Connected clients", registry=registry).set(status.sessions)
     Gauge("ckptstore_resident_bytes", "The daemon's own memory", registry=registry).set(status.resident_bytes)
+    if status.cache is not None:
+        for name, (attribute, text) in _CACHE_GAUGES.items():
+            Gauge(name, text, registry=registry).set(getattr(status.cache, attribute))
+        Gauge("ckptstore_cache_up", "1 while copies are kept", registry=registry).set(status.cache.state in ("ok", "full"))
     counts = Gauge("ckptstore_catalog_rows", "What the catalog holds", ["kind"], registry=registry)
     for kind, count in status.counts.items():
         counts.labels(kind).set(count)

@@ -17,13 +17,14 @@ router = APIRouter(prefix="/v1/tree", tags=["tree"])
 @router.get("/info")
 async def info(services: TheServices, path: Text, resolve: bool = False) -> FileInfo:
     """What is at a path, which may go through `@latest`; with `resolve`, a link at its end is followed, too."""
-    return await services.tree.look(path, resolve=resolve)
+    return services.cache.tell(await services.tree.look(path, resolve=resolve))
 
 
 @router.get("/list")
 async def listing(services: TheServices, path: Text = "/", after: Text = "", limit: Limit = 1000) -> FileListing:
     """A page of a folder; give `after` of the answer to go on."""
-    return await services.tree.list(path, after=after, limit=limit)
+    page = await services.tree.list(path, after=after, limit=limit)
+    return page.model_copy(update={"entries": [services.cache.tell(entry) for entry in page.entries]})
 
 
 @router.head("/content")

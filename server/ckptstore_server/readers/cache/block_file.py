@@ -172,11 +172,6 @@ class BlockFile:
             self._is_lent = True
         return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
 
-    def note_use(self) -> None:
-        """Its map's time of change says when it was last used, also to the next daemon."""
-        with suppress(OSError):
-            os.utime(map_place(self.folder, self.file.version))
-
 
 def data_place(folder: Path, version: str) -> Path:
     return folder / f"{version}.data"
@@ -184,6 +179,12 @@ def data_place(folder: Path, version: str) -> Path:
 
 def map_place(folder: Path, version: str) -> Path:
     return folder / f"{version}.map"
+
+
+def note_use(folder: Path, version: str, used_s: float) -> None:
+    """A map's time of change says when the copy was last used."""
+    with suppress(FileNotFoundError):
+        os.utime(map_place(folder, version), (used_s, used_s))
 
 
 def remove(folder: Path, version: str) -> None:

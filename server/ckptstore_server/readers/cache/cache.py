@@ -25,10 +25,12 @@ from pathlib import Path
 from typing import Literal, ParamSpec, Protocol, TypeVar
 
 from ckptstore.errors import ChecksumMismatch, InvalidInput, NotFound, StaleVersion, TierUnavailable
+from ckptstore.tree_messages import FileInfo
 from ckptstore_server.readers.cache import block_file
 from ckptstore_server.readers.cache.block_file import BlockFile
 from ckptstore_server.readers.cache.copy import Copy
 from ckptstore_server.readers.cache.fetching import FetchQueue, FetchQueues
+from ckptstore_server.readers.cache.gone_origin import GoneOrigin
 from ckptstore_server.readers.cache.left_behind import left_behind
 from ckptstore_server.readers.cache.own_replica import OwnReplica
 from ckptstore_server.readers.cache.pins import Pins
@@ -127,9 +129,12 @@ class Cache:
         self.save_records()
 
     def save_records(self) -> None:
+        """What was read, and when it was read last, for the next daemon. Blocking."""
         if self.state in ("ok", "full"):
             try:
                 self.records.save()
+                for held in self.shelf.used_since_asked():
+                    block_file.note_use(self._files, held.file.version, held.used_s)
             except OSError as error:
                 self.disk_refused(error)
 
@@ -147,14 +152,17 @@ class Cache:
             if kept is None:
                 raise
             return kept
-        served = partial(self.records.served, file.path)
-        if file.object_id is not None and (own := await self._own_replica(file, origin, served)) is not None:
-            copy: AnyCopy = own
-        else:
+        copy = await self._own(file, origin) or self._again(file, origin, note=note)
+        if copy is None:
             copy = await self._run(self._copy_of, file, origin, note=note)
         if note:
             self.records.opened(file.path, hit=copy.kept_bytes == file.size_bytes)
         return copy
+
+    async def _own(self, file: FileVersion, origin: Origin) -> AnyCopy | None:
+        if file.object_id is None:
+            return None
+        return await self._own_replica(file, origin, partial(self.records.served, file.path))
 
     async def find(self, version: str) -> Copy:
         """The copy of a version that somebody has opened before, perhaps with an earlier daemon. NotFound."""
@@ -183,8 +191,18 @@ class Cache:
         held = self.shelf.get(version or self.shelf.newest(path) or "")
         if held is None or held.file.path != path:
             return None
-        copy = self._copy_of(held.file, _Gone(error), outdated=isinstance(error, StaleVersion))
+        copy = self._copy_of(held.file, GoneOrigin(error), outdated=isinstance(error, StaleVersion))
         return copy if copy.kept_bytes == held.file.size_bytes else None
+
+    def _again(self, file: FileVersion, origin: Origin, *, note: bool) -> Copy | None:
+        """The copy, if it is in use or was a moment ago: without a thread, since that touches no file."""
+        copy = self.loaded(file.version)
+        if copy is None or copy.streamed:
+            return None
+        copy.serve_from(origin, self._queue(origin))
+        self.shelf.opened(file, note=note)
+        self._remember(copy)
+        return copy
 
     def _copy_of(self, file: FileVersion, origin: Origin, *, outdated: bool = False, note: bool = True) -> Copy:
         with self._places.held(file.version):
@@ -193,7 +211,7 @@ class Cache:
             copy = self.loaded(file.version)
             if copy is None or (copy.streamed and self.state == "ok" and not copy.busy):
                 copy = self._load(file, origin)
-            elif not isinstance(origin, _Gone):
+            elif not isinstance(origin, GoneOrigin):
                 copy.serve_from(origin, self._queue(origin))
             self._remember(copy)
             return copy
@@ -221,7 +239,7 @@ class Cache:
                 self._used_last.popitem(last=False)
 
     def _queue(self, origin: Origin) -> FetchQueue:
-        return self._queues.of(origin, _Gone if isinstance(origin, _Gone) else None)
+        return self._queues.of(origin, GoneOrigin if isinstance(origin, GoneOrigin) else None)
 
     # --- files -----------------------------------------------------------------------------------------------------------------------
 
@@ -233,7 +251,6 @@ class Cache:
             if file.version in self.shelf:
                 with suppress(ChecksumMismatch, FileNotFoundError):
                     disk = BlockFile.open(self._files, file.version)
-                    disk.note_use()
                     if disk.is_complete:
                         disk.sync()  # a daemon that was killed may not have got to it
                     self.shelf.resize(file.version, disk.kept_bytes)
@@ -345,6 +362,13 @@ class Cache:
         with suppress(OSError):
             os.utime(block_file.data_place(self._files, version))
 
+    def tell(self, info: FileInfo) -> FileInfo:
+        """The same, and `whole` if every byte of it is kept here."""
+        held = self.shelf.get(info.version) if info.kind == "file" and not info.whole else None
+        if held is None or held.size_bytes < info.size_bytes:
+            return info
+        return info.model_copy(update={"whole": True})
+
     # --- what happens to copies ------------------------------------------------------------------------------------------------------
 
     def served(self, copy: Copy, size_bytes: int) -> None:
@@ -375,14 +399,3 @@ class Cache:
         self.remark(NAME, TierUnavailable(translated.why, operation="use", subject=str(self._folder), tier=NAME, hint=hint))
         for copy in copies:
             copy.give_up_disk()
-
-
-class _Gone:
-    """In the place of an origin that does not answer."""
-
-    def __init__(self, error: StaleVersion | TierUnavailable) -> None:
-        self._error = error
-
-    def read_into(self, file: FileVersion, offset_bytes: int, into: memoryview) -> None:
-        raise self._error
-

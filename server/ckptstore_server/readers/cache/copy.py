@@ -299,16 +299,20 @@ class Copy:
         return False
 
     def _note_complete(self, disk: BlockFile) -> None:
+        """Have the disk take all of it; nobody waits for that, since every block can be read already."""
+        if disk.is_complete:
+            with suppress(RuntimeError):  # the daemon is ending: the next one does it
+                self._readers.submit(self._sync, disk)
+
+    def _sync(self, disk: BlockFile) -> None:
         """Call it whole once the disk has all of it: an error of the device shows here, or never."""
-        if not disk.is_complete:
-            return
         try:
             disk.sync()
         except OSError as error:
             self._keeper.disk_failed(error)
             return
         with self._lock:
-            if disk is self._disk:
+            if disk is self._disk and disk.is_complete:
                 self._is_synced = True
                 self._earlier = None
 

@@ -37,6 +37,7 @@ class Shelf:
         self._lock = threading.Lock()
         self._held: dict[str, Held] = {}
         self._policy: S3Fifo[str] = S3Fifo()
+        self._asked_s = time.time()
         self._newest: dict[str, str] = {}  # path → the version that was opened last
 
     # --- what is here --------------------------------------------------------------------------------------------------------------
@@ -58,6 +59,11 @@ class Shelf:
     def newest(self, path: str) -> str | None:
         """The version of this path that was opened last."""
         return self._newest.get(path)
+
+    def used_since_asked(self) -> list[Held]:
+        """What was used since the last call of this."""
+        since_s, self._asked_s = self._asked_s, time.time()
+        return [held for held in self.held() if held.used_s >= since_s]
 
     def is_pinned(self, held: Held) -> bool:
         """Of a pinned path the newest version stays, the others may go."""
