@@ -148,8 +148,7 @@ class Cache:
         try:
             file, origin = await self._tree.open(path, version)
         except (StaleVersion, TierUnavailable) as error:
-            kept = await self._run(self._whole_all_the_same, path, version, error)
-            if kept is None:
+            if (kept := await self._run(self._whole_all_the_same, path, version, error)) is None:
                 raise
             return kept
         copy = await self._own(file, origin) or self._again(file, origin, note=note)
@@ -365,7 +364,7 @@ class Cache:
     def tell(self, info: FileInfo) -> FileInfo:
         """The same, and `whole` if every byte of it is kept here."""
         held = self.shelf.get(info.version) if info.kind == "file" and not info.whole else None
-        if held is None or held.size_bytes < info.size_bytes:
+        if held is None or held.size_bytes < info.size_bytes or ((copy := self.loaded(info.version)) and not copy.whole):
             return info
         return info.model_copy(update={"whole": True})
 
