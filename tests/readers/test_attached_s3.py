@@ -385,7 +385,7 @@ def test_an_outage_is_told_in_bounded_time_to_all_who_ask_and_ends_by_itself(
         proxy.down()
     else:
         proxy.add(Fault(hang=True) if outage == "silent" else Fault(status=503))
-    began_s = time.monotonic()
+    before = len(proxy.requests)
     with ThreadPoolExecutor(20) as executor:
         reads = [executor.submit(content_of, opened, origin) for _ in range(20)]
         for number in range(10, 30):
@@ -396,8 +396,8 @@ def test_an_outage_is_told_in_bounded_time_to_all_who_ask_and_ends_by_itself(
         for read in reads:
             with pytest.raises(TierUnavailable):
                 read.result()
-    # Forty questions, each of which would take some seconds by itself.
-    assert time.monotonic() - began_s < 60
+    # Forty questions, each of which would be tried several times, for some seconds each.
+    assert len(proxy.requests) - before < 120
     proxy.up()
     proxy.clear()
     deadline_s = time.monotonic() + 60
