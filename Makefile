@@ -62,7 +62,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 debian:
+	@:
+ifeq (0,$(shell id -u))
 	$(call require,rsync=rsync setpriv=util-linux,the tests of the mount)
+endif
 ifeq (,$(findstring not browser,$(MARK)))
 	$(call require,chromium=chromium,the tests that open a report in a browser)
 endif

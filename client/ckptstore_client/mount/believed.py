@@ -3,7 +3,8 @@ a moment.
 
 The source tells what changed (`Source.changes`), and while it does, an answer stays true until its path, something above or something
 below it is named. Nobody tells of a change in attached storage, of a copy that has become whole, or of anything while the source is away:
-such answers are asked again after `believed_s`. An answer that was on its way when a change was told is not kept.
+such answers are asked again after `believed_s`. An answer that was on its way when a change was told is not kept. While nobody answers,
+what was known last is shown: when the source is back, everything is asked anew.
 
 Bounded: the oldest answers go. Thread-safe.
 """
@@ -37,18 +38,19 @@ class Believed:
         self._answers: OrderedDict[str, tuple[FileInfo | None, float]] = OrderedDict()
         #: changes when anything was told; an answer asked for before is not kept after
         self._told = 0
-        self._told_of = False
+        self._told_of = self._away = False
 
     def info(self, path: str, *, may_wait: bool) -> FileInfo:
         """What is at the path. NotFound, MustWait, and what the source raises."""
         with self._lock:
             answer, until_s = self._answers.get(path, (None, -1.0))
             told = self._told
-        if until_s < time.monotonic():
+            is_enough = until_s >= time.monotonic() or (self._away and path in self._answers)
+        if not is_enough:
             if not may_wait:
                 raise MustWait
             try:
-                answer = self._source.info(path)
+                answer = self._like_before(self._source.info(path))
             except NotFound:
                 answer = None
             self._keep(told, [(path, answer)])
@@ -61,13 +63,15 @@ class Believed:
         return self._told
 
     def note(self, asked: int, listed: Iterable[FileInfo]) -> None:
-        """Entries of a listing are answers as well, but for whether a copy is whole: a listing that does not say so does not deny it."""
-        answers: list[tuple[str, FileInfo | None]] = []
-        for info in listed:
-            known, _ = self._answers.get(info.path, (None, 0.0))
-            is_known_whole = known is not None and known.whole and known.version == info.version
-            answers.append((info.path, info.model_copy(update={"whole": True}) if is_known_whole else info))
-        self._keep(asked, answers)
+        """Entries of a listing are answers as well."""
+        self._keep(asked, [(info.path, self._like_before(info)) for info in listed])
+
+    def _like_before(self, info: FileInfo) -> FileInfo:
+        """A copy that was found whole counts as whole until an open finds that it is not: not every answer looks so closely."""
+        known, _ = self._answers.get(info.path, (None, 0.0))
+        if known is None or not known.whole or known.version != info.version or info.whole:
+            return info
+        return info.model_copy(update={"whole": True})
 
     def note_whole(self, path: str, version: str, whole: bool) -> None:
         """The source has just said whether its copy of this version is whole."""
@@ -98,10 +102,10 @@ class Believed:
                     self._answers.pop(path, None)
                     self._answers.pop(join(path, LATEST), None)
 
-    def told_of(self, yes: bool) -> None:
-        """Whether changes are being told at the moment."""
+    def told_of(self, yes: bool, *, away: bool = False) -> None:
+        """Whether changes are being told at the moment; `away`: nobody answers at all, so that what was known has to do."""
         with self._lock:
-            self._told_of = yes
+            self._told_of, self._away = yes, away
 
     def _keep(self, told: int, answers: list[tuple[str, FileInfo | None]]) -> None:
         now_s = time.monotonic()

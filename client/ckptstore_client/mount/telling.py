@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from ckptstore.errors import CkptStoreError
+from ckptstore.errors import CkptStoreError, DaemonUnavailable, WaitTimeout
 from ckptstore.paths import LATEST, parent_and_name
 from ckptstore_client.mount import protocol
 from ckptstore_client.mount.believed import Believed
@@ -60,7 +60,7 @@ class Telling:
                 changes = self._source.changes(seen)
             except CkptStoreError as error:
                 _log.info("changes are not told at the moment: %s", error)
-                self._believed.told_of(False)
+                self._believed.told_of(False, away=isinstance(error, DaemonUnavailable | WaitTimeout))
                 seen = -1
                 self._end.wait(PAUSE_S)
                 continue
