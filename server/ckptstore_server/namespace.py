@@ -7,6 +7,7 @@ from typing import Literal
 
 from ckptstore.catalog.model import Entry, Publication, StoredFile
 from ckptstore.errors import NotFound
+from ckptstore.failpoints import declare, failpoint
 from ckptstore.paths import LATEST, check_folder, check_path, is_below, parent_and_name
 from ckptstore.tree_messages import FileInfo as TreeInfo
 from ckptstore.wire import EntryInfo, EntryPage, FileInfo, FilePage, Move, Moved, PublicationInfo, Removed, Usage, WholeFile
@@ -15,6 +16,9 @@ from ckptstore_server.readers.attached import Attached
 
 #: How long `du` counts what lies in attached storage, in seconds.
 COUNT_S = 20.0
+
+
+MOVED = declare("move.after_catalog")
 
 
 class Namespace:
@@ -106,6 +110,7 @@ class Namespace:
 
     async def move(self, message: Move) -> Moved:
         moved = await self._node.query(self._node.catalog.move, message.path, message.to, replace=message.replace)
+        failpoint(MOVED)
         self._node.board.announce()
         return Moved(moved=moved)
 

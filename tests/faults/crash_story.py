@@ -1,11 +1,11 @@
 """What must be true after a daemon died at any moment of its life? One story that does everything once, and the checks.
 
 `tell` is the client's side: it saves, some of it incrementally, so that checkpoints refer to others that are replaced and removed, and
-some of it guarded, by an optimizer that changes its weights at once; it waits, replaces, removes, fills a tier until it evicts, reads
-back what was evicted, and finds a damaged replica; before each act it notes in `Facts` what may be true from here on, and after each
-acknowledgement what must be. The daemon may die anywhere in between: then the story ends. `check_recovered` starts a daemon without
-faults on what is left and holds it to the facts; `check_tiers_agree` compares catalog and tiers file by file when that daemon has
-stopped.
+some of it guarded, by an optimizer that changes its weights at once; it waits, replaces, removes, fills a tier until it evicts, moves
+something to another path, reads back what was evicted, and finds a damaged replica; before each act it notes in `Facts` what may be true
+from here on, and after each acknowledgement what must be. The daemon may die anywhere in between: then the story ends. `check_recovered`
+starts a daemon without faults on what is left and holds it to the facts; `check_tiers_agree` compares catalog and tiers file by file when
+that daemon has stopped.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ SETTLE_TIMEOUT_S = 60.0
 
 NOTHING, REMOVED_VERSION, FILLER_VERSION = 0, 3, 5
 BIG, PLAIN, REMOVED, FILLER, LAST = "/run/big", "/run/a", "/run/b", "/files/filler", "/run/c"
+MOVED = "/files/moved"  # where the filler goes
 
 
 def frozen() -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -182,6 +183,13 @@ class Teller:
         self.store.rm(path)
         self.facts.acknowledged(path, NOTHING)
 
+    def move(self, path: str, to: str, version: int) -> None:
+        self.facts.begun(path, NOTHING)
+        self.facts.begun(to, version)
+        self.store.mv(path, to)
+        self.facts.acknowledged(path, NOTHING)
+        self.facts.acknowledged(to, version)
+
     def load(self, path: str, version: int, size_bytes: int) -> None:
         state = self.store.load(path)
         assert state["version"] == version
@@ -212,6 +220,7 @@ def tell(world: World, store: Store, facts: Facts) -> None:
     teller.remove(REMOVED)
     teller.put(FILLER, FILLER_VERSION, FILLER_BYTES)
     teller.until_evicted(BIG)
+    teller.move(FILLER, MOVED, FILLER_VERSION)
     teller.load(BIG, 1, BIG_BYTES)
     teller.save(LAST, 6, SMALL_BYTES, "nvme", "pfs", incremental=True, guarded=True)
     teller.damage(LAST)
@@ -296,6 +305,8 @@ def check_facts(store: Store, facts: Facts) -> dict[str, int]:
     for path, may in facts.may.items():
         found[path] = version_at(store, path)
         assert found[path] in may, f"{path}: version {found[path]} is there, acknowledged was one of {sorted(may)}"
+    if MOVED in found:
+        assert sorted([found[FILLER], found[MOVED]]) == [NOTHING, FILLER_VERSION], "what was moved is at one path, and at one only"
     published = [entry.path for folder in ("/run", "/files") for entry in entries(store, folder)]
     assert set(published) == {path for path, version in found.items() if version != NOTHING}
     return found
@@ -372,6 +383,8 @@ def weaker_facts(world: World) -> dict[str, set[int]]:
     unrecorded = "SELECT path FROM publications WHERE state = 'live' AND publication_id NOT IN (SELECT publication_id FROM tier_commits)"
     if (FILLER,) in rows(world, unrecorded):
         may[FILLER] = {NOTHING}
+    if (MOVED,) in rows(world, unrecorded):
+        may |= {FILLER: {FILLER_VERSION}, MOVED: {NOTHING}}
     return may
 
 
