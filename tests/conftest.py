@@ -19,6 +19,7 @@ LONG_FILES = (
     "test_distributed_fs.py",
     "test_ranks.py",
     "test_api_refusals.py",
+    "test_fsspec_contract.py",
     "test_damage.py",
     "test_object_faults.py",
     "test_full_and_failing_disks.py",
