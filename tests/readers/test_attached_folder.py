@@ -47,6 +47,7 @@ def version_of(storage: FolderStorage, name: str) -> FileVersion:
 def test_what_lies_there_is_shown_with_where_it_is(tree: Inside, models: Path) -> None:
     tree.attach(models, "/m/public")
     assert tree.names("/m") == ["public"]
+    assert tree.run(tree.services.tree.list("/m")).entries == [tree.look("/m/public")]
     assert tree.names("/m/public") == ["org", "é ü.bin"]
     root, file = tree.look("/m/public"), tree.look("/m/public/org/name/config.json")
     assert (root.kind, root.origin) == ("folder", str(models))

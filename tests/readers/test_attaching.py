@@ -260,6 +260,14 @@ def test_the_command_line_attaches_shows_and_detaches(shell: CommandLine, models
     assert shell("ls", "/models").code == NotFound.exit_code
 
 
+def test_what_is_empty_is_attached_with_a_word_about_it(shell: CommandLine, tmp_path: Path) -> None:
+    attached = shell.ok("attach", tmp_path, "/m")
+    assert "is the URL right?" in attached.err
+    (tmp_path / "f").write_bytes(b"x")
+    shell.ok("detach", "/m")
+    assert shell.ok("attach", tmp_path, "/m").err == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

@@ -40,6 +40,9 @@ def attach(
         made = store.attach(
             url, path, read_only=read_only, refresh_s=_seconds(refresh), credentials=credentials, options=_options(option or [])
         )
+        is_empty = next(store.ls(made.path), None) is None
+    if is_empty:
+        invocation.terminal.note(f"nothing lies at {made.url} yet: is the URL right?")
     shown = Text("attached ") + invocation.terminal.name(made.url) + Text(" at ") + invocation.terminal.name(made.path)
     invocation.terminal.result(made, shown)
 

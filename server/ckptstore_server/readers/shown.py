@@ -36,7 +36,7 @@ class Shown:
 
     async def look(self) -> FileInfo:
         if not self.name:  # it is there whatever the storage says
-            return FileInfo(path=self.path, kind="folder", origin=self.attachment.url, modified_s=self.attachment.attached_at_s)
+            return FileInfo(path=self.path, kind="folder", origin=self.attachment.url)
         return self._info(await self.answers.look(self.name))
 
     def look_among(self, kept: Iterable[FileVersion]) -> FileInfo | None:
