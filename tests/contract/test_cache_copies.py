@@ -12,6 +12,7 @@ import pytest
 
 from ckptstore import failpoints
 from ckptstore.errors import ChecksumMismatch, NotFound, StaleVersion, TierFull, TierUnavailable
+from ckptstore_server.readers.cache import content as contents
 from ckptstore_tiers.checksums import BLOCK_BYTES
 from tests.cache_bed import CacheBed, cache_bed, content
 from tests.until import until
@@ -210,6 +211,41 @@ def test_a_file_larger_than_the_cache_is_streamed_and_right(tmp_path: Path) -> N
         with pytest.raises(TierFull):
             copy.descriptor()
         assert bed.data_files() == []
+
+
+def test_what_is_passed_through_is_fetched_once_for_each_stream_and_nothing_in_vain(tmp_path: Path) -> None:
+    with cache_bed(tmp_path / "cache", limit_bytes=2 * BLOCK_BYTES) as bed:
+        bed.upstream.write("/small", content(1, 2 * BLOCK_BYTES))
+        bed.upstream.write(PATH, content(2, SIZE_BYTES))
+        bed.cache.pins.add("/small")
+        bed.read("/small")
+
+        async def stream() -> bytes:
+            answer = contents.answer(await bed.cache.open(PATH), {})
+            await answer.start()
+            return b"".join([chunk async for chunk in answer.chunks()])
+
+        assert bed.run(stream()) == bed.upstream.files[PATH]
+        assert bed.upstream.read_bytes == 2 * BLOCK_BYTES + SIZE_BYTES
+
+
+def test_a_copy_for_which_there_is_no_room_any_more_is_passed_through_and_kept_when_there_is(tmp_path: Path) -> None:
+    with cache_bed(tmp_path / "cache", limit_bytes=6 * BLOCK_BYTES) as bed:
+        bed.upstream.write("/pinned", content(1, 4 * BLOCK_BYTES))
+        bed.upstream.write(PATH, content(2, SIZE_BYTES))
+        copy = bed.open(PATH)  # there is room for it at this moment
+        bed.cache.pins.add("/pinned")
+        bed.read("/pinned")
+        copy_id, fd = copy.descriptor()
+        os.close(fd)
+        with pytest.raises((TierFull, NotFound)):
+            for index in range(4):
+                copy.wait(copy_id, index * BLOCK_BYTES, 10)
+        assert bed.read(PATH) == bed.upstream.files[PATH]
+        assert bed.cache.pins.remove("/pinned")
+        bed.cache.evict(lambda held: held.file.path == "/pinned")
+        assert bed.read(PATH) == bed.upstream.files[PATH]
+        wait_whole(bed)
 
 
 def test_what_is_pinned_stays_and_others_are_streamed_for_want_of_room(tmp_path: Path) -> None:

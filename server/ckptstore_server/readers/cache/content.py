@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ from ckptstore_tiers.checksums import BLOCK_BYTES
 
 #: Blocks that are on their way ahead of a stream.
 BLOCKS_AHEAD = 8
+#: The same where they are not kept, and so each in memory until it is sent.
+HELD_AHEAD = 4
 _RANGE = re.compile(r"^bytes=([0-9]{0,18})-([0-9]{0,18})$")
 
 
@@ -51,24 +54,28 @@ class ContentAnswer:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         first, last = self.extent.start // BLOCK_BYTES, -(-self.extent.stop // BLOCK_BYTES)
-        upcoming: asyncio.Task[bytes] | None = None
+        upcoming: deque[asyncio.Task[bytes]] = deque()
         self.copy.streams += 1
         try:
             block, self._first = self._first, None
             for index in range(first, last):
-                if block is None:
-                    assert upcoming is not None
-                    block = await upcoming
-                for ahead in range(index + 2, min(index + 2 + BLOCKS_AHEAD, last)):
-                    self.copy.fetch(ahead)
-                upcoming = asyncio.create_task(self._block(index + 1)) if index + 1 < last else None
+                block = block if block is not None else await upcoming.popleft()
+                self._look_ahead(upcoming, index + 1, last)
                 begin = index * BLOCK_BYTES
                 yield block[max(0, self.extent.start - begin) : self.extent.stop - begin]
                 block = None
         finally:
             self.copy.streams -= 1
-            if upcoming is not None:
-                upcoming.cancel()
+            for task in upcoming:
+                task.cancel()
+
+    def _look_ahead(self, upcoming: deque[asyncio.Task[bytes]], index: int, last: int) -> None:
+        """Have the next block read, and those behind it fetched; in memory, and fewer of them, if the disk does not take them."""
+        depth = HELD_AHEAD if self.copy.passes_through else 1
+        for following in range(index + len(upcoming), min(index + depth, last)):
+            upcoming.append(asyncio.create_task(self._block(following)))
+        for ahead in range(index + 1, min(index + 1 + BLOCKS_AHEAD, last)):
+            self.copy.fetch(ahead)
 
     async def _block(self, index: int) -> bytes:
         begin = index * BLOCK_BYTES

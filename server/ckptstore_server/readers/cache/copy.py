@@ -21,11 +21,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Protocol
 
 from ckptstore.errors import ChecksumMismatch, NotFound, TierFull, WaitTimeout
 from ckptstore_server.readers.cache.block_file import ABSENT, CLAIMED, READABLE, SPOILT, BlockFile
 from ckptstore_server.readers.cache.fetching import FetchQueue, Flight
+from ckptstore_server.readers.cache.keeper import Keeper
 from ckptstore_server.readers.cache.read_ahead import ReadAhead
 from ckptstore_server.readers.origin import FileVersion, Origin
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, block_length, digest
@@ -38,36 +38,6 @@ TRIES = 3
 SETTLED_AT_ONCE = 8
 #: The longest that a reader waits for its bytes, in seconds; the origins' own limits are shorter.
 NEED_TIMEOUT_S = 300.0
-
-
-class Keeper(Protocol):
-    """What a copy asks of the cache. Any thread."""
-
-    def make_room(self, copy: Copy, size_bytes: int) -> bool:
-        """Whether so many more bytes may be kept, and count from now on; others may have had to go for it."""
-        ...
-
-    def disk_is_full(self) -> None:
-        """The device has refused bytes for which there was room by our own count."""
-        ...
-
-    def disk_failed(self, error: OSError) -> None: ...
-
-    def fetched(self, copy: Copy, size_bytes: int) -> None:
-        """Bytes that the origin gave."""
-        ...
-
-    def served(self, copy: Copy, size_bytes: int) -> None:
-        """Bytes that were asked for."""
-        ...
-
-    def dropped(self, copy: Copy, size_bytes: int) -> None:
-        """Bytes that count no longer: they could not be written, or are damaged."""
-        ...
-
-    def new_file(self, copy: Copy) -> BlockFile | None:
-        """An empty file in the place of the copy's; None without a disk that takes it."""
-        ...
 
 
 class Copy:
@@ -98,6 +68,7 @@ class Copy:
         self._lock = threading.Lock()
         self._flights: dict[int, Flight] = {}
         self._is_synced = disk is not None and disk.is_complete
+        self._refused = disk is None  # the last block that came could not be kept
         self.streams = 0  # under way now; counted on the event loop
         self._settle()
 
@@ -106,6 +77,11 @@ class Copy:
     @property
     def streamed(self) -> bool:
         return self._disk is None
+
+    @property
+    def passes_through(self) -> bool:
+        """Blocks are not kept for now: what is fetched before somebody waits for it is fetched in vain."""
+        return self._refused
 
     @property
     def whole(self) -> bool:
@@ -132,6 +108,7 @@ class Copy:
     def serve_from(self, origin: Origin, queue: FetchQueue) -> None:
         """The version's origin, as it is known now; blocks that are on their way come from the one before."""
         self.origin, self._queue = origin, queue
+        self._refused = self._disk is None  # there may be room by now
 
     def descriptor(self) -> tuple[str, int]:
         """The id of the copy's file, and a read-only descriptor, the caller's to close. TierFull without one. Blocking."""
@@ -182,9 +159,9 @@ class Copy:
         raise ChecksumMismatch("the cache's disk does not give back what it took", operation="read", subject=self.file.path)
 
     def fetch(self, index: int) -> Future[bytes | None] | None:
-        """Have a block come when nobody waits for anything else; None: it is there."""
+        """Have a block come when nobody waits for anything else; None: it is there, or it could not be kept."""
         with self._lock:
-            flight = self._flight(index, urgent=False)
+            flight = self._foreseen(index)
         return None if flight is None else flight.result
 
     def _checked(self, offset: int, size_bytes: int) -> tuple[int, int]:
@@ -203,8 +180,14 @@ class Copy:
             wanted = [flight for index in blocks if (flight := self._flight(index, urgent=True)) is not None]
             if self._disk is not None and not self._disk.is_complete:
                 for index in self._ahead.after(offset, stop, self._disk.missing_from):
-                    self._flight(index, urgent=False)
+                    self._foreseen(index)
         return [flight.result for flight in wanted]
+
+    def _foreseen(self, index: int) -> Flight | None:
+        disk = self._disk
+        if disk is None or (self._refused and disk.states[index] != CLAIMED):
+            return None
+        return self._flight(index, urgent=False)
 
     def _flight(self, index: int, *, urgent: bool) -> Flight | None:
         """The flight that brings a block, begun if need be; None if it is there. Under the lock."""
@@ -228,7 +211,8 @@ class Copy:
                     return None
                 if not self._take_over(index, buffer):
                     self._fetch(index, view)
-                return None if disk is not None and self._keep(disk, index, view) else bytes(view)
+                self._refused = disk is None or not self._keep(disk, index, view)
+                return bytes(view) if self._refused else None
         finally:
             with self._lock:
                 self._flights.pop(index, None)
@@ -243,7 +227,7 @@ class Copy:
         """Have one more block compared, or moved from an earlier file, without hurry. Under the lock."""
         index = next(self._unsettled(), None)
         if index is not None:
-            self._flight(index, urgent=False)
+            self._foreseen(index)
 
     def _unsettled(self) -> Iterator[int]:
         """Blocks that are kept, and must be looked at before the copy can be whole."""
@@ -387,4 +371,4 @@ class Copy:
         """From now on it is streamed: its file is gone, or its disk. Who has the file open reads on."""
         with self._lock:
             self._disk = self._earlier = None
-            self._is_synced = False
+            self._is_synced, self._refused = False, True

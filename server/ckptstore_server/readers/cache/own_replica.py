@@ -27,7 +27,7 @@ class OwnReplica:
     """The same to its readers as `copy.Copy`. The reader closes when the last who uses this has let go."""
 
     whole = True
-    streamed = False
+    streamed = passes_through = False
 
     def __init__(
         self,
