@@ -11,6 +11,7 @@ import typer
 from ckptstore_bench.cache.command import cache
 from ckptstore_bench.checkpoint.command import checkpoint
 from ckptstore_bench.codecs.command import codecs
+from ckptstore_bench.dcp.command import dcp
 from ckptstore_bench.interference.command import interference
 from ckptstore_bench.load.command import load
 from ckptstore_bench.mount.command import mount
@@ -62,6 +63,7 @@ group.command("cache")(cache)
 group.command("plan")(plan)
 group.command("tiers")(tiers)
 group.command("checkpoint")(checkpoint)
+group.command("dcp")(dcp)
 group.command("codecs")(codecs)
 group.command("interference")(interference)
 group.command("s3")(s3)

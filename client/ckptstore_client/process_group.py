@@ -98,6 +98,17 @@ def initialised() -> Any:
     return distributed if distributed is not None and distributed.is_available() and distributed.is_initialized() else None
 
 
+def rank_to_load(path: str, world_size: int, rank: int | None) -> int:
+    """Which of so many saved parts this process loads: the one it asks for, or its own. InvalidInput if there is none."""
+    distributed = initialised()
+    if rank is None:
+        rank = distributed.get_rank() if distributed is not None and world_size > 1 else 0
+    if type(rank) is not int or not 0 <= rank < world_size:
+        why = f"rank {rank} is outside the {world_size} ranks that saved it"
+        raise InvalidInput(why, operation="load", subject=path, hint="pass rank=k to load another rank's part")
+    return rank
+
+
 def shared_on_this_node(parts: int, rank: int) -> bool:
     """Whether other processes here most likely load the same part of a checkpoint of so many: a launcher (torchrun, and others as it does)
     started several on this node, and this one does not load a part of its own."""

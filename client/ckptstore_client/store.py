@@ -42,7 +42,7 @@ from ckptstore_client.connection import Connection
 from ckptstore_client.loading import load_state
 from ckptstore_client.namespace import Namespace
 from ckptstore_client.pending import SNAPSHOT, PendingCheckpoint
-from ckptstore_client.process_group import ProcessGroup, initialised, resolved_together, shared_on_this_node
+from ckptstore_client.process_group import ProcessGroup, rank_to_load, resolved_together, shared_on_this_node
 from ckptstore_client.reading import VerifiedObject
 from ckptstore_client.saving import OnBusy, Save, Saver, SaveRequest, abort_quietly, checked_metadata, checked_step, checked_timeout
 from ckptstore_client.sharding.loading import PerRank, ShardedCheckpoint, Share
@@ -146,8 +146,8 @@ class Store(Namespace):
         if on_busy not in ("wait", "skip", "fail"):
             raise InvalidInput(f"on_busy is 'wait', 'skip' or 'fail', not {on_busy!r:.80}", operation="save", subject=path)
         metadata = checked_metadata(metadata, operation="save", path=path)
-        step, wanted = checked_step(step, path), (expect,) if isinstance(expect, str) else tuple(expect)
-        request = SaveRequest(path, step, bool(replace), metadata, on_busy, bool(incremental), shards, wanted)
+        wanted = (expect,) if isinstance(expect, str) else tuple(expect)
+        request = SaveRequest(path, checked_step(step, path), bool(replace), metadata, on_busy, bool(incremental), shards, wanted)
         return self._pending(path, self._saver.save(request, state, rank, world_size, guard))
 
     def reserve(self, state: Any) -> Future[int]:
@@ -251,7 +251,7 @@ class Store(Namespace):
         if shards is not None or per_rank is not None:
             why = "its state is not spread over ranks: shards= and per_rank= mean nothing"
             raise InvalidInput(why, operation="load", subject=path, hint="leave them out")
-        rank = self._rank_to_load(publication, rank)
+        rank = rank_to_load(publication.path, publication.world_size, rank)
         shared = shared_on_this_node(publication.world_size, rank) if shared is None else shared
         file = self._file(publication, part_file_name(rank, publication.world_size))
         if file.whole is not None and not mmap:
@@ -269,7 +269,7 @@ class Store(Namespace):
     def open_sharded(
         self, path: str, *, rank: int | None = None, per_rank: PerRank | Mapping[str, PerRank] | None = None
     ) -> tuple[ShardedCheckpoint, Share]:
-        """A checkpoint to read boxes of its tensors from, and what is this process's share of it; the caller closes it."""
+        """A checkpoint to read boxes of its tensors from, and this process's share of it; the caller closes it."""
         check_path(path, operation="load", latest_allowed=True)
         publication = self._resolve_for_all(path) if path.endswith(f"/{LATEST}") else self._resolve(path)
         return self._open_sharded(publication, shared_on_this_node(1, 0)), share_of(publication, rank, None, per_rank)
@@ -277,15 +277,6 @@ class Store(Namespace):
     def _open_sharded(self, publication: PublicationInfo, shared: bool) -> ShardedCheckpoint:
         open_file = partial(self._open, path=publication.path, operation="load", shared=shared)
         return self._indexes.open(publication, partial(self._file, publication), open_file, lambda i: open_file(self._object(i)))
-
-    def _rank_to_load(self, publication: PublicationInfo, rank: int | None) -> int:
-        distributed = initialised()
-        if rank is None:
-            rank = distributed.get_rank() if distributed is not None and publication.world_size > 1 else 0
-        if type(rank) is not int or not 0 <= rank < publication.world_size:
-            why = f"rank {rank} is outside the {publication.world_size} ranks that saved it"
-            raise InvalidInput(why, operation="load", subject=publication.path, hint="pass rank=k to load another rank's part")
-        return rank
 
     def get(self, path: str, local: str | Path, *, replace: bool = False, progress: local_files.Progress | None = None) -> Path:
         """Copy what is published at `path` (a file, a folder, a checkpoint, or one file of these) to `local`, verified, all or nothing.
