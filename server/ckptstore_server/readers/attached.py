@@ -13,11 +13,15 @@ from pathlib import Path
 
 from ckptstore.catalog.model import Attachment
 from ckptstore.errors import CkptStoreError, InvalidInput
+from ckptstore.paths import ancestors
 from ckptstore.tree_messages import AttachmentInfo, AttachStorage
 from ckptstore_server.node import Node
 from ckptstore_server.readers.origins.answers import Answers
 from ckptstore_server.readers.origins.open_storage import folder_of, is_folder, open_storage
 from ckptstore_server.readers.shown import Shown
+
+#: How soon what another node attached or detached shows here.
+LOOK_S = 0.4
 
 
 class Attached:
@@ -25,10 +29,14 @@ class Attached:
         self._node = node
         self._open: dict[Attachment, Answers] = {}
         self._opening = asyncio.Lock()
+        self._known: dict[str, Attachment] = {}  # by path, as the catalog had them
+        self._known_until_s = 0.0
+        self._changes = 0  # made here
 
     async def over(self, path: str) -> Shown | None:
         """The attachment at or above `path`, and what the path is called there."""
-        attachment = await self._node.query(self._node.catalog.attached_over, path)
+        known = await self._attachments()
+        attachment = next((known[place] for place in (path, *ancestors(path)) if place in known), None)
         if attachment is None:
             return None
         return Shown(attachment, await self._answers(attachment), path[len(attachment.path) + 1 :])
@@ -55,13 +63,13 @@ class Attached:
             raise
         if self._open.setdefault(made, answers) is not answers:
             await self._node.run(self._node.upkeep_executor, answers.close)
-        self._node.board.announce()
+        self._changed()
         return self._info(made)
 
     async def detach(self, path: str) -> AttachmentInfo:
         """Readers keep what they have open."""
         gone = await self._node.query(self._node.catalog.detach, path)
-        self._node.board.announce()
+        self._changed()
         return self._info(gone)
 
     async def all(self) -> list[AttachmentInfo]:
@@ -90,6 +98,21 @@ class Attached:
         """Blocking, at the daemon's end."""
         for answers in self._open.values():
             answers.close()
+
+    async def _attachments(self) -> dict[str, Attachment]:
+        """What the catalog has, at most `LOOK_S` old as to other nodes' doing: readers ask this for every path."""
+        if time.monotonic() >= self._known_until_s:
+            changes, now_s = self._changes, time.monotonic()
+            found = {attachment.path: attachment for attachment in await self._node.query(self._node.catalog.attachments)}
+            if changes != self._changes:
+                return found  # it may be of before the change
+            self._known, self._known_until_s = found, now_s + LOOK_S
+        return self._known
+
+    def _changed(self) -> None:
+        self._changes += 1
+        self._known_until_s = 0.0
+        self._node.board.announce()
 
     async def _answers(self, attachment: Attachment) -> Answers:
         async with self._opening:
