@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import http.client as http_client
 import json
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
+from ckptstore.catalog import Catalog
 from ckptstore_server.hugging_face.models import commit_of
 from tests.contract.store_place import TOKEN
 from tests.readers.hub_place import READ_TOKEN, HubPlace, hub
@@ -65,18 +67,20 @@ def test_a_large_files_etag_is_its_sha256_and_nothing_leads_to_another_protocol(
     assert http.get(f"/{model}/resolve/main/model.safetensors").content == WEIGHTS
 
 
-def test_the_etag_is_there_before_anybody_asks(hub: HubPlace, model: str) -> None:
-    """It was computed at publishing: the objects are not read again for it."""
+@pytest.mark.parametrize("way", ["put", "moved"])
+def test_the_etag_is_there_before_anybody_asks(hub: HubPlace, way: str, tmp_path: Path) -> None:
+    """It was computed when the model came there: the objects are not read again for it."""
+    path = f"/models/org/{way}-before"
+    for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    hub.store.put(tmp_path, path if way == "put" else "/runs/before")
+    if way == "moved":
+        hub.store.mv("/runs/before", path)
     with hub.daemon.http() as inside:
-        info = inside.get("/v1/publications", params={"path": f"/models/{model}"}).json()
-        files = inside.get(f"/v1/publications/{info['publication_id']}/files").json()["files"]
-    from ckptstore.catalog import Catalog
-
-    catalog = Catalog.open(f"sqlite:///{hub.daemon.home / 'catalog.sqlite3'}", node="a test")
-    try:
+        files = inside.get(f"/v1/publications/{hub.store.stat(path).publication_id}/files").json()["files"]
+    with closing(Catalog.open(f"sqlite:///{hub.daemon.home / 'catalog.sqlite3'}", node="a test")) as catalog:
         prints = catalog.fingerprints([file["object_id"] for file in files])
-    finally:
-        catalog.close()
     assert {prints[file["object_id"]].sha256 for file in files} == {hashlib.sha256(content).hexdigest() for content in FILES.values()}
 
 

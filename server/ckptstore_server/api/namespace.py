@@ -63,4 +63,5 @@ async def move(services: TheServices, message: Move) -> Moved:
     await services.changes.told()
     await services.publisher.soon()  # the new records first, then the tombstones of what it replaced
     await services.deletion.soon()
+    await services.models.arrived(moved.moved)
     return moved

@@ -22,6 +22,8 @@ from ckptstore_server.verified_blocks import VerifiedBlocks
 from ckptstore_tiers.checksums import BLOCK_BYTES, block_length
 
 THREADS = 4
+#: How long a publish or a move waits for fingerprints, in seconds: a client gives a request up after two minutes without an answer.
+PATIENCE_S = 60.0
 
 
 class Fingerprinter:
@@ -31,14 +33,25 @@ class Fingerprinter:
         self._folder = node.settings.hugging_face.models
         self._executor = ThreadPoolExecutor(THREADS, "fingerprint")
         self._under_way: dict[str, asyncio.Task[Fingerprint]] = {}
+        self._turns: set[asyncio.Task[None]] = set()
 
     async def before_publish(self, view: AttemptView) -> None:
         """What is about to become a model has its fingerprints when it is seen. What cannot be read now gets them on demand."""
-        if not view.path.startswith(f"{self._folder}/"):
-            return
-        try:
+        if view.path.startswith(f"{self._folder}/"):
             files = await self._node.query(lambda: [file.object_id for file in self._node.catalog.attempt_files(view.attempt_id)])
-            await self.of(files)
+            await self.soon(files)
+
+    async def soon(self, object_ids: Iterable[str]) -> None:
+        """Return when they have their fingerprints, or after `PATIENCE_S`: what takes longer goes on behind."""
+        turn = asyncio.create_task(self._remarked(list(object_ids)))
+        self._turns.add(turn)
+        turn.add_done_callback(self._turns.discard)
+        await asyncio.wait({turn}, timeout=PATIENCE_S)
+
+    async def _remarked(self, object_ids: list[str]) -> None:
+        """The top of a task."""
+        try:
+            await self.of(object_ids)
         except CkptStoreError as error:
             self._node.remark("fingerprints", error)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 
 from ckptstore.catalog.model import Publication
 from ckptstore.errors import InvalidInput, NotFound
@@ -88,11 +89,30 @@ class Models:
                 if entry.kind == "folder" and entry.version:
                     found.append(name)
                 elif entry.kind == "folder":
-                    inner = [model.path async for model in self._entries(entry.path) if model.kind == "folder"]
-                    found += [path.removeprefix(f"{self._folder}/") for path in inner]
+                    found += await self._ids_of(entry.path, limit - len(found))
         except NotFound:
             return []
-        return [name for name in found if "@" not in name][:limit]
+        return [name for name in found if "@" not in name]
+
+    async def _ids_of(self, organisation: str, limit: int) -> list[str]:
+        found: list[str] = []
+        async for entry in self._entries(organisation):
+            if len(found) >= limit:
+                break
+            if entry.kind == "folder":
+                found.append(entry.path.removeprefix(f"{self._folder}/"))
+        return found
+
+    async def arrived(self, paths: Iterable[str]) -> None:
+        """These were moved: what has become a model gets its fingerprints before somebody asks."""
+        found: list[FileInfo] = []
+        for path in paths:
+            if path.startswith(f"{self._folder}/"):
+                with suppress(NotFound):  # removed since
+                    info = await self._tree.look(path)
+                    found += [info] if info.kind == "file" else [inner async for inner in self._walk(path)]
+        if found:
+            await self._fingerprinter.soon(file.version for file in found)
 
     # --- snapshots -------------------------------------------------------------------------------------------------------------------
 
