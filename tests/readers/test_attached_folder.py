@@ -13,7 +13,9 @@ from ckptstore.errors import AlreadyExists, InvalidInput, NotFound, PathConflict
 from ckptstore_server.readers.origin import FileVersion
 from ckptstore_server.readers.origins import folder as folder_module
 from ckptstore_server.readers.origins.folder import FolderStorage
+from tests.daemon_process import write_config
 from tests.readers.places import Inside, content_of, inside
+from tests.until import until
 
 HOSTILE = [b"with\nnewline", b"\xff\xfe not utf-8", b"@latest", b"@other", b"x" * 201, b"tab\there"]
 
@@ -328,6 +330,26 @@ def test_a_detached_file_goes_on_for_who_has_it_open(tree: Inside, models: Path,
     with pytest.raises(NotFound):
         tree.look("/m")
     assert content_of(opened, origin) == b"unicode"
+
+
+def test_what_one_node_attaches_shows_on_the_others_and_goes_there_too(tmp_path: Path, models: Path) -> None:
+    for node in ("one", "two"):
+        tiers = [{"name": "nvme", "kind": "posix", "path": tmp_path / node / "nvme"}]
+        write_config(tmp_path / node, tiers=tiers, memory={"limit": "64MiB"}, catalog_url=f"sqlite:///{tmp_path / 'shared.sqlite3'}")
+    with inside(tmp_path / "one") as here, inside(tmp_path / "two") as there:
+        assert there.names("/") == []
+        here.attach(models, "/m")
+        assert until("it shows", lambda: _seen(there, "/m/é ü.bin")) == 7
+        here.run(here.services.attached.detach("/m"))
+        assert _seen(here, "/m/é ü.bin") is None
+        until("it is gone", lambda: _seen(there, "/m/é ü.bin") is None)
+
+
+def _seen(tree: Inside, path: str) -> int | None:
+    try:
+        return tree.look(path).size_bytes
+    except NotFound:
+        return None
 
 
 def test_a_folder_that_went_away_is_unavailable_and_not_empty(tree: Inside, models: Path) -> None:
