@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -60,6 +62,25 @@ class Mounted:
             children = Path(f"/proc/{self.holder}/task/{self.holder}/children").read_text("ascii").split()
             return int(children[0]) if children else 0
         return 0
+
+    @contextmanager
+    def nobody_serving(self) -> Iterator[None]:
+        """The serving process is stopped inside the `with`: what is answered there, it has not answered. A test that would hang fails."""
+        stopped, late = self.worker, threading.Event()
+
+        def go_on() -> None:
+            late.set()
+            os.kill(stopped, signal.SIGCONT)
+
+        watchdog = threading.Timer(15.0, go_on)
+        watchdog.start()
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            watchdog.cancel()
+            os.kill(stopped, signal.SIGCONT)
+        assert not late.is_set(), "somebody had to serve it"
 
     def kill_worker(self) -> None:
         """SIGKILL; returns when the next one is there."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -79,12 +78,8 @@ def test_a_published_file_is_hot_and_its_attributes_tell_what_it_is(mounted: Mou
     put(store, tmp_path, "/hot/file", DATA)
     file = mounted / "hot/file"
     until("it shows", file.exists)
-    with open(file, "rb", buffering=0) as opened:
-        os.kill(mounted.worker, signal.SIGSTOP)
-        try:
-            assert opened.read() == DATA
-        finally:
-            os.kill(mounted.worker, signal.SIGCONT)
+    with open(file, "rb", buffering=0) as opened, mounted.nobody_serving():
+        assert opened.read() == DATA
     store.wait("/hot/file", "pfs", timeout_s=60)
     told = {name.rpartition(".")[2]: os.getxattr(file, name).decode() for name in os.listxattr(file)}
     assert told["path"] == "/hot/file" and told["object"] == told["version"] and told["tier"] == "local"

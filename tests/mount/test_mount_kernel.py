@@ -57,14 +57,10 @@ def replace(file: Path, data: bytes) -> None:
 
 def test_a_hot_file_is_read_by_the_kernel_itself(hot: Mounted) -> None:
     """The process that serves is stopped: whatever is read meanwhile, it has not answered."""
-    with open(hot / "models/hot.bin", "rb", buffering=0) as file:
-        os.kill(hot.worker, signal.SIGSTOP)
-        try:
-            assert file.read(1000) == DATA[:1000]
-            with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-                assert mapped[:] == DATA
-        finally:
-            os.kill(hot.worker, signal.SIGCONT)
+    with open(hot / "models/hot.bin", "rb", buffering=0) as file, hot.nobody_serving():
+        assert file.read(1000) == DATA[:1000]
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            assert mapped[:] == DATA
 
 
 def test_a_cold_file_and_one_without_passthrough_are_read_through_the_mount(mounted: Mounted) -> None:
@@ -79,11 +75,8 @@ def test_a_file_that_becomes_whole_while_it_is_open_is_read_both_ways_at_once(ho
         assert cold.read(10) == DATA[:10]
         os.removexattr(source / "models/cold.bin", "user.cold")
         with open(hot / "models/cold.bin", "rb", buffering=0) as now_hot:
-            os.kill(hot.worker, signal.SIGSTOP)
-            try:
+            with hot.nobody_serving():
                 assert now_hot.read() == DATA
-            finally:
-                os.kill(hot.worker, signal.SIGCONT)
             assert cold.read() == DATA[10:]
             assert os.fstat(cold.fileno()).st_ino == os.fstat(now_hot.fileno()).st_ino
 

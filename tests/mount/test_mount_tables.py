@@ -145,7 +145,8 @@ class Succession(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def rewritten_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "SMALL_BYTES", 600)
+    monkeypatch.setattr(journal, "SMALL_BYTES", 100)
+    monkeypatch.setattr(journal, "GROWTH", 1)
 
 
 class TestSuccession(Succession.TestCase):  # type: ignore[name-defined,misc]

@@ -102,6 +102,12 @@ class Believed:
                     self._answers.pop(path, None)
                     self._answers.pop(join(path, LATEST), None)
 
+    def doubt(self, path: str) -> None:
+        """It has turned out that what was known of this path is not so any more."""
+        with self._lock:
+            self._told += 1
+            self._answers.pop(path, None)
+
     def told_of(self, yes: bool, *, away: bool = False) -> None:
         """Whether changes are being told at the moment; `away`: nobody answers at all, so that what was known has to do."""
         with self._lock:

@@ -165,6 +165,9 @@ class FileSystem:
                     self._files.count(request.unique, file)
                     self._told_stale.pop((node.path, request.pid), None)
                 return opened
+            except StaleVersion:  # ESTALE: the kernel looks up again, and is answered anew
+                self._believed.doubt(node.path)
+                raise
             finally:
                 file.opening.release()
 
@@ -249,7 +252,11 @@ class FileSystem:
         file = self._files.get(request.node)
         if file is None:
             raise Refused(errno.EBADF)
-        return self._reading.read(file, offset_bytes, size_bytes, may_wait=may_wait)
+        try:
+            return self._reading.read(file, offset_bytes, size_bytes, may_wait=may_wait)
+        except StaleVersion:
+            self._believed.doubt(file.node.path)
+            raise
 
     def release(self, request: Request, may_wait: bool) -> Body:
         with self.lock:

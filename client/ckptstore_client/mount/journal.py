@@ -7,7 +7,7 @@ answered is asked again by the kernel, with the same `unique`: lines carry it, a
 When the journal has grown, what is still true is written to a second memory file, whose last line says that it is complete; only then is
 the first emptied. Killed at any point, one of the two is whole. A line that was cut off had not been answered.
 
-Call everything under the tables' lock.
+Call everything under the tables' lock. Change the tables first and append then: a journal that is written anew takes their present state.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 import orjson
 
 Line = Sequence[Any]
-#: Below this a journal is not worth rewriting.
-SMALL_BYTES = 4 << 20
+#: A journal is rewritten when it has grown by this factor; below this size it is not worth it.
+GROWTH, SMALL_BYTES = 4, 4 << 20
 _COMPLETE = "complete"
 
 
@@ -48,7 +48,7 @@ class Journal:
         data = b"".join(orjson.dumps(line) + b"\n" for line in lines)
         os.pwrite(self._current, data, self._size)
         self._size += len(data)
-        if self._size > max(SMALL_BYTES, 4 * self._rewritten_bytes):
+        if self._size > max(SMALL_BYTES, GROWTH * self._rewritten_bytes):
             self._rewrite()
 
     def _rewrite(self) -> None:

@@ -97,6 +97,8 @@ class Nodes:
             self._remember(unique, id)
         elif line[0] == "forget":
             self._drop(line[1], line[2])
+        elif line[0] == "looked":
+            self._remember(line[1], line[2])
         elif line[0] == "next":
             self._next = max(self._next, line[1])
 
@@ -104,6 +106,7 @@ class Nodes:
         """All that is true now, for a journal that is written anew."""
         yield ("next", self._next)
         yield from (node.line() for node in self._by_id.values() if node.id != ROOT_ID)
+        yield from (("looked", unique, id) for unique, ids in self._counted.items() for id in ids)
 
     def get(self, id: int) -> Node | None:
         return self._by_id.get(id)
@@ -134,8 +137,9 @@ class Nodes:
 
     def forget(self, id: int, lookups: int) -> bool:
         """Whether the kernel does not know the node any more."""
+        is_gone = self._drop(id, lookups)
         self._journal.append(("forget", id, lookups))
-        return self._drop(id, lookups)
+        return is_gone
 
     def __len__(self) -> int:
         return len(self._by_id)

@@ -167,7 +167,7 @@ def recall(journal: Journal, nodes: Nodes, files: OpenFiles) -> Agreed | None:
     for line in journal.lines():
         if line[0] == "agreed":
             agreed = Agreed(*line[1:])
-        elif line[0] in ("node", "look", "forget", "next"):
+        elif line[0] in ("node", "look", "looked", "forget", "next"):
             nodes.recall(line)
         else:
             files.recall(line, nodes.get(line[2] if line[0] == "open" else line[1]))
