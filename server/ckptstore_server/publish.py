@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 
 from ckptstore.catalog.model import AttemptState, AttemptView, Kind, NewObject, StoredFile, record_key
-from ckptstore.errors import AlreadyExists, CkptStoreError, PathConflict, TierFull, TierUnavailable
+from ckptstore.errors import AlreadyExists, CkptStoreError, NotFound, PathConflict, TierFull, TierUnavailable
 from ckptstore.failpoints import declare, failpoint
 from ckptstore.manifest import build_index
 from ckptstore.paths import INDEX_NAME, SHARDS_NAME
@@ -140,10 +140,15 @@ class Publisher:
     async def settle(self, handle: TierHandle) -> None:
         """Write the commit records that this node owes in a tier; after each, the tier counts as holding the checkpoint."""
         async with self.record_locks[handle.name]:
-            while owed := await self._node.query(self._node.catalog.owed_records, handle.name, limit=RECORDS_PER_ROUND):
+            written = True
+            while written and (owed := await self._node.query(self._node.catalog.owed_records, handle.name, limit=RECORDS_PER_ROUND)):
+                written = False
                 for publication_id in owed:
                     try:
                         await self._node.run(self._node.tier_executor(handle), self._write_record, handle, publication_id)
+                        written = True
+                    except NotFound:
+                        continue  # deleted since: what replaced it got its record in this very round
                     except CkptStoreError as error:
                         self._node.remark(f"commit record in {handle.name}", error)
                         return

@@ -18,12 +18,13 @@ import errno
 import os
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 from fsspec.spec import AbstractFileSystem
-from fsspec.utils import stringify_path
+from fsspec.utils import isfilelike, stringify_path
 
 from ckptstore.paths import join, parent_and_name
 from ckptstore.tree_messages import FileInfo
@@ -33,8 +34,11 @@ from ckptstore_client.fsspec_files.new_file import NewFile
 from ckptstore_client.fsspec_files.ranges import Range, clipped, read_ranges
 from ckptstore_client.fsspec_files.read_file import ReadFile
 from ckptstore_client.store import Store
+from ckptstore_client.tree import TreeFile
 
 _SCHEME = "ckpt://"
+#: What is copied to a local file at once.
+PIECE_BYTES = 64 << 20
 
 
 class CkptFileSystem(AbstractFileSystem):  # type: ignore[misc]
@@ -176,6 +180,18 @@ class CkptFileSystem(AbstractFileSystem):  # type: ignore[misc]
                     found[index] = error
         return found
 
+    def get_file(self, rpath: str, lpath: Any, callback: Any = None, outfile: Any = None, **_: Any) -> None:
+        """In large pieces, each of several blocks that are read and verified at once."""
+        path = self._strip_protocol(rpath)
+        if outfile is None and self.isdir(path):
+            Path(lpath).mkdir(parents=True, exist_ok=True)
+            return
+        with as_python_errors(path), self.store.tree.open(path) as opened, ExitStack() as stack:
+            if outfile is None and not isfilelike(lpath):
+                Path(lpath).parent.mkdir(parents=True, exist_ok=True)
+                outfile = stack.enter_context(open(lpath, "wb"))
+            _copy_out(opened, outfile or lpath, callback)
+
     # --- writing -----------------------------------------------------------------------------------------------------------------
 
     def _open_new(self, path: str, mode: str, autocommit: bool) -> NewFile:
@@ -260,6 +276,18 @@ class CkptFileSystem(AbstractFileSystem):  # type: ignore[misc]
                         self.store.rm(found, recursive=True)
                 else:
                     self.rm_file(found)
+
+
+def _copy_out(opened: TreeFile, target: Any, callback: Any) -> None:
+    buffer = memoryview(bytearray(min(PIECE_BYTES, opened.info.size_bytes)))
+    if callback is not None:
+        callback.set_size(opened.info.size_bytes)
+    for start in range(0, opened.info.size_bytes, PIECE_BYTES):
+        piece = buffer[: opened.info.size_bytes - start]
+        opened.read_into(start, piece)
+        target.write(piece)
+        if callback is not None:
+            callback.relative_update(len(piece))
 
 
 def _split(url: str) -> tuple[str, str]:
