@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Iterator
@@ -211,6 +212,33 @@ def test_a_file_larger_than_the_cache_is_streamed_and_right(tmp_path: Path) -> N
         with pytest.raises(TierFull):
             copy.descriptor()
         assert bed.data_files() == []
+
+
+def test_a_stream_begins_when_its_first_block_is_there(bed: CacheBed) -> None:
+    bed.upstream.gate, bed.upstream.gate_from = threading.Event(), 1
+    answer = contents.answer(bed.run(bed.cache.open(PATH)), {})
+    bed.run(answer.start())
+    chunks = answer.chunks()
+    assert bed.run(anext(chunks)) == bed.upstream.files[PATH][:BLOCK_BYTES]
+    bed.upstream.gate.set()
+
+    async def rest() -> bytes:
+        return b"".join([chunk async for chunk in chunks])
+
+    assert bed.run(rest()) == bed.upstream.files[PATH][BLOCK_BYTES:]
+
+
+def test_a_reader_that_goes_away_takes_no_block_from_another(bed: CacheBed) -> None:
+    bed.upstream.gate = threading.Event()
+    copy = bed.open(PATH)
+    with ThreadPoolExecutor(1) as reader:
+        staying = reader.submit(bed.block, copy, 0)
+        until("the block is on its way", lambda: copy.busy)
+        leaving = asyncio.run_coroutine_threadsafe(copy.block(0, 0, 10), bed._loop)
+        leaving.cancel()
+        bed.upstream.gate.set()
+        assert staying.result(60) == bed.upstream.files[PATH][:BLOCK_BYTES]
+    assert bed.upstream.reads[copy.file.version, 0] == 1
 
 
 def test_what_is_passed_through_is_fetched_once_for_each_stream_and_nothing_in_vain(tmp_path: Path) -> None:

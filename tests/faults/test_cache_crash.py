@@ -258,7 +258,7 @@ def test_on_a_disk_that_is_full_every_reader_gets_the_right_bytes(small_disk: Pa
 
 
 def test_a_disk_that_others_fill_is_streamed_past_and_used_again_when_there_is_room(small_disk: Path) -> None:
-    (small_disk / "other").write_bytes(bytes(10 * BLOCK_BYTES))
+    (small_disk / "other").write_bytes(bytes((2 * BLOCKS - 2) * BLOCK_BYTES))
     with cache_bed(small_disk / "cache", upstream()) as bed:
         assert bed.read(PATHS[0]) == bed.upstream.files[PATHS[0]]
         assert bed.open(PATHS[0]).streamed
@@ -272,7 +272,7 @@ def test_a_disk_that_fills_under_a_reader_gives_its_bytes_all_the_same(small_dis
         bed.upstream.gate = threading.Event()
         copy = bed.open(PATHS[0])
         assert not copy.streamed
-        (small_disk / "other").write_bytes(bytes(10 * BLOCK_BYTES))
+        (small_disk / "other").write_bytes(bytes((2 * BLOCKS - 2) * BLOCK_BYTES))
         bed.upstream.gate.set()
         assert b"".join(bed.block(copy, index) for index in range(BLOCKS)) == bed.upstream.files[PATHS[0]]
         assert bed.remarks == []

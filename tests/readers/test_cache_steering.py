@@ -63,6 +63,10 @@ def test_a_warmed_model_is_all_here_and_reading_it_fetches_nothing(store: Store,
     after = store.cache.status()
     assert after.fetched_bytes == before
     assert after.saved_bytes == MODEL_BYTES  # read twice, fetched once
+    with daemon.http() as http:
+        lines = http.get("/metrics").text.splitlines()
+    told = dict(line.rsplit(" ", 1) for line in lines if line.startswith("ckptstore_cache_"))
+    assert (float(told["ckptstore_cache_saved_bytes"]), told["ckptstore_cache_up"]) == (MODEL_BYTES, "1.0")
 
 
 def test_a_check_tells_how_much_is_here_and_fetches_nothing(store: Store, model: str) -> None:

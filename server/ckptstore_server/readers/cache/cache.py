@@ -307,10 +307,11 @@ class Cache:
             return False
         with self._evicting:
             try:
-                there_is, gone = self.shelf.grow(copy.file.version, size_bytes, self.limit_bytes, self._is_busy)
+                limit_bytes = self.limit_bytes(self.shelf.held_bytes)
             except OSError as error:
                 self.disk_failed(error)
                 return False
+            there_is, gone = self.shelf.grow(copy.file.version, size_bytes, limit_bytes, self._is_busy)
             self._remove_files(gone)
             self._note(there_is)
         return there_is
@@ -334,10 +335,11 @@ class Cache:
         with self._evicting:
             before = self.shelf.held_bytes
             try:
-                gone = self.shelf.shrink(limit_bytes, self._is_busy)
+                limit = limit_bytes(before)
             except OSError as error:
                 self.disk_failed(error)
                 return 0
+            gone = self.shelf.shrink(limit, self._is_busy)
             self._remove_files(gone)
         return before - self.shelf.held_bytes
 

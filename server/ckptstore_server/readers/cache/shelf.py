@@ -118,12 +118,10 @@ class Shelf:
 
     # --- room ----------------------------------------------------------------------------------------------------------------------
 
-    def grow(
-        self, version: str, by_bytes: int, limit_bytes: Callable[[int], int], is_busy: Callable[[str], bool]
-    ) -> tuple[bool, list[str]]:
+    def grow(self, version: str, by_bytes: int, limit_bytes: int, is_busy: Callable[[str], bool]) -> tuple[bool, list[str]]:
         """Count more bytes of a version; whether there is room for them, and which versions are off the shelf for it.
 
-        `limit_bytes` tells, from what is held, how much may be. Files of what is off the shelf must be gone before the next call.
+        One call at a time, with the files of what went gone before the next: `limit_bytes` counts on the room that they leave.
         """
         gone: list[str] = []
         with self._lock:
@@ -131,24 +129,22 @@ class Shelf:
             if held is None:
                 return False, gone
             may_go = self._may_go(lambda other: other == version or is_busy(other))
-            limit = limit_bytes(self._policy.held_bytes)
             for path, quota_bytes in self._quotas.items():
                 if is_below(held.file.path, path) and not self._make_room_below(path, quota_bytes - by_bytes, may_go, gone):
                     return False, gone
-            while self._policy.held_bytes + by_bytes > limit:
+            while self._policy.held_bytes + by_bytes > limit_bytes:
                 if not self._evict_one(may_go, gone):
                     return False, gone
             held.size_bytes += by_bytes
             self._policy.resize(version, held.size_bytes)
         return True, gone
 
-    def shrink(self, limit_bytes: Callable[[int], int], is_busy: Callable[[str], bool]) -> list[str]:
+    def shrink(self, limit_bytes: int, is_busy: Callable[[str], bool]) -> list[str]:
         """The versions that are off the shelf, so that no more than so much is held, as far as they may go."""
         gone: list[str] = []
         with self._lock:
-            limit = limit_bytes(self._policy.held_bytes)
             may_go = self._may_go(is_busy)
-            while self._policy.held_bytes > limit and self._evict_one(may_go, gone):
+            while self._policy.held_bytes > limit_bytes and self._evict_one(may_go, gone):
                 pass
         return gone
 
