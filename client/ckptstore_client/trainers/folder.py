@@ -1,0 +1,152 @@
+"""One run's folder of checkpoints in the store, as a trainer uses it: save under a name, load, the newest, remove.
+
+A save returns when its bytes are copied; it goes on in the daemon. A save that failed later is told with the next one, as a warning in
+the log, since training goes on and newer checkpoints follow; `finish` raises it, if it was the last. Checkpoints are removed only when
+every save that was under way when that was asked for has been published, so that a trainer which deletes the old one first never has
+none; a trainer that dies before that leaves the old one.
+
+Used by one thread, the trainer's. The store is connected to at the first use.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ckptstore.errors import AttemptAborted, CkptStoreError, NotFound
+from ckptstore.paths import LATEST, check_path
+from ckptstore_client.connecting import connect
+from ckptstore_client.pending import PendingCheckpoint
+from ckptstore_client.process_group import resolved_together
+from ckptstore_client.saving import OnBusy
+from ckptstore_client.store import Store
+from ckptstore_client.trainers.leaves import restored, stored
+
+_log = logging.getLogger(__name__)
+_SCHEME = "ckpt://"
+
+
+class RunFolder:
+    def __init__(self, folder: str, *, store: Store | None, pickle: bool, on_busy: OnBusy, incremental: bool) -> None:
+        self.path = check_path(folder, operation="use folder")
+        self._given = store
+        self._pickle = pickle
+        self._on_busy: OnBusy = on_busy
+        self._incremental = incremental
+        self._pending: list[PendingCheckpoint] = []
+        self._removals: list[_Removal] = []
+
+    @cached_property
+    def store(self) -> Store:
+        return self._given or connect()
+
+    def holds(self, name: object) -> bool:
+        """Whether this is a path of the store: one in the folder, or one with the scheme."""
+        return isinstance(name, str) and (name.startswith((f"{self.path}/", _SCHEME)) or name == self.path)
+
+    def path_of(self, name: str) -> str:
+        """Where a checkpoint lies: its path if it is one, else the last part of a trainer's own name for it, in this folder."""
+        if name.startswith(_SCHEME):
+            return "/" + name.removeprefix(_SCHEME).lstrip("/")
+        return name if name.startswith(f"{self.path}/") else f"{self.path}/{name.rstrip('/').rsplit('/', 1)[-1]}"
+
+    def newest(self) -> str | None:
+        """The newest checkpoint's own path, the same on all ranks; None if there is none yet. Collective where there are several ranks."""
+        try:
+            return resolved_together(lambda: self.store.stat(f"{self.path}/{LATEST}").path)
+        except NotFound:
+            return None
+
+    def save(self, path: str, state: Any, *, guard: Any = None, alone: bool = False, **about: Any) -> PendingCheckpoint:
+        """Save over whatever is there, as trainers do. `alone`: this rank's state is all of it; else every rank saves its own."""
+        self._settle()
+        self._removals = [removal for removal in self._removals if removal.path != path]
+        ranks: dict[str, Any] = {"rank": 0, "world_size": 1} if alone else {}
+        pending = self.store.save(
+            path,
+            stored(state, with_pickle=self._pickle),
+            replace=True,
+            on_busy=self._on_busy,
+            incremental=self._incremental,
+            guard=guard,
+            **ranks,
+            **about,
+        )
+        self._pending.append(pending)
+        return pending
+
+    def load(self, path: str, *, only: str | Sequence[str] | None = None, rank: int = 0) -> Any:
+        """What a rank saved, or a part of it ("model/*"). New tensors on the CPU."""
+        self.copied()
+        return restored(self.store.load(path, only=only, rank=rank), with_pickle=self._pickle, place=path)
+
+    def copied(self) -> None:
+        """Wait until nothing reads the trainer's tensors: before they are changed by other means than a guarding optimizer's step."""
+        for pending in self._pending:
+            with pending.before_mutation():
+                pass
+
+    def remove(self, path: str) -> None:
+        """Remove it when all that is being saved now is published. It stays if one of these fails, or if it is held."""
+        self._settle()
+        self._removals.append(_Removal(path, list(self._pending)))
+        self._settle()
+
+    def finish(self) -> None:
+        """Wait until every save is over, and remove what may go then. Raises why the last save failed, if it did."""
+        failure: AttemptAborted | None = None
+        for pending in self._pending:
+            try:
+                pending.wait_published()
+                failure = None
+            except AttemptAborted as error:
+                failure = error
+        skipped = bool(self._pending) and _outcome(self._pending[-1]) == "skipped"
+        self._settle(told=failure)
+        if failure is not None and not skipped:
+            raise failure
+
+    def _settle(self, *, told: AttemptAborted | None = None) -> None:
+        """Forget saves that are over, telling of those that failed, and remove what now may go."""
+        outcomes = [(pending, _outcome(pending)) for pending in self._pending]
+        for pending, outcome in outcomes:
+            if outcome.startswith("failed") and told is None:
+                _log.warning("the save of %s %s", pending.path, outcome)
+        self._pending = [pending for pending, outcome in outcomes if outcome == "under way"]
+        lost = {id(pending) for pending, outcome in outcomes if outcome not in ("under way", "published")}
+        under_way = {id(pending) for pending in self._pending}
+        waiting = [removal for removal in self._removals if not any(id(pending) in lost for pending in removal.after)]
+        self._removals = [removal for removal in waiting if any(id(pending) in under_way for pending in removal.after)]
+        for removal in waiting:
+            if removal not in self._removals:
+                self._remove_now(removal.path)
+
+    def _remove_now(self, path: str) -> None:
+        try:
+            self.store.rm(path)
+        except NotFound:
+            pass  # a policy was faster
+        except CkptStoreError as error:  # held, most likely: that is no reason to end a training
+            _log.warning("%s stays: %s", path, error)
+
+
+@dataclass(eq=False)
+class _Removal:
+    path: str
+    after: list[PendingCheckpoint]
+
+
+def _outcome(pending: PendingCheckpoint) -> str:
+    """"published", "skipped", "under way", or "failed: …"."""
+    try:
+        if pending.skipped:
+            return "skipped"
+        status = pending.status()
+    except CkptStoreError as error:
+        return "under way" if error.retryable else f"failed: {error}"
+    if status.state == "aborted":
+        return f"failed: {status.reason}"
+    return "published" if status.state == "published" else "under way"
