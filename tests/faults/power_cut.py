@@ -11,7 +11,8 @@ POSIX promises little about the rest, and file systems differ, so there are thre
                  was never fsynced is empty. This is what "rename without fsync" looks like after a crash
     ALL_KEPT     everything the process did is there: a crash of the process alone, or luck
 
-Data that was fsynced once and changed later counts as it was at the fsync. One thread at a time is shown to the model.
+Data that was fsynced once and changed later counts as it was at the fsync. The folder of copies that readers made (`keys.COPIES`) is not
+looked at: a power cut may take it, and its own tests say what then holds. One thread at a time is shown to the model.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
+
+from ckptstore_tiers.keys import COPIES
 
 
 class Survives(Enum):
@@ -104,7 +107,7 @@ class PowerCutDisk:
         """Take what is there as durable."""
         found = path.lstat()
         if stat.S_ISDIR(found.st_mode):
-            return self._new(found, _Folder({child.name: self._adopt(child) for child in path.iterdir()}))
+            return self._new(found, _Folder({child.name: self._adopt(child) for child in path.iterdir() if child.name != COPIES}))
         return self._new(found, _File(path.read_bytes()))
 
     def _new(self, found: os.stat_result, node: _File | _Folder) -> int:
@@ -127,7 +130,8 @@ class PowerCutDisk:
             node.durable_bytes = Path(f"/proc/self/fd/{fd}").read_bytes()
         else:
             with os.scandir(fd) as entries:
-                node.durable_entries = {entry.name: self._serial(entry.stat(follow_symlinks=False)) for entry in entries}
+                named = [entry for entry in entries if entry.name != COPIES]
+                node.durable_entries = {entry.name: self._serial(entry.stat(follow_symlinks=False)) for entry in named}
 
     def _moment(self, label: str, call: str) -> Moment:
         root = self._serial(self._root.lstat())
@@ -149,7 +153,7 @@ class PowerCutDisk:
 
     def _as_it_is(self, folder: Path, *, with_data: bool) -> Image:
         entries: dict[str, bytes | Image] = {}
-        for child in folder.iterdir():
+        for child in (child for child in folder.iterdir() if child.name != COPIES):
             node = self._nodes[self._serial(child.lstat())]
             if isinstance(node, _Folder):
                 entries[child.name] = self._as_it_is(child, with_data=with_data)
