@@ -109,4 +109,7 @@ def _tensors(state: Any) -> Iterable[Any]:
 
 
 def identity(tensor: Any) -> Hashable:
+    """Of a DTensor, that of its local tensor: a save copies that."""
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()
     return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)

@@ -27,7 +27,7 @@ from ckptstore.part_reading import Selection, TensorRef
 from ckptstore_client.frameworks import framework
 from ckptstore_client.pending import PendingCheckpoint
 from ckptstore_client.sharding.filling_boxes import Want, fill_boxes
-from ckptstore_client.sharding.loading import PerRank, refuse
+from ckptstore_client.sharding.loading import PerRanks, refuse
 from ckptstore_client.sharding.pieces import ArrayPieces
 from ckptstore_client.store import Store
 from ckptstore_client.tensors_numpy import add_dtypes, dtype_name
@@ -60,7 +60,7 @@ def load_tree(
     like: Any,
     *,
     rank: int | None = None,
-    per_rank: PerRank | Mapping[str, PerRank] | None = None,
+    per_rank: PerRanks = None,
 ) -> Any:
     """A tree of `like`'s structure: arrays with its shapes, dtypes and shardings (jax.ShapeDtypeStruct will do), other leaves as stored."""
     checkpoint, share = store.open_sharded(path, rank=rank, per_rank=per_rank)

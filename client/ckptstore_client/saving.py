@@ -178,7 +178,7 @@ class Saver:
                 target = rank_save.target = transport.target(opened, staged.size_bytes)
             clock.lap("open")
             bound = self._staging.bind(staged, target.view, target.key)
-            later = _guarded_leaves(staged, optimizers)
+            later = guarded_leaves(staged, optimizers)
             bound.copy(None if not later else set(range(len(staged.values))) - later)
             if later:
                 self._guards.hold(optimizers, save.copied)
@@ -309,7 +309,7 @@ class _RankSave:
             self.transport.give_back(self.target)
 
 
-def _guarded_leaves(staged: StagedState, optimizers: Sequence[Any]) -> set[int]:
+def guarded_leaves(staged: StagedState, optimizers: Sequence[Any]) -> set[int]:
     """The leaves that only a step of the optimizers changes."""
     if not optimizers:
         return set()

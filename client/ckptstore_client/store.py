@@ -45,7 +45,7 @@ from ckptstore_client.pending import SNAPSHOT, PendingCheckpoint
 from ckptstore_client.process_group import ProcessGroup, rank_to_load, resolved_together, shared_on_this_node
 from ckptstore_client.reading import VerifiedObject
 from ckptstore_client.saving import OnBusy, Save, Saver, SaveRequest, abort_quietly, checked_metadata, checked_step, checked_timeout
-from ckptstore_client.sharding.loading import PerRank, ShardedCheckpoint, Share
+from ckptstore_client.sharding.loading import PerRanks, ShardedCheckpoint, Share
 from ckptstore_client.sharding.opening import Indexes, holds_dtensors, is_sharded, share_of
 from ckptstore_client.sharding.slices import Extent
 from ckptstore_client.staging import Staging
@@ -218,7 +218,7 @@ class Store(Namespace):
         mmap: bool = False,
         shared: bool | None = None,
         shards: Mapping[str, Extent] | None = None,
-        per_rank: PerRank | Mapping[str, PerRank] | None = None,
+        per_rank: PerRanks = None,
     ) -> Any:
         """This rank's part of a checkpoint (`rank=k`: another's), every byte verified; `…/@latest` is the newest of a folder.
 
@@ -246,7 +246,7 @@ class Store(Namespace):
             raise InvalidInput(why, operation="load", subject=path, hint="fetch it with get")
         if is_sharded(publication) or (publication.world_size == 1 and (shards is not None or holds_dtensors(into))):
             share = share_of(publication, rank, shards, per_rank)
-            with self._open_sharded(publication, shared_on_this_node(1, 0) if shared is None else shared) as checkpoint:
+            with self._open_sharded(publication, share, shared) as checkpoint:
                 return checkpoint.load(into, only, share)
         if shards is not None or per_rank is not None:
             why = "its state is not spread over ranks: shards= and per_rank= mean nothing"
@@ -266,17 +266,23 @@ class Store(Namespace):
                 mapped=mmap,
             )
 
-    def open_sharded(
-        self, path: str, *, rank: int | None = None, per_rank: PerRank | Mapping[str, PerRank] | None = None
-    ) -> tuple[ShardedCheckpoint, Share]:
+    def open_sharded(self, path: str, *, rank: int | None = None, per_rank: PerRanks = None) -> tuple[ShardedCheckpoint, Share]:
         """A checkpoint to read boxes of its tensors from, and this process's share of it; the caller closes it."""
         check_path(path, operation="load", latest_allowed=True)
         publication = self._resolve_for_all(path) if path.endswith(f"/{LATEST}") else self._resolve(path)
-        return self._open_sharded(publication, shared_on_this_node(1, 0)), share_of(publication, rank, None, per_rank)
+        share = share_of(publication, rank, None, per_rank)
+        return self._open_sharded(publication, share, None), share
 
-    def _open_sharded(self, publication: PublicationInfo, shared: bool) -> ShardedCheckpoint:
-        open_file = partial(self._open, path=publication.path, operation="load", shared=shared)
-        return self._indexes.open(publication, partial(self._file, publication), open_file, lambda i: open_file(self._object(i)))
+    def _open_sharded(self, publication: PublicationInfo, share: Share, shared: bool | None) -> ShardedCheckpoint:
+        """Other ranks' files are read as other processes of this node may read them, too; its own is not."""
+        several = shared_on_this_node(1, 0) if shared is None else shared
+        open_file = partial(self._open, path=publication.path, operation="load", shared=several)
+        own = None if share.rank is None else part_file_name(share.rank, publication.world_size)
+
+        def open_part(file: FileInfo) -> VerifiedObject:
+            return open_file(file, shared=bool(shared) if file.name == own else several)
+
+        return self._indexes.open(publication, partial(self._file, publication), open_part, lambda i: open_file(self._object(i)))
 
     def get(self, path: str, local: str | Path, *, replace: bool = False, progress: local_files.Progress | None = None) -> Path:
         """Copy what is published at `path` (a file, a folder, a checkpoint, or one file of these) to `local`, verified, all or nothing.

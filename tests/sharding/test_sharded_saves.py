@@ -16,9 +16,12 @@ from ckptstore.boxes import Box
 from ckptstore.errors import AttemptAborted, InvalidInput, NotFound, NotStorable
 from ckptstore_client import Part, Slice
 from ckptstore_client.replicas import OpenFile
+from ckptstore_client.saving import guarded_leaves
+from ckptstore_client.sharding.slices import ShardRequest
+from ckptstore_client.staging import Staging
 from ckptstore_tiers.checksums import BLOCK_BYTES
 from tests.daemon_process import DaemonProcess, write_config
-from tests.sharding.simulated import Ranks, dtensor, full, mesh_of, states_of
+from tests.sharding.simulated import Ranks, as_rank, dtensor, full, mesh_of, states_of
 
 WHOLE = torch.randn(16, 6)
 
@@ -159,6 +162,16 @@ def test_tied_and_frozen_parameters_come_back(ranks: Ranks, folder: str, daemon:
             value.to_local().zero_()
     ranks[0].load(f"{folder}/x", into=into)
     assert torch.equal(into["head"].to_local(), WHOLE[:8]) and torch.equal(into["bias"].to_local(), WHOLE[:, :3])
+
+
+def test_what_an_optimizer_owns_is_guarded_in_its_local_tensors() -> None:
+    """With `guard=`, a DTensor parameter is copied while training goes on, and a buffer is not."""
+    with as_rank(1, 2):
+        parameter = torch.nn.Parameter(dtensor(WHOLE, mesh_of((2,)), [Shard(0)]))
+        state = {"parameter": parameter, "buffer": dtensor(WHOLE, mesh_of((2,)), [Shard(0)])}
+    staged = Staging().plan(state, ShardRequest(1, 2))
+    leaves = guarded_leaves(staged, [torch.optim.SGD([parameter])])
+    assert [staged.plan.leaf_keys[leaf] for leaf in leaves] == ["parameter"]
 
 
 def test_ties_of_tensors_that_are_empty_on_some_rank_are_no_disagreement(ranks: Ranks, folder: str) -> None:

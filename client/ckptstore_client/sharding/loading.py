@@ -38,6 +38,8 @@ from ckptstore_client.sharding.spreading import dtensor_type
 #: place and the ranks that have one; or "keep": what is in `into` stays.
 PerRank = int | str | Callable[[str, Sequence[int]], int]
 KEEP = "keep"
+#: For all such leaves, or by place and pattern of places.
+PerRanks = PerRank | Mapping[str, PerRank] | None
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Share:
 
     rank: int | None = None
     shards: Mapping[str, Extent] = field(default_factory=dict)
-    per_rank: PerRank | Mapping[str, PerRank] | None = None
+    per_rank: PerRanks = None
 
     def of_leaf(self, place: str, holders: Sequence[int]) -> int | None:
         """The saved rank whose leaf is wanted; None: what is there stays. InvalidInput if nobody says."""

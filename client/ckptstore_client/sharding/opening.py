@@ -20,7 +20,7 @@ from ckptstore.wire import FileInfo, PublicationInfo
 from ckptstore_client.process_group import initialised
 from ckptstore_client.rank_file import OpenObject, RankFile
 from ckptstore_client.reading import Piece, VerifiedObject
-from ckptstore_client.sharding.loading import PerRank, ShardedCheckpoint, Share
+from ckptstore_client.sharding.loading import PerRanks, ShardedCheckpoint, Share
 from ckptstore_client.sharding.slices import Extent
 from ckptstore_client.sharding.spreading import dtensor_type
 from ckptstore_tiers.private_memory import private_memory
@@ -48,7 +48,7 @@ def share_of(
     publication: PublicationInfo,
     rank: int | None,
     shards: Mapping[str, Extent] | None,
-    per_rank: PerRank | Mapping[str, PerRank] | None,
+    per_rank: PerRanks,
 ) -> Share:
     """What this process asks for. It is one of the saved ranks if `rank` says so, or if it is one of as many."""
     if rank is None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ from ckptstore_client.connecting import default_store
 from ckptstore_client.frameworks import framework
 from ckptstore_client.loading import assembled, references
 from ckptstore_client.sharding.filling_boxes import Want, fill_boxes
-from ckptstore_client.sharding.loading import PerRank, ShardedCheckpoint, refuse
+from ckptstore_client.sharding.loading import PerRanks, ShardedCheckpoint, refuse
 from ckptstore_client.store import Store
 from ckptstore_client.tensors_torch import DTYPES
 from ckptstore_client.torch.leaves import without_pickled_leaves
@@ -52,7 +51,7 @@ class Reader(StorageReader):
         *,
         store: Store | None = None,
         pickle: bool = False,
-        per_rank: PerRank | Mapping[str, PerRank] | None = None,
+        per_rank: PerRanks = None,
     ) -> None:
         """`store`: else the one of `ckptstore.load`. `pickle`: whether leaves that were pickled may be loaded."""
         self._path = path_of(path)
