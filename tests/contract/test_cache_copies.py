@@ -187,6 +187,21 @@ def test_who_has_an_evicted_file_open_reads_on(tmp_path: Path) -> None:
         os.close(fd)
 
 
+def test_what_was_on_its_way_to_an_evicted_file_is_not_counted_for_its_successor(bed: CacheBed) -> None:
+    bed.upstream.gate = threading.Event()
+    old = bed.open(PATH)
+    coming = [future for index in range(4) if (future := old.fetch(index)) is not None]
+    assert bed.cache.evict(lambda held: True)
+    new = bed.open(PATH)
+    assert new is not old
+    bed.upstream.gate.set()
+    for future in coming:
+        future.result(60)
+    assert bed.cache.shelf.held_bytes == new.kept_bytes
+    assert bed.read(PATH) == bed.upstream.files[PATH]
+    assert bed.cache.shelf.held_bytes == SIZE_BYTES == new.kept_bytes
+
+
 def test_a_need_of_a_copy_that_gave_way_says_open_again(tmp_path: Path) -> None:
     with cache_bed(tmp_path / "cache", limit_bytes=4 * BLOCK_BYTES) as bed:
         bed.upstream.write("/a", content(1, 4 * BLOCK_BYTES))

@@ -232,7 +232,7 @@ class TestCacheMachine(CacheMachine.TestCase):  # type: ignore[misc,name-defined
     """Some stories in every run."""
 
 
-TestCacheMachine.settings = common(25, 25)
+TestCacheMachine.settings = common(16, 25)
 
 
 @pytest.mark.soak

@@ -98,8 +98,7 @@ class Cache:
         self._scratch = scratch
         self._window_blocks = max(1, window_bytes // BLOCK_BYTES)
         self._files = self._folder / "files"
-        self._lock = threading.Lock()
-        self._evicting = threading.Lock()
+        self._lock, self._evicting = threading.Lock(), threading.Lock()
         self._places = KeyLocks()
         self._copies: weakref.WeakValueDictionary[str, Copy] = weakref.WeakValueDictionary()
         self._used_last: OrderedDict[str, Copy] = OrderedDict()  # keeps the last ones alive
@@ -171,9 +170,9 @@ class Cache:
         if held is None:
             raise NotFound("this copy is kept no longer", operation="read", subject=version, hint="open the file again")
         copy_again = await self.open(held.file.path, version)
-        if not isinstance(copy_again, Copy):
-            raise NotFound("the file has another copy now", operation="read", subject=held.file.path, hint="open the file again")
-        return copy_again
+        if isinstance(copy_again, Copy):
+            return copy_again
+        raise NotFound("the file has another copy now", operation="read", subject=held.file.path, hint="open the file again")
 
     def loaded(self, version: str) -> Copy | None:
         """The copy, if it is in use or was a moment ago."""
@@ -254,15 +253,15 @@ class Cache:
                         disk.sync()  # a daemon that was killed may not have got to it
                     self.shelf.resize(file.version, disk.kept_bytes)
                     return disk
-            if not self._could_fit(file):
-                self.shelf.remove(file.version)
-                return None
-            return self._create(file)
-        except InvalidInput:
-            return None
+            if self._could_fit(file):
+                return self._create(file)
+            if self.shelf.remove(file.version):
+                block_file.remove(self._files, file.version)
+        except InvalidInput:  # its names are too long to be written down
+            pass
         except OSError as error:
             self.disk_refused(error)
-            return None
+        return None
 
     def _create(self, file: FileVersion) -> BlockFile:
         disk = BlockFile.create(self._files, file)
@@ -280,7 +279,7 @@ class Cache:
     def new_file(self, copy: Copy) -> BlockFile | None:
         with self._places.held(copy.file.version):
             try:
-                return self._create(copy.file)
+                return self._create(copy.file) if self.loaded(copy.file.version) is copy else None
             except OSError as error:
                 self.disk_refused(error)
                 return None
@@ -303,8 +302,8 @@ class Cache:
     # --- room ------------------------------------------------------------------------------------------------------------------------
 
     def make_room(self, copy: Copy, size_bytes: int) -> bool:
-        if self.state not in ("ok", "full"):
-            return False
+        if self.state not in ("ok", "full") or self.loaded(copy.file.version) is not copy:
+            return False  # without a disk, or evicted meanwhile
         with self._evicting:
             try:
                 limit_bytes = self.limit_bytes(self.shelf.held_bytes)
@@ -352,7 +351,7 @@ class Cache:
             self.shelf.resize(copy.file.version, max(0, held.size_bytes - size_bytes))
 
     def evict(self, below: Callable[[Held], bool]) -> list[Held]:
-        """Take off what `below` says, pinned or not; who has a file open reads on. Blocking."""
+        """What `below` says goes, pinned or not; who has a file open reads on. Blocking."""
         with self._evicting:
             chosen = [held for held in self.shelf.held() if below(held) and self.shelf.remove(held.file.version)]
             self._remove_files([held.file.version for held in chosen])
@@ -392,8 +391,7 @@ class Cache:
         with self._lock:
             if self.state == "down":
                 return
-            self.state = "down"
-            copies = list(self._copies.values())
+            self.state, copies = "down", list(self._copies.values())
         translated = from_os_error(error, operation="use", key=str(self._folder), tier=NAME)
         self.last_error = str(translated)
         hint = "files are read from their origins meanwhile; replace the disk and start the daemon again"
