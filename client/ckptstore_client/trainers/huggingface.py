@@ -97,17 +97,21 @@ class StoreCheckpoints:
             resume_from_checkpoint = self.latest()
             if resume_from_checkpoint is None:
                 raise NotFound("there is no checkpoint to resume from", operation="train", subject=self.folder.path)
-        try:
-            if not self.folder.holds(resume_from_checkpoint):
-                return self._trainer.train(resume_from_checkpoint or None, *args, **kwargs)
-            with tempfile.TemporaryDirectory(prefix="ckptstore-") as stand_in:
-                self._resumes = (stand_in, self.folder.path_of(str(resume_from_checkpoint)))
-                text = self._load("trainer_state")
-                Path(stand_in, _STATE_FILE).write_text(text, "utf-8")
+        if not self.folder.holds(resume_from_checkpoint):
+            result = self._trainer.train(resume_from_checkpoint or None, *args, **kwargs)
+        else:
+            result = self._resumed(self.folder.path_of(str(resume_from_checkpoint)), *args, **kwargs)
+        self.folder.finish()
+        return result
+
+    def _resumed(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        with tempfile.TemporaryDirectory(prefix="ckptstore-") as stand_in:
+            self._resumes = (stand_in, path)
+            try:
+                Path(stand_in, _STATE_FILE).write_text(self._load("trainer_state"), "utf-8")
                 return self._trainer.train(stand_in, *args, **kwargs)
-        finally:
-            self._resumes = None
-            self.folder.finish()
+            finally:
+                self._resumes = None
 
     @property
     def _trainer(self) -> Any:
