@@ -15,6 +15,7 @@ from ckptstore.errors import CatalogUnavailable
 from tests.contract.attachments_contract import AttachmentsContract
 from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
 from tests.contract.changes_contract import ChangesContract
+from tests.contract.fingerprints_contract import FingerprintsContract
 from tests.contract.moving_contract import MovingContract
 from tests.contract.references_contract import ReferencesContract
 from tests.contract.retention_contract import RetentionContract
@@ -28,7 +29,9 @@ def postgres() -> Iterator[Postgres]:
     server.stop()
 
 
-class TestPostgresCatalog(CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract, RetentionContract):
+class TestPostgresCatalog(
+    CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract, RetentionContract, FingerprintsContract
+):
     @pytest.fixture
     def url(self, postgres: Postgres) -> str:
         return postgres.database()

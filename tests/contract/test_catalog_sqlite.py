@@ -23,6 +23,7 @@ from ckptstore.paths import new_id
 from tests.contract.attachments_contract import AttachmentsContract
 from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
 from tests.contract.changes_contract import ChangesContract
+from tests.contract.fingerprints_contract import FingerprintsContract
 from tests.contract.moving_contract import MovingContract
 from tests.contract.references_contract import ReferencesContract
 from tests.contract.retention_contract import RetentionContract
@@ -31,7 +32,9 @@ from tests.contract.retention_contract import RetentionContract
 SMALL_TABLES = {"tiers", "nodes", "counters", "store", "attachments", "shallower_tier"}
 
 
-class TestSqliteCatalog(CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract, RetentionContract):
+class TestSqliteCatalog(
+    CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract, RetentionContract, FingerprintsContract
+):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'catalog.sqlite3'}"
