@@ -19,7 +19,7 @@ from ckptstore_server.readers.cache.cache import AnyCopy
 from ckptstore_tiers.checksums import BLOCK_BYTES
 
 #: Blocks that are on their way ahead of a stream.
-BLOCKS_AHEAD = 8
+BLOCKS_AHEAD = 16
 #: The same where they are not kept, and so each in memory until it is sent.
 HELD_AHEAD = 4
 _RANGE = re.compile(r"^bytes=([0-9]{0,18})-([0-9]{0,18})$")
