@@ -12,8 +12,10 @@ import pytest
 from ckptstore import records
 from ckptstore.catalog import Catalog
 from ckptstore.catalog.model import Act, AttemptState, Chore, Join, Kind, Publication, Ticket, TierRow
+from ckptstore.catalog.shard_documents import Document
 from ckptstore.errors import AlreadyExists, AttemptAborted, CkptStoreError, InvalidInput, NotFound, PathConflict, WrongStore
 from ckptstore.paths import new_id
+from ckptstore.shard_merging import RankDocuments
 from ckptstore_tiers.checksums import BlockDigests
 
 TIERS = (TierRow("nvme", 0, False, True), TierRow("pfs", 1, True, True), TierRow("object", 2, True, True))
@@ -344,6 +346,19 @@ class CatalogContract:
         assert (view.attempt_id, view.state) == (ticket.attempt_id, AttemptState.ABORTED)
         assert "no progress" in (view.reason or "")
         assert saver.catalog.expire(-1.0) == []
+
+    def test_what_ranks_say_of_their_shards_is_kept_once_and_until_the_attempt_has_ended(self, saver: Saver) -> None:
+        catalog, ticket = saver.catalog, saver.join("/run/1")
+        plan = Document("plan", b"of both ranks")
+        for rank in (0, 1, 1):  # the last one says it again
+            catalog.declare_shards(ticket.attempt_id, rank, plan, Document(f"leaves {rank}", bytes([rank])))
+        assert catalog.rank_documents(ticket.attempt_id) == [RankDocuments(rank, "plan", f"leaves {rank}") for rank in (0, 1)]
+        assert catalog.shard_documents(ticket.attempt_id) == {"plan": b"of both ranks", "leaves 0": b"\0", "leaves 1": b"\1"}
+        catalog.expire(60.0)
+        assert len(catalog.rank_documents(ticket.attempt_id)) == 2
+        catalog.abort(ticket.attempt_id, "enough")
+        catalog.expire(60.0)
+        assert catalog.rank_documents(ticket.attempt_id) == [] and catalog.shard_documents(ticket.attempt_id) == {}
 
     def test_a_complete_attempt_does_not_expire(self, saver: Saver) -> None:
         ticket = saver.join("/run/1")
