@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from ckptstore.durability import is_as_safe_as
 from ckptstore.errors import InvalidInput, NotFound
 from ckptstore.manifest import part_file_name
-from ckptstore.paths import INDEX_NAME, LATEST, check_folder, check_path, parent_and_name
+from ckptstore.paths import INDEX_NAME, LATEST, SHARDS_NAME, check_folder, check_path, parent_and_name
 from ckptstore.wire import (
     LONG_POLL_S,
     AttemptOpened,
@@ -316,7 +316,7 @@ class Store(Namespace):
 
     def _write(self, publication: PublicationInfo, reader: VerifiedObject, target: Path, tally: local_files.Tally) -> None:
         """A file of a publication; one that refers to others is written whole."""
-        if not publication.referred_bytes or reader.file.name == INDEX_NAME:
+        if not publication.referred_bytes or reader.file.name in (INDEX_NAME, SHARDS_NAME):
             return local_files.write_file(reader, target, tally)
         return write_whole(reader, lambda object_id: self._open(self._object(object_id), publication.path, "get"), target, tally)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
@@ -221,7 +222,7 @@ def test_numpy_arrays_are_sharded_as_tensors_are(ranks: Ranks, folder: str) -> N
     assert np.array_equal(into["a"], whole[2:4])
 
 
-def test_an_incremental_sharded_save_writes_what_changed_and_loads_whole(ranks: Ranks, folder: str) -> None:
+def test_an_incremental_sharded_save_writes_what_changed_and_loads_whole(ranks: Ranks, folder: str, tmp_path: Path) -> None:
     frozen, moving = torch.randn(64, 64), torch.randn(64, 64)
     for step in range(2):
         both = {"f": frozen, "m": moving}
@@ -230,6 +231,8 @@ def test_an_incremental_sharded_save_writes_what_changed_and_loads_whole(ranks: 
         assert torch.equal(ranks[0].load(f"{folder}/{step}")["m"], moving)
         moving = moving + 1
     assert ranks[0].stat(f"{folder}/1").referred_bytes == frozen.nbytes
+    ranks[0].get(f"{folder}/1", tmp_path / "got")
+    assert load_file(tmp_path / "got/rank-00001-of-00002.safetensors")["f"].equal(frozen[32:])
     for state in states_of(3, lambda _: {"f": dtensor(frozen, mesh_of((3,)), [Shard(1)], empty=True)}):
         ranks[0].load(f"{folder}/1", into=state)
         assert torch.equal(state["f"].to_local(), full(state["f"], frozen))
