@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ckptstore.errors import AttemptAborted, CkptStoreError, NotFound
+from ckptstore.errors import CkptStoreError, NotFound
 from ckptstore.paths import LATEST, check_path
 from ckptstore_client.connecting import connect
 from ckptstore_client.pending import PendingCheckpoint
@@ -37,6 +37,7 @@ class RunFolder:
         self._on_busy: OnBusy = on_busy
         self._incremental = incremental
         self._pending: list[PendingCheckpoint] = []
+        self._last: PendingCheckpoint | None = None
         self._removals: list[_Removal] = []
 
     @cached_property
@@ -62,6 +63,7 @@ class RunFolder:
 
     def save(self, path: str, state: Any, *, guard: Any = None, alone: bool = False, **about: Any) -> PendingCheckpoint:
         """Save over whatever is there, as trainers do. `alone`: this rank's state is all of it; else every rank saves its own."""
+        self._last = None
         self._settle()
         self._removals = [removal for removal in self._removals if removal.path != path]
         ranks: dict[str, Any] = {"rank": 0, "world_size": 1} if alone else {}
@@ -76,6 +78,7 @@ class RunFolder:
             **about,
         )
         self._pending.append(pending)
+        self._last = pending
         return pending
 
     def load(self, path: str, *, only: str | Sequence[str] | None = None, rank: int = 0) -> Any:
@@ -97,32 +100,36 @@ class RunFolder:
 
     def finish(self) -> None:
         """Wait until every save is over, and remove what may go then. Raises why the last save failed, if it did."""
-        failure: AttemptAborted | None = None
+        failure: CkptStoreError | None = None
         for pending in self._pending:
             try:
                 pending.wait_published()
-                failure = None
-            except AttemptAborted as error:
+            except CkptStoreError as error:
+                if _outcome(pending) == "under way":
+                    raise
                 failure = error
-        skipped = bool(self._pending) and _outcome(self._pending[-1]) == "skipped"
-        self._settle(told=failure)
-        if failure is not None and not skipped:
+        self._settle()
+        if self._pending and failure is not None:  # the last one, which failed
+            self._pending = []
             raise failure
 
-    def _settle(self, *, told: AttemptAborted | None = None) -> None:
-        """Forget saves that are over, telling of those that failed, and remove what now may go."""
+    def _settle(self) -> None:
+        """Forget saves that are over, telling of those that failed but the last, and remove what now may go."""
         outcomes = [(pending, _outcome(pending)) for pending in self._pending]
+        self._pending = [p for p, outcome in outcomes if outcome == "under way" or (p is self._last and outcome.startswith("failed"))]
         for pending, outcome in outcomes:
-            if outcome.startswith("failed") and told is None:
+            if outcome.startswith("failed") and pending is not self._last:
                 _log.warning("the save of %s %s", pending.path, outcome)
-        self._pending = [pending for pending, outcome in outcomes if outcome == "under way"]
-        lost = {id(pending) for pending, outcome in outcomes if outcome not in ("under way", "published")}
-        under_way = {id(pending) for pending in self._pending}
-        waiting = [removal for removal in self._removals if not any(id(pending) in lost for pending in removal.after)]
-        self._removals = [removal for removal in waiting if any(id(pending) in under_way for pending in removal.after)]
-        for removal in waiting:
-            if removal not in self._removals:
-                self._remove_now(removal.path)
+        ready = []
+        for removal in list(self._removals):
+            told = {outcome for pending, outcome in outcomes if pending in removal.after}
+            if told - {"under way", "published"}:
+                self._removals.remove(removal)  # nothing newer came of it: the old one stays
+            elif "under way" not in told:
+                self._removals.remove(removal)
+                ready.append(removal.path)
+        for path in ready:
+            self._remove_now(path)
 
     def _remove_now(self, path: str) -> None:
         try:
@@ -144,8 +151,11 @@ def _outcome(pending: PendingCheckpoint) -> str:
     try:
         if pending.skipped:
             return "skipped"
+    except CkptStoreError as error:  # it was never opened
+        return f"failed: {error}"
+    try:
         status = pending.status()
-    except CkptStoreError as error:
+    except CkptStoreError as error:  # such as a daemon that is being started again
         return "under way" if error.retryable else f"failed: {error}"
     if status.state == "aborted":
         return f"failed: {status.reason}"
