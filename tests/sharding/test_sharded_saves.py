@@ -22,6 +22,7 @@ from ckptstore_client.sharding.slices import ShardRequest
 from ckptstore_client.staging import Staging
 from ckptstore_tiers.checksums import BLOCK_BYTES
 from tests.daemon_process import DaemonProcess, write_config
+from tests.e2e.shell import Shell
 from tests.sharding.simulated import Ranks, as_rank, dtensor, full, mesh_of, states_of
 
 WHOLE = torch.randn(16, 6)
@@ -308,3 +309,18 @@ def _needed_blocks(ranks: Ranks, state: Any) -> int:
                     mine = ids[tuple(slice(start, start + size) for start, size in zip(first, common.size, strict=True))]
                     needed |= {(piece.rank, 0)} | {(piece.rank, int(block)) for block in np.unique(mine // BLOCK_BYTES)}
     return len(needed)
+
+
+def test_a_sharded_checkpoint_is_whole_again_after_a_rebuild_of_the_catalog(tmp_path: Path) -> None:
+    write_config(tmp_path, tiers=[{"name": "nvme", "kind": "posix", "path": tmp_path / "nvme"}], memory={"limit": "256MiB"})
+    with DaemonProcess(tmp_path) as process, Ranks(tmp_path) as ranks:
+        ranks.save("/run/x", states_of(3, lambda rank: sharded(rank, 3, seed=rank)))
+        process.stop()
+        for file in tmp_path.glob("catalog.sqlite3*"):
+            file.unlink()
+        Shell(tmp_path).ok("catalog", "rebuild", "--yes")
+        process.start()
+        assert torch.equal(ranks[0].load("/run/x", only="w")["w"], WHOLE)
+        for state in states_of(2, lambda rank: sharded(rank, 2, empty=True)):
+            ranks[0].load("/run/x", into=state)
+            assert torch.equal(state["w"].to_local(), full(state["w"], WHOLE))
