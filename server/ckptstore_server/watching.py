@@ -7,6 +7,7 @@ a watcher who cares about very many of them at once is told of the newest ones o
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -18,6 +19,8 @@ from ckptstore.watch_messages import WatchEvent
 from ckptstore_server.node import Node
 
 LOOK_S = 0.4
+#: Without news, a sign of life so often: who watches can tell a quiet run from a lost connection.
+SIGN_OF_LIFE_S = 15.0
 #: Publications whose way down the tiers one watcher is told of.
 FOLLOWED = 256
 
@@ -32,12 +35,14 @@ class Watching:
         self._stopping = True
         self._node.board.announce()
 
-    async def watch(self, path: str, since: int | None) -> AsyncIterator[WatchEvent]:
-        """What is published at or below `path` from now on, or after the number `since`. Ends with the daemon."""
+    async def watch(self, path: str, since: int | None) -> AsyncIterator[WatchEvent | None]:
+        """What is published at or below `path` from now on, or after the number `since`; None as a sign of life. Ends with the daemon."""
         catalog, query = self._node.catalog, self._node.query
         seen = await query(catalog.namespace_sequence) if since is None else since
         following: OrderedDict[str, Publication] = OrderedDict()
         yield WatchEvent(event="watching", sequence=seen, path=path)
+        clock = asyncio.get_running_loop().time
+        told_s = clock()
         while not self._stopping:
             ticket = self._node.board.ticket()
             now = await query(catalog.namespace_sequence)
@@ -52,6 +57,10 @@ class Watching:
                     following.popitem(last=False)
             for event in await self._safer(following):
                 yield event
+                told_s = clock()
+            if clock() - told_s > SIGN_OF_LIFE_S:
+                yield None
+                told_s = clock()
             await self._node.board.heard(ticket, LOOK_S)
 
     async def _safer(self, following: OrderedDict[str, Publication]) -> list[WatchEvent]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from ckptstore.wire import Text
 from ckptstore_server.api.dependencies import TheServices
@@ -15,15 +16,16 @@ from ckptstore_server.watching import checked
 router = APIRouter(prefix="/v1/watch", tags=["watch"])
 
 
-def _path(path: Text = "/") -> str:
-    """Refused before the answer begins."""
-    return checked(path)
+@router.get("")
+async def watch(services: TheServices, path: Text = "/", since: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None) -> StreamingResponse:
+    """Server-sent events: what is published at or below a path, and which tiers come to hold it. Without end."""
+    folder = checked(path)  # refused before the answer begins
 
+    async def events() -> AsyncIterator[bytes]:
+        async for event in services.watching.watch(folder, since):
+            if event is None:
+                yield KEEPALIVE_COMMENT
+            else:
+                yield format_sse_event(data_str=event.model_dump_json(), event=event.event, id=str(event.sequence))
 
-@router.get("", response_class=EventSourceResponse)
-async def watch(
-    services: TheServices, path: Annotated[str, Depends(_path)], since: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None
-) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events: what is published at or below a path, and which tiers come to hold it."""
-    async for event in services.watching.watch(path, since):
-        yield ServerSentEvent(raw_data=event.model_dump_json(), event=event.event, id=str(event.sequence))
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
