@@ -57,11 +57,12 @@ class Results:
 
 @dataclass
 class _Contender:
-    """`root` has the file; `forget` leaves it in the bucket only."""
+    """`root` has the file; `forget` leaves it in the bucket only, after `settle` all of it is on the disk."""
 
     name: str
     root: Path
     forget: Callable[[], None] | None = None
+    settle: Callable[[], object] = lambda: None
 
 
 def measure(wanted: Wanted, workspace: Workspace, steps: Steps) -> Results:
@@ -77,7 +78,7 @@ def measure(wanted: Wanted, workspace: Workspace, steps: Steps) -> Results:
         stack.enter_context(_environment(server.environment()))  # the daemon that `connect` starts finds its credentials there
         store = stack.enter_context(workspace.connect())
         mounted = stack.enter_context(_store(workspace, store, server, wanted, disk))
-        contenders = [_Contender(DISK, disk), _Contender(STORE, mounted / "models", lambda: _evict(store))]
+        contenders = [_Contender(DISK, disk), _Contender(STORE, mounted / "models", lambda: _evict(store), lambda: store.warm("/models"))]
         for name in wanted.against:
             steps.say(f"starting {name}")
             program = Program(name, workspace.folder / name, bucket, PROGRAMS[name])
@@ -115,6 +116,7 @@ def _turn(contender: _Contender, wanted: Wanted, results: Results, *, counted: b
             contender.forget()
             _drop_memory()
             measured["cold sequential"] = reads.sequential(file)
+        contender.settle()
         for name, read in reads.READS.items():
             read(file)
             measured[f"hot {name}"] = read(file)
