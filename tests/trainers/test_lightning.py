@@ -1,9 +1,15 @@
+"""Lightning on the store: the example killed and resumed; the best checkpoint; what save_top_k lets go; what is refused."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from ckptstore.errors import InvalidInput, NotStorable
 from tests.trainers.conftest import Place, differences, place_of
 
 
@@ -16,3 +22,56 @@ def test_killed_in_the_middle_and_started_again_it_ends_as_if_nothing_had_happen
     whole, resumed, left = place.whole_and_resumed("lightning", killed_at=8)
     assert left and left[-1] < 8, "the kill left nothing to resume from"
     assert differences(whole, resumed) == []
+
+
+def fitted(place: Place, tmp_path: Path, checkpoints: str) -> Any:
+    """A trainer that has saved at each of four steps, and keeps the best, by a loss that grows."""
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    from ckptstore_client.trainers.lightning import StoreCheckpointIO
+
+    class Growing(BoringModel):
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
+            self.log("loss", float(batch_idx))
+            return super().training_step(batch, batch_idx)
+
+    trainer = Trainer(
+        plugins=[StoreCheckpointIO(checkpoints, store=place.store)],
+        callbacks=[ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=1, monitor="loss", save_top_k=1)],
+        max_steps=4,
+        limit_val_batches=0,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(Growing())
+    return trainer
+
+
+def test_the_best_checkpoint_stays_alone_and_is_found_by_its_name(place: Place, tmp_path: Path) -> None:
+    trainer = fitted(place, tmp_path, "/top")
+    entries = list(place.store.ls("/top"))
+    assert [(entry.name, entry.step, entry.metadata["loss"]) for entry in entries] == [("epoch=0-step=1.ckpt", 1, 0.0)]
+    assert not list(tmp_path.iterdir()), "something was written beside the store"
+    trainer.test(ckpt_path="best", verbose=False)
+    loaded = place.store.load("/top/@latest")["state_dict"]
+    assert differences(dict(trainer.lightning_module.state_dict()), dict(loaded)) == []
+
+
+def test_objects_are_refused_by_place(place: Place) -> None:
+    from ckptstore_client.trainers.lightning import StoreCheckpointIO
+
+    checkpoint = {"state_dict": {}, "hyper_parameters": {"loss_fn": torch.nn.MSELoss()}}
+    with pytest.raises(NotStorable, match="hyper_parameters/loss_fn"):
+        StoreCheckpointIO("/refused", store=place.store).save_checkpoint(checkpoint, "one.ckpt")
+
+
+def test_storage_options_are_refused(place: Place) -> None:
+    from ckptstore_client.trainers.lightning import StoreCheckpointIO
+
+    with pytest.raises(InvalidInput, match="storage_options"):
+        StoreCheckpointIO("/refused", store=place.store).save_checkpoint({}, "one.ckpt", storage_options={"a": 1})

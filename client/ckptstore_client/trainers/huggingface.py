@@ -93,6 +93,7 @@ class StoreCheckpoints:
 
         When it returns, every checkpoint is published.
         """
+        _refuse_other_ways(self)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.latest()
             if resume_from_checkpoint is None:
@@ -245,7 +246,7 @@ def _refuse_other_ways(trainer: Any) -> None:
         if used:
             why = f"with {name}, no rank has the whole model to save"
             hint = "save sharded states with store.save, or ckptstore_client.torch.Writer"
-            raise InvalidInput(why, operation="make a trainer", subject=type(trainer).__name__, hint=hint)
+            raise InvalidInput(why, operation="train", subject=type(trainer).__name__, hint=hint)
     if trainer.args.push_to_hub and str(getattr(trainer.args.hub_strategy, "value", trainer.args.hub_strategy)) != "end":
         why = "there is no folder on disk that could be pushed at each save"
-        raise InvalidInput(why, operation="make a trainer", subject=type(trainer).__name__, hint='hub_strategy="end"')
+        raise InvalidInput(why, operation="train", subject=type(trainer).__name__, hint='hub_strategy="end"')
