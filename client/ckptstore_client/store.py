@@ -242,8 +242,9 @@ class Store(Namespace):
             raise InvalidInput("mmap makes new tensors; into fills existing ones", operation="load", subject=path, hint="leave one out")
         publication = self._resolve_for_all(path) if path.endswith(f"/{LATEST}") else self._resolve(path)
         if publication.kind != "checkpoint":
-            why = f"it is a {publication.kind} that was put, not a checkpoint"
-            raise InvalidInput(why, operation="load", subject=path, hint="fetch it with get")
+            why = f"it is a {publication.kind} of files that were put, not a checkpoint that was saved"
+            hint = f"fetch it with get, or read it as what it is, at ckpt://{publication.path}"
+            raise InvalidInput(why, operation="load", subject=path, hint=hint)
         if is_sharded(publication) or (publication.world_size == 1 and (shards is not None or holds_dtensors(into))):
             share = share_of(publication, rank, shards, per_rank)
             with self._open_sharded(publication, share, shared) as checkpoint:
