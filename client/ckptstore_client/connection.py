@@ -34,6 +34,11 @@ class Connection:
         self.on_new_process: Callable[[], None] = lambda: None
         _live.add(self)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the store was closed, for ever."""
+        return self._closed
+
     def transport(self) -> Transport:
         """The present transport, opened if need be. DaemonUnavailable."""
         with self._lock:

@@ -4,8 +4,9 @@
         if event.event == "published":
             model.load_state_dict(store.load(event.path, only="model/*")["model"])
 
-The iterator ends when the caller leaves it. A connection that is lost, or a daemon that is started again, is asked to go on a little
-before the last event; what was told already is not told twice, and nothing that is still there is missed.
+The iterator ends when the caller leaves it, or closes the store (DaemonUnavailable). A connection that is lost, or a daemon that is
+started again, is asked to go on a little before the last event; what was told already is not told twice, and nothing that is still
+there is missed.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def watch(connection: Connection, path: str, since: int | None) -> Iterator[Watc
         except WaitTimeout:
             last_s = time.monotonic()  # not even a sign of life: it may be the network
         except CkptStoreError as error:
-            if not is_loss(error) or time.monotonic() - last_s > PATIENCE_S:
+            if not is_loss(error) or connection.closed or time.monotonic() - last_s > PATIENCE_S:
                 raise
         if transport is not None and not transport.alive:
             connection.lost(transport)

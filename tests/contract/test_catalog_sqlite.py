@@ -28,8 +28,8 @@ from tests.contract.moving_contract import MovingContract
 from tests.contract.references_contract import ReferencesContract
 from tests.contract.retention_contract import RetentionContract
 
-#: Tables that do not grow with what is stored.
-SMALL_TABLES = {"tiers", "nodes", "counters", "store", "attachments", "shallower_tier"}
+#: Tables that do not grow with what is stored. The documents are those of saves under way.
+SMALL_TABLES = {"tiers", "nodes", "counters", "store", "attachments", "shallower_tier", "rank_documents", "shard_documents"}
 
 
 class TestSqliteCatalog(

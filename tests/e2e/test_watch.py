@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from ckptstore.errors import InvalidInput
+from ckptstore.errors import DaemonUnavailable, InvalidInput
 from ckptstore.watch_messages import WatchEvent
 from ckptstore_client import Store, connect
 from tests.daemon_process import DaemonProcess, write_config
@@ -32,7 +33,7 @@ def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
 class Watcher:
     """Listens in a thread of its own."""
 
-    def __init__(self, home: Path, path: str, since: int | None = None) -> None:
+    def __init__(self, home: Path, path: str, since: int) -> None:
         self.heard: list[WatchEvent] = []
         self.store = connect(home=home, start=False)
         self._events = self.store.watch(path, since=since)
@@ -40,8 +41,13 @@ class Watcher:
         self._thread.start()
 
     def _listen(self) -> None:
-        for event in self._events:
-            self.heard.append(event)
+        with suppress(DaemonUnavailable):  # the end
+            for event in self._events:
+                self.heard.append(event)
+
+    def ended(self) -> bool:
+        self._thread.join(30)
+        return not self._thread.is_alive()
 
     def told(self) -> list[tuple[str, str | None]]:
         """Path and tier, None for that it was published; what a tier held by then is told with that."""
@@ -52,15 +58,31 @@ def _news(event: WatchEvent) -> list[str | None]:
     return [event.tier] if event.event == "durable" else [None, *event.durability]
 
 
+@pytest.fixture
+def watching(daemon: DaemonProcess) -> Iterator[Callable[[str], Watcher]]:
+    """Begins to watch a path from the store's first publication on."""
+    watchers: list[Watcher] = []
+
+    def begin(path: str) -> Watcher:
+        watchers.append(Watcher(daemon.home, path, since=0))
+        return watchers[-1]
+
+    yield begin
+    for watcher in watchers:
+        watcher.store.close()
+    daemon.kill()  # or a watcher would sit there until the next sign of life
+    assert all(watcher.ended() for watcher in watchers)
+
+
 def save(store: Store, path: str, step: int, *tiers: str) -> None:
     pending = store.save(path, {"w": np.full(1000, step)}, step=step, metadata={"loss": step / 10}, rank=0, world_size=1, replace=True)
     for tier in tiers:
         pending.wait(tier, timeout_s=60)
 
 
-def test_each_publication_is_told_at_once_and_then_each_tier(daemon: DaemonProcess) -> None:
+def test_each_publication_is_told_at_once_and_then_each_tier(daemon: DaemonProcess, watching: Callable[[str], Watcher]) -> None:
     with connect(home=daemon.home, start=False) as store:
-        watcher = Watcher(daemon.home, "/run", since=0)
+        watcher = watching("/run")
         save(store, "/run/1", 1, "pfs")
         save(store, "/other/1", 1, "pfs")
         save(store, "/run/2", 2, "pfs")
@@ -82,9 +104,11 @@ def test_a_checkpoint_can_be_loaded_when_it_is_told(daemon: DaemonProcess) -> No
         assert store.load(event.path)["w"][0] == 7
 
 
-def test_a_daemon_that_dies_in_between_costs_no_event_and_doubles_none(daemon: DaemonProcess) -> None:
+def test_a_daemon_that_dies_in_between_costs_no_event_and_doubles_none(
+    daemon: DaemonProcess, watching: Callable[[str], Watcher]
+) -> None:
     with connect(home=daemon.home, start=False) as store:
-        watcher = Watcher(daemon.home, "/", since=0)
+        watcher = watching("/")
         save(store, "/run/1", 1, "pfs")
         until("the first is told", lambda: ("/run/1", "pfs") in watcher.told())
         pfs = daemon.home.parent / "pfs"
@@ -104,8 +128,8 @@ def test_a_daemon_that_dies_in_between_costs_no_event_and_doubles_none(daemon: D
     assert len(watcher.told()) == len(set(watcher.told())) == 9
 
 
-def test_a_daemon_stops_though_somebody_watches(daemon: DaemonProcess) -> None:
-    watcher = Watcher(daemon.home, "/")
+def test_a_daemon_stops_though_somebody_watches(daemon: DaemonProcess, watching: Callable[[str], Watcher]) -> None:
+    watcher = watching("/")
     with connect(home=daemon.home, start=False) as store:
         save(store, "/run/1", 1, "nvme")
         until("the watcher is there", lambda: watcher.heard or save(store, "/run/1", 1, "nvme"))
