@@ -233,7 +233,7 @@ def test_of_two_versions_the_later_is_back_and_the_earlier_goes_when_it_may(
     # Ids are random, and so is the order in which a tier lists them.
     order = [record_key(version.publication_id) for version in ((new, old) if newest_first else (old, new))]
     listed = PosixTier.list
-    monkeypatch.setattr(PosixTier, "list", lambda tier, prefix: sorted(listed(tier, prefix), key=lambda stat: _place(order, stat.key)))
+    monkeypatch.setattr(PosixTier, "list", lambda tier, prefix: iter(sorted(listed(tier, prefix), key=lambda s: _place(order, s.key))))
     report = store.rebuild()
     assert (report.restored, report.superseded) == (1, 1)
     assert store.visible() == {"/run/1": {"a": b"new"}}
