@@ -125,10 +125,11 @@ class Keep(_Policy):
         return "steps:" + ",".join(map(str, self.steps))
 
 
-Policy = Annotated[LatestN | EveryNSteps | EveryNSeconds | BestN | Keep, Field(discriminator="keep")]
-Policies = Annotated[tuple[Policy, ...], Field(min_length=1, max_length=MOST_POLICIES)]
-_ONE: TypeAdapter[LatestN | EveryNSteps | EveryNSeconds | BestN | Keep] = TypeAdapter(Policy)
-_MANY: TypeAdapter[tuple[LatestN | EveryNSteps | EveryNSeconds | BestN | Keep, ...]] = TypeAdapter(Policies)
+Policy = LatestN | EveryNSteps | EveryNSeconds | BestN | Keep
+_Told = Annotated[Policy, Field(discriminator="keep")]
+Policies = Annotated[tuple[_Told, ...], Field(min_length=1, max_length=MOST_POLICIES)]
+_ONE: TypeAdapter[Policy] = TypeAdapter(_Told)
+_MANY: TypeAdapter[tuple[Policy, ...]] = TypeAdapter(Policies)
 
 #: kind → the fields that stand behind it, in order
 _WORDS = {
@@ -142,13 +143,14 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to go, oldest first, and why everything else stays: path → reason."""
+    """What is to go, oldest first; why everything else stays: path → reason; and the newest safe one, because of which others may go."""
 
     going: tuple[str, ...]
     staying: Mapping[str, str]
+    last_good: str | None
 
 
-def decide(policies: Sequence[_Policy], candidates: Iterable[Candidate]) -> Decision:
+def decide(policies: Sequence[Policy], candidates: Iterable[Candidate]) -> Decision:
     """What of one folder may go now.
 
     A checkpoint goes if no policy keeps it, nobody holds it, and a newer one is safe. Without policies, and until anything is safe, all
@@ -172,10 +174,10 @@ def decide(policies: Sequence[_Policy], candidates: Iterable[Candidate]) -> Deci
             going.append(candidate.path)
             continue
         staying[candidate.path] = reason
-    return Decision(tuple(going), staying)
+    return Decision(tuple(going), staying, last_good.path if last_good is not None else None)
 
 
-def parse_policies(texts: Iterable[str]) -> tuple[_Policy, ...]:
+def parse_policies(texts: Iterable[str]) -> tuple[Policy, ...]:
     """Policies as they are written in one line each, or several in a line. InvalidInput, quoting the word, for what is none."""
     policies = tuple(_parse(word) for text in texts for word in text.split())
     if not 1 <= len(policies) <= MOST_POLICIES:
@@ -183,7 +185,7 @@ def parse_policies(texts: Iterable[str]) -> tuple[_Policy, ...]:
     return policies
 
 
-def read_policies(document: str | bytes) -> tuple[_Policy, ...]:
+def read_policies(document: str | bytes) -> tuple[Policy, ...]:
     """Policies as the catalog keeps them. InvalidInput for anything else."""
     try:
         return _MANY.validate_json(document)
@@ -191,11 +193,11 @@ def read_policies(document: str | bytes) -> tuple[_Policy, ...]:
         raise InvalidInput(f"these are no policies: {_first(error)}", operation="keep") from error
 
 
-def write_policies(policies: Sequence[_Policy]) -> str:
-    return _MANY.dump_json(tuple(policies)).decode()  # type: ignore[arg-type]
+def write_policies(policies: Sequence[Policy]) -> str:
+    return _MANY.dump_json(tuple(policies)).decode()
 
 
-def _parse(word: str) -> _Policy:
+def _parse(word: str) -> Policy:
     kind, *values = word.split(":")
     names = _WORDS.get(kind)
     if names is None:

@@ -56,6 +56,11 @@ def next_value(tx: Connection, name: str) -> int:
     return int(tx.execute(raised).scalar_one())
 
 
+def clock(tx: Connection) -> float:
+    """What the database's clock says."""
+    return float(tx.execute(select(now_s())).scalar_one())
+
+
 def lock_namespace(tx: Connection) -> int:
     """Be the only transaction that changes the namespace, and get the next publish sequence. Take it before any other lock."""
     return next_value(tx, "sequence")

@@ -1,4 +1,4 @@
-"""Whether a publication is held, as the transactions ask that would end it. See `holding` for what that means."""
+"""Holding a publication, and asking whether it is held, inside a transaction. See `holding` for what that means."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, select
 
-from ckptstore.catalog.core import chunks
-from ckptstore.catalog.schema import holds, publications
+from ckptstore.catalog.core import chunks, upsert
+from ckptstore.catalog.model import Hold, Publication
+from ckptstore.catalog.schema import holds, now_s, publications
 from ckptstore.errors import AlreadyExists
+
+
+def hold(tx: Connection, found: Publication, why: str) -> Hold:
+    """Under the namespace's lock, as whatever a hold forbids is: one of the two comes first."""
+    upsert(tx, holds, {"publication_id": found.publication_id, "why": why, "held_at_s": now_s()}, ("why",))
+    row = tx.execute(select(holds).where(holds.c.publication_id == found.publication_id)).one()
+    return Hold(path=found.path, publication_id=found.publication_id, why=row.why, held_at_s=row.held_at_s)
 
 
 def is_held(tx: Connection, publication_id: str) -> bool:

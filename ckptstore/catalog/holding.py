@@ -9,10 +9,11 @@ from __future__ import annotations
 from sqlalchemy import Connection, delete, select
 
 from ckptstore import paths
-from ckptstore.catalog.core import upsert
+from ckptstore.catalog.core import lock_namespace
+from ckptstore.catalog.held import hold
 from ckptstore.catalog.model import Hold
 from ckptstore.catalog.namespace import Namespace
-from ckptstore.catalog.schema import holds, now_s, publications
+from ckptstore.catalog.schema import holds, publications
 from ckptstore.errors import NotFound
 
 
@@ -20,11 +21,11 @@ class Holding(Namespace):
     def hold(self, path: str, why: str) -> Hold:
         """Let nobody remove or replace what is published at `path` until it is released. Holding again changes the reason."""
 
+        paths.check_path(path, operation="hold")
+
         def work(tx: Connection) -> Hold:
-            found = self._published_at(tx, paths.check_path(path, operation="hold"))
-            upsert(tx, holds, {"publication_id": found.publication_id, "why": why, "held_at_s": now_s()}, ("why",))
-            row = tx.execute(select(holds).where(holds.c.publication_id == found.publication_id)).one()
-            return Hold(path=found.path, publication_id=found.publication_id, why=row.why, held_at_s=row.held_at_s)
+            lock_namespace(tx)
+            return hold(tx, self._published_at(tx, path), why)
 
         return self._db.write("hold", work, path)
 

@@ -22,7 +22,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, exists, insert, literal, select, update
 
 from ckptstore import paths
-from ckptstore.catalog.core import Core, chunks, fact, insert_unless_there, is_empty, lock_namespace, set_fact
+from ckptstore.catalog.core import Core, chunks, clock, fact, insert_unless_there, is_empty, lock_namespace, set_fact
 from ckptstore.catalog.deletion import delete_publications, queue_tombstones_everywhere
 from ckptstore.catalog.drains import free_superseded
 from ckptstore.catalog.entries import add_entry, below, remove_entries
@@ -224,7 +224,7 @@ class Restore(Core):
             tx.execute(insert_unless_there(tx, nodes).values(node=node, name="", seen_s=0.0))
 
     def _insert_replicas(self, tx: Connection, header: RecordHeader, found: Iterable[tuple[StoredFile, Mapping[str, int | None]]]) -> None:
-        times = {"verified_at_s": _clock(tx), "used_at_s": header.published_at_s, "damaged": False}
+        times = {"verified_at_s": clock(tx), "used_at_s": header.published_at_s, "damaged": False}
         lying: list[dict[str, Any]] = [
             {"object_id": file.object_id, "tier": tier, "place": self._place(self._tier(tier)), "stored_bytes": stored_bytes} | times
             for file, tiers_with_it in found
@@ -328,10 +328,6 @@ def _object_row(publication_id: str, file: StoredFile) -> dict[str, Any]:
         "object_id": file.object_id, "attempt_id": publication_id, "rank": file.rank, "name": file.name, "folder": folder, "leaf": leaf,
         "key": file.key, "node": file.node, "size_bytes": file.size_bytes, "root": file.root, "blocks": file.blocks,
     }  # fmt: skip
-
-
-def _clock(tx: Connection) -> float:
-    return float(tx.execute(select(now_s())).scalar_one())
 
 
 def _raise_counter(tx: Connection, name: str, value: int) -> None:

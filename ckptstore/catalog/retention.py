@@ -12,14 +12,15 @@ recorded like anything else, and a rebuild finds it; moving it back is a move.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, select
 
 from ckptstore import paths
-from ckptstore.catalog.core import chunks, upsert
+from ckptstore.catalog.core import chunks, clock, lock_namespace, upsert
 from ckptstore.catalog.entries import below
-from ckptstore.catalog.held import is_held
+from ckptstore.catalog.held import hold, is_held
 from ckptstore.catalog.model import Kind, Publication, Retention, Trashed
 from ckptstore.catalog.moving import Moving
 from ckptstore.catalog.namespace import Namespace
@@ -36,10 +37,8 @@ class Retaining(Moving, Namespace):
 
     def set_retention(self, wanted: Retention) -> Retention:
         """Judge the checkpoints of a folder by these policies from now on, in place of any before. The folder need not exist yet."""
-        path = paths.check_folder(wanted.path, operation="keep")
-        if wanted.tier and wanted.tier not in self._tiers:
-            hint = f"known are: {', '.join(self._tiers)}"
-            raise InvalidInput(f"there is no tier {wanted.tier!r}", operation="keep", subject=path, hint=hint)
+        wanted = self.checked_retention(wanted)
+        path = wanted.path
         row = {"path": path, "policies": wanted.policies, "tier": wanted.tier, "trash_s": wanted.trash_s, "set_at_s": now_s()}
 
         def work(tx: Connection) -> Retention:
@@ -47,6 +46,22 @@ class Retaining(Moving, Namespace):
             return _retention(tx.execute(select(retentions).where(retentions.c.path == path)).one())
 
         return self._db.write("keep", work, path)
+
+    def checked_retention(self, wanted: Retention) -> Retention:
+        """As it would be set. InvalidInput, without a look at the database, if it could not be."""
+        path, order = paths.check_folder(wanted.path, operation="keep"), self._durable_tiers()
+        if wanted.tier and wanted.tier not in order:
+            hint = f"known are: {', '.join(order)}"
+            raise InvalidInput(f"there is no durable tier {wanted.tier!r}", operation="keep", subject=path, hint=hint)
+        return replace(wanted, path=path)
+
+    def is_safe(self, checkpoint: Publication, tier: str) -> bool:
+        """Whether that tier ("": the deepest) or a deeper one holds all of it; never, once the tier is configured no more."""
+        order = self._durable_tiers()
+        return (tier in order or not tier) and is_as_safe_as(tier or order[-1], checkpoint.durability, order)
+
+    def _durable_tiers(self) -> list[str]:
+        return [row.name for row in self._tiers.values() if row.durable]
 
     def clear_retention(self, path: str) -> Retention:
         """Keep everything in the folder from now on. NotFound if it has no policies."""
@@ -88,25 +103,24 @@ class Retaining(Moving, Namespace):
         """
 
         def work(tx: Connection) -> str | None:
+            lock_namespace(tx)
             going, newer = self._live(tx, publication_id), self._live(tx, because_of)
             if going is None or newer is None or not self._may_go(tx, going, newer, tier):
                 return None
             if trash_s <= 0:
                 self._remove(tx, going.path, False)
                 return ""
-            return self._move(tx, going.path, _free_place(tx, going.path, _clock(tx) + trash_s), False)[0]
+            return self._move(tx, going.path, _free_place(tx, going.path, clock(tx) + trash_s), False)[0]
 
         return self._db.write("discard", work, publication_id)
 
     def _live(self, tx: Connection, publication_id: str) -> Publication | None:
-        row = publication_row(tx, publication_id, locked=True)
+        row = publication_row(tx, publication_id)
         return read_publication(tx, row, self._tiers) if row is not None and row.state == "live" else None
 
     def _may_go(self, tx: Connection, going: Publication, newer: Publication, tier: str) -> bool:
         beside = paths.parent_and_name(going.path)[0] == paths.parent_and_name(newer.path)[0]
-        order = [row.name for row in self._tiers.values() if row.durable]
-        safe = is_as_safe_as(tier or order[-1], newer.durability, order)
-        return beside and safe and newer.opened > going.opened and not is_held(tx, going.publication_id)
+        return beside and self.is_safe(newer, tier) and newer.opened > going.opened and not is_held(tx, going.publication_id)
 
     def trashed(self) -> list[Trashed]:
         """What waits in the trash, what goes first first."""
@@ -117,9 +131,11 @@ class Retaining(Moving, Namespace):
 
         return self._db.read("list trash", work)
 
-    def undo(self, path: str) -> str:
-        """Put back what was last thrown away from `path`; its path. NotFound if the trash has nothing from there; AlreadyExists if
-        something else is there now."""
+    def undo(self, path: str, why: str = "brought back from the trash") -> str:
+        """Put back what was last thrown away from `path`, and hold it, since the policies would let it go again; its path.
+
+        NotFound if the trash has nothing from there; AlreadyExists if something else is there now.
+        """
         paths.check_path(path, operation="undo")
 
         def work(tx: Connection) -> str:
@@ -128,7 +144,9 @@ class Retaining(Moving, Namespace):
             found = [there for there in lying if (was := paths.from_trash(there)) is not None and was[0] == path]
             if not found:
                 raise NotFound("the trash has nothing from there", operation="undo", subject=path, hint="see `ckptstore trash`")
-            return self._move(tx, max(found), path, False)[0]
+            (back,) = self._move(tx, max(found), path, False)
+            hold(tx, self._published_at(tx, back), why)
+            return back
 
         return self._db.write("undo", work, path)
 
@@ -136,7 +154,7 @@ class Retaining(Moving, Namespace):
         """Remove for good what has waited long enough, or everything."""
 
         def work(tx: Connection) -> list[Publication]:
-            now = _clock(tx)
+            now = clock(tx)
             lying = tx.execute(select(publications.c.path).where(_in_trash()).order_by(publications.c.path).limit(_PAGE)).scalars().all()
             due = [there for there in lying if (was := paths.from_trash(there)) is not None and (all_of_it or was[1] <= now)]
             return [publication for path in due for publication in self._remove(tx, path, False)]
@@ -169,7 +187,3 @@ def _free_place(tx: Connection, path: str, until_s: float) -> str:
         if tx.execute(select(entries.c.path).where(entries.c.path == place)).first() is None:
             return place
         until_s += 1
-
-
-def _clock(tx: Connection) -> float:
-    return float(tx.execute(select(now_s())).scalar_one())

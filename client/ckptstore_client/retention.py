@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ckptstore.errors import InvalidInput
 from ckptstore.paths import check_folder, check_path
-from ckptstore.retention import BestN, EveryNSeconds, EveryNSteps, Keep, LatestN, parse_policies
+from ckptstore.retention import Policy, parse_policies
 from ckptstore.retention_messages import (
     TRASH_S,
     HoldInfo,
@@ -29,8 +29,6 @@ from ckptstore.retention_messages import (
 from ckptstore.wire import Removed
 from ckptstore_client.connection import Connection
 
-Policy = LatestN | EveryNSteps | EveryNSeconds | BestN | Keep
-
 
 class RetentionControl:
     def __init__(self, connection: Connection) -> None:
@@ -47,7 +45,7 @@ class RetentionControl:
         path = check_folder(folder, operation="keep")
         given: list[Policy] = []
         for policy in policies:
-            given += parse_policies([policy]) if isinstance(policy, str) else [policy]  # type: ignore[arg-type]
+            given += parse_policies([policy]) if isinstance(policy, str) else [policy]
         if not given:
             raise InvalidInput("no policy was given", operation="keep", subject=path, hint="such as 'latest:3'; or keep_all")
         message = SetRetention(path=path, policies=tuple(given), tier=tier, trash_s=trash_s)

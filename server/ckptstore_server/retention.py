@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 
 from ckptstore.catalog.model import Hold, Publication, Retention, Trashed
-from ckptstore.durability import is_as_safe_as
-from ckptstore.errors import InvalidInput
 from ckptstore.retention import Candidate, Decision, decide, read_policies, write_policies
 from ckptstore.retention_messages import (
     HoldInfo,
@@ -39,10 +37,12 @@ class Keeper:
 
     async def set(self, wanted: SetRetention, *, dry_run: bool) -> RetentionPlan:
         """What the policies say of the folder now. They hold from now on, unless it is a dry run."""
-        self._check_tier(wanted)
         retention = Retention(wanted.path, write_policies(wanted.policies), wanted.tier, wanted.trash_s)
-        if not dry_run:
+        if dry_run:
+            retention = self._catalog.checked_retention(retention)
+        else:
             retention = await self._node.query(self._catalog.set_retention, retention)
+            self._node.board.announce()
         decision, checkpoints = await self._judge(retention)
         going = {*decision.going}
         judged = [
@@ -55,14 +55,7 @@ class Keeper:
             )
             for found in checkpoints
         ]
-        self._node.board.announce()
-        return RetentionPlan(path=retention.path, tier=self._tier(retention), checkpoints=judged)
-
-    def _check_tier(self, wanted: SetRetention) -> None:
-        known = [handle.name for handle in self._node.durable]
-        if wanted.tier and wanted.tier not in known:
-            hint = f"known are: {', '.join(known)}"
-            raise InvalidInput(f"there is no durable tier {wanted.tier!r}", operation="keep", subject=wanted.path, hint=hint)
+        return RetentionPlan(path=retention.path, tier=retention.tier or self._node.durable[-1].name, checkpoints=judged)
 
     async def clear(self, path: str) -> RetentionInfo:
         return _retention_info(await self._node.query(self._catalog.clear_retention, path))
@@ -74,12 +67,12 @@ class Keeper:
         """One turn: what may go, goes."""
         for retention in await self._node.query(self._catalog.retentions):
             decision, checkpoints = await self._judge(retention)
-            last_good = next((found for found in reversed(checkpoints) if self._is_safe(found, retention)), None)
             ids = {found.path: found.publication_id for found in checkpoints}
             for path in decision.going:
-                assert last_good is not None
+                assert decision.last_good is not None
+                because_of = ids[decision.last_good]
                 await self._node.query(
-                    self._catalog.discard, ids[path], because_of=last_good.publication_id, tier=retention.tier, trash_s=retention.trash_s
+                    self._catalog.discard, ids[path], because_of=because_of, tier=retention.tier, trash_s=retention.trash_s
                 )
             if decision.going:
                 self._node.board.announce()
@@ -94,20 +87,12 @@ class Keeper:
                 opened_at_s=found.opened_at_s,
                 step=found.step,
                 metadata=json.loads(found.metadata),
-                safe=self._is_safe(found, retention),
+                safe=self._catalog.is_safe(found, retention.tier),
                 held=found.publication_id in held,
             )
             for found in checkpoints
         ]
         return decide(read_policies(retention.policies), candidates), checkpoints
-
-    def _tier(self, retention: Retention) -> str:
-        return retention.tier or self._node.durable[-1].name
-
-    def _is_safe(self, checkpoint: Publication, retention: Retention) -> bool:
-        order = [handle.name for handle in self._node.durable]
-        tier = self._tier(retention)
-        return tier in order and is_as_safe_as(tier, checkpoint.durability, order)
 
     # --- holds -------------------------------------------------------------------------------------------------------------------
 
@@ -128,9 +113,7 @@ class Keeper:
         return TrashList(trashed=[_trashed_info(trashed) for trashed in await self._node.query(self._catalog.trashed)])
 
     async def undo(self, path: str) -> Restored:
-        """What comes back is held: the policies that let it go would do so again."""
         back = await self._node.query(self._catalog.undo, path)
-        await self._node.query(self._catalog.hold, back, "brought back from the trash")
         self._node.board.announce()
         return Restored(path=back)
 
