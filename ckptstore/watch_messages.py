@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from ckptstore.wire import Count, Message
 
 
@@ -20,7 +22,7 @@ class WatchEvent(Message):
     kind: Literal["checkpoint", "folder", "file", ""] = ""
     publication_id: str = ""
     step: int | None = None
-    metadata: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
+    metadata: dict[str, Any] = Field(default_factory=dict)
     size_bytes: Count = 0
     tier: str | None = None  # of `durable`
     durability: tuple[str, ...] = ()

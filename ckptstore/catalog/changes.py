@@ -6,11 +6,12 @@ with a path: then it is only known that something changed. That is told, too, wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, literal, select
 
-from ckptstore.catalog.core import Core
+from ckptstore.catalog.core import Core, chunks
 from ckptstore.catalog.entries import below
 from ckptstore.catalog.model import Publication
 from ckptstore.catalog.schema import counters, objects, publications
@@ -44,6 +45,18 @@ class Changes(Core):
             return read_publications(tx, tx.execute(query.order_by(publications.c.sequence).limit(limit)).all(), self._tiers)
 
         return self._db.read("look for changes", work, path)
+
+    def publications_by_id(self, publication_ids: Sequence[str]) -> dict[str, Publication]:
+        """Those of these that are known, of whatever state, by id."""
+
+        def work(tx: Connection) -> dict[str, Publication]:
+            found: dict[str, Publication] = {}
+            for ids in chunks(publication_ids):
+                rows = tx.execute(select(publications).where(publications.c.publication_id.in_(ids))).all()
+                found |= {item.publication_id: item for item in read_publications(tx, rows, self._tiers)}
+            return found
+
+        return self._db.read("look up publications", work)
 
     def changes_since(self, sequence: int) -> NamespaceChanges:
         """What changed after the change that had this number."""

@@ -37,20 +37,18 @@ class _Told:
 
     def resume_at(self, since: int | None) -> int | None:
         """The number to go on after: what is remembered comes once more, since it may have become safer meanwhile."""
-        return min((sequence for sequence, _ in self._known.values()), default=(since or 0) + 1) - 1 if self._known else since
+        return min(sequence for sequence, _ in self._known.values()) - 1 if self._known else since
 
     def new(self, event: WatchEvent) -> Iterator[WatchEvent]:
         """What of an event was not told yet."""
         sequence, tiers = self._known.get(event.publication_id, (-1, set()))
-        known = sequence == event.sequence
-        if not known:
-            tiers = set()
-        self._known[event.publication_id] = event.sequence, tiers
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
-        if event.event == "published" and not known:
-            yield event
-            tiers.update(event.durability)
+        if sequence != event.sequence:  # new, or moved
+            tiers = set(event.durability) if event.event == "published" else set()
+            self._known[event.publication_id] = event.sequence, tiers
+            if len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+            if event.event == "published":
+                yield event
         for tier in event.durability:
             if tier not in tiers:
                 tiers.add(tier)

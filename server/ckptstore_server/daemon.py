@@ -152,7 +152,6 @@ class Daemon:
             await self._announce(servers)
             await self._until_stopped([task for _, task in servers])
             services.attempts.accepting = False
-            services.watching.stop()
             services.changes.stop()
             await services.attempts.drain_ingests(STOP_TIMEOUT_S)
         finally:

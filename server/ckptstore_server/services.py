@@ -97,7 +97,7 @@ class Services:
             namespace=Namespace(node, attached),
             content=Content(node, replicas, recall),
             verifier=Verifier(node, replicas, publisher),
-            watching=Watching(node),
+            watching=Watching(node, changes),
             attached=attached,
             tree=tree,
             changes=changes,

@@ -1,8 +1,8 @@
 """Telling what is published below a path, and when it becomes safer, as it happens.
 
-Each watcher looks at the catalog when something was announced on this node, and every `LOOK_S` for what other nodes did: first at one
-number, and only when that has changed at what it stands for. What is published and not yet in every tier is looked at again until it is;
-a watcher who cares about very many of them at once is told of the newest ones only.
+Each watcher looks when something was announced on this node, and as often as `changes` does for what other nodes did: first at one number,
+and only when that has changed at what it stands for. What is published and not yet in every tier is looked at again until it is, all of it
+in one question; a watcher who cares about very many of them at once is told of the newest ones only.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from typing import Literal
 
 from ckptstore.catalog.model import Publication
-from ckptstore.errors import NotFound
 from ckptstore.paths import check_folder
 from ckptstore.watch_messages import WatchEvent
 from ckptstore_server.node import Node
+from ckptstore_server.readers.changes import LOOK_S, Changes
 
-LOOK_S = 0.4
 #: Without news, a sign of life so often: who watches can tell a quiet run from a lost connection.
 SIGN_OF_LIFE_S = 15.0
 #: Publications whose way down the tiers one watcher is told of.
@@ -26,35 +26,29 @@ FOLLOWED = 256
 
 
 class Watching:
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, changes: Changes) -> None:
         self._node = node
-        self._stopping = False
-
-    def stop(self) -> None:
-        """Watchers are told no more, and their answers end, within a look."""
-        self._stopping = True
-        self._node.board.announce()
+        self._changes = changes
 
     async def watch(self, path: str, since: int | None) -> AsyncIterator[WatchEvent | None]:
         """What is published at or below `path` from now on, or after the number `since`; None as a sign of life. Ends with the daemon."""
-        catalog, query = self._node.catalog, self._node.query
-        seen = await query(catalog.namespace_sequence) if since is None else since
+        seen = await self._changes.number() if since is None else since
         following: OrderedDict[str, Publication] = OrderedDict()
         yield WatchEvent(event="watching", sequence=seen, path=path)
         clock = asyncio.get_running_loop().time
         told_s = clock()
-        while not self._stopping:
+        while not self._changes.stopping:
             ticket = self._node.board.ticket()
-            now = await query(catalog.namespace_sequence)
+            now = await self._changes.number()
             if now != seen:
-                while page := await query(catalog.published_since, seen, path):
+                while page := await self._node.query(self._node.catalog.published_since, seen, path):
                     for published in page:
                         yield _event("published", published)
                         seen = published.sequence
                         following[published.publication_id] = published
+                        if len(following) > FOLLOWED:
+                            following.popitem(last=False)
                 seen = max(seen, now)
-                while len(following) > FOLLOWED:
-                    following.popitem(last=False)
             for event in await self._safer(following):
                 yield event
                 told_s = clock()
@@ -65,18 +59,19 @@ class Watching:
 
     async def _safer(self, following: OrderedDict[str, Publication]) -> list[WatchEvent]:
         """What has reached a tier since the last look; what has reached all, or is gone, is followed no longer."""
+        if not following:
+            return []
         events = []
         wanted = {handle.name for handle in self._node.durable}
+        found = await self._node.query(self._node.catalog.publications_by_id, list(following))
         for publication_id, before in list(following.items()):
-            try:
-                now = await self._node.query(self._node.catalog.publication, publication_id)
-            except NotFound:
+            now = found.get(publication_id)
+            if now is not None:
+                events += [_event("durable", now, tier) for tier in now.durability if tier not in before.durability]
+            if now is None or not now.live or wanted <= {*now.durability}:
                 del following[publication_id]
-                continue
-            events += [_event("durable", now, tier) for tier in now.durability if tier not in before.durability]
-            following[publication_id] = now
-            if not now.live or wanted <= {*now.durability}:
-                del following[publication_id]
+            else:
+                following[publication_id] = now
         return events
 
 
@@ -84,9 +79,9 @@ def checked(path: str) -> str:
     return check_folder(path, operation="watch")
 
 
-def _event(kind: str, found: Publication, tier: str | None = None) -> WatchEvent:
+def _event(event: Literal["published", "durable"], found: Publication, tier: str | None = None) -> WatchEvent:
     return WatchEvent(
-        event="durable" if kind == "durable" else "published",
+        event=event,
         sequence=found.sequence,
         path=found.path,
         kind=found.kind.value,

@@ -32,12 +32,16 @@ class Changes:
         #: who follows → the last change that it has acted on; who asked last comes last
         self._followers: dict[str, int] = {}
         self._acted = asyncio.Event()
-        self._stopping = False
+        self.stopping = False
 
     def stop(self) -> None:
         """Nobody is held any longer, so that the daemon can end."""
-        self._stopping = True
+        self.stopping = True
         self._node.board.announce()
+
+    async def number(self) -> int:
+        """Greater after every change of the namespace, on whatever node."""
+        return await self._node.query(self._node.catalog.namespace_sequence)
 
     async def since(self, seen: int, timeout_s: float, follower: str = "") -> TreeChanges:
         """What changed after `seen`, as soon as something has; after `timeout_s` that nothing has. From -1 on: where it stands now."""
@@ -56,13 +60,13 @@ class Changes:
         deadline_s = clock() + timeout_s
         while True:
             ticket = self._node.board.ticket()
-            now = await self._node.query(self._node.catalog.namespace_sequence)
+            now = await self.number()
             if seen < 0:
                 return TreeChanges(seen=now)
             if now != seen:
                 changes = await self._node.query(self._node.catalog.changes_since, seen)
                 return TreeChanges(seen=changes.sequence, paths=None if changes.paths is None else list(changes.paths))
-            if self._stopping or clock() >= deadline_s:
+            if self.stopping or clock() >= deadline_s:
                 return TreeChanges(seen=seen, paths=[])
             await self._node.board.heard(ticket, min(LOOK_S, deadline_s - clock()))
 
@@ -71,7 +75,7 @@ class Changes:
         if not self._followers:
             return
         with contextlib.suppress(CkptStoreError):
-            now = await self._node.query(self._node.catalog.namespace_sequence)
+            now = await self.number()
             self._node.board.announce()
             try:
                 async with asyncio.timeout(PATIENCE_S):
