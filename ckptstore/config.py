@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from ckptstore.errors import ConfigInvalid, InvalidInput
+from ckptstore.faults import first_faults
 from ckptstore.paths import check_path
 from ckptstore.sockets import socket_path
 
@@ -290,7 +291,7 @@ def read_settings(file: Path | None = None, **flags: Any) -> Settings:
     try:
         return Settings(**_merge(document, _environment(), given))
     except ValidationError as error:
-        raise ConfigInvalid(_first_faults(error), operation="read configuration", subject=str(place)) from error
+        raise ConfigInvalid(first_faults(error, "settings", most=5), operation="read configuration", subject=str(place)) from error
 
 
 def _environment() -> dict[str, Any]:
@@ -306,9 +307,3 @@ def _merge(*layers: dict[str, Any]) -> dict[str, Any]:
             old = merged.get(key)
             merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
-
-
-def _first_faults(error: ValidationError) -> str:
-    """The faults as one line: `tiers.0.kind: Input should be 'posix' or 'object'; …`."""
-    lines = [f"{'.'.join(str(part) for part in fault['loc']) or 'settings'}: {fault['msg']}" for fault in error.errors()[:5]]
-    return "; ".join(lines)

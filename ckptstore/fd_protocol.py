@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ckptstore.errors import InvalidInput
+from ckptstore.faults import first_faults
 
 LIMIT_BYTES = 1 << 20
 #: A line that has begun must end within this time, however slowly its bytes drip.
@@ -110,6 +111,4 @@ def read_as(document: dict[str, Any], message: type[M]) -> M:
     try:
         return message.model_validate(document)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "message"
-        raise InvalidInput(f"{where}: {fault['msg']}", operation=f"read {message.__name__}") from error
+        raise InvalidInput(first_faults(error, "message"), operation=f"read {message.__name__}") from error

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ckptstore.catalog.model import AttemptView, StoredFile
 from ckptstore.errors import InvalidInput
+from ckptstore.faults import first_faults
 from ckptstore.paths import INDEX_NAME, check_path, is_id
 
 FORMAT: Literal["ckptstore/1"] = "ckptstore/1"
@@ -101,8 +102,7 @@ def read_index(data: bytes) -> Index:
     try:
         index = Index.model_validate_json(data)
     except ValidationError as error:
-        fault = error.errors()[0]
-        raise _refusal(f"{'.'.join(str(part) for part in fault['loc']) or 'document'}: {fault['msg']}") from error
+        raise _refusal(first_faults(error, "document")) from error
     check_path(index.path, operation="read checkpoint.json")
     if not is_id(index.attempt):
         raise _refusal("attempt is no id")

@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ckptstore import paths
 from ckptstore.catalog.model import Kind, Reference, StoredFile
 from ckptstore.errors import ChecksumMismatch, InvalidInput
+from ckptstore.faults import first_faults
 
 RECORD_FORMAT = "ckptstore-record"
 TOMBSTONE_FORMAT = "ckptstore-tombstone"
@@ -259,9 +260,7 @@ def _parse(model: type[M], line: bytes, subject: str) -> M:
     try:
         return model.model_validate_json(line)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise InvalidInput(f"{where}: {fault['msg']}", operation="read record", subject=subject) from error
+        raise InvalidInput(first_faults(error, "line"), operation="read record", subject=subject) from error
 
 
 def _dump(value: dict[str, Any]) -> bytes:

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ckptstore.errors import InvalidInput
+from ckptstore.faults import first_faults
 
 #: Policies in one folder, and steps in one policy.
 MOST_POLICIES, MOST_STEPS = 32, 10_000
@@ -190,7 +191,7 @@ def read_policies(document: str | bytes) -> tuple[Policy, ...]:
     try:
         return _MANY.validate_json(document)
     except ValidationError as error:
-        raise InvalidInput(f"these are no policies: {_first(error)}", operation="keep") from error
+        raise InvalidInput(f"these are no policies: {first_faults(error, 'policy')}", operation="keep") from error
 
 
 def write_policies(policies: Sequence[Policy]) -> str:
@@ -211,12 +212,7 @@ def _parse(word: str) -> Policy:
     try:
         return _ONE.validate_python({"keep": kind, **fields})
     except ValidationError as error:
-        raise InvalidInput(f"{word[:80]!r}: {_first(error)}", operation="keep") from error
-
-
-def _first(error: ValidationError) -> str:
-    found = error.errors(include_url=False)[0]
-    return f"{'.'.join(str(part) for part in found['loc'][1:])}: {found['msg']}"
+        raise InvalidInput(f"{word[:80]!r}: {first_faults(error, 'policy')}", operation="keep") from error
 
 
 def _number(value: object) -> float | None:

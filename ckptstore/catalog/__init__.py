@@ -5,17 +5,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ckptstore.lazy import lazily
 
 if TYPE_CHECKING:
     from ckptstore.catalog.catalog import Catalog
 
 __all__ = ["Catalog"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "Catalog":
-        from ckptstore.catalog.catalog import Catalog
-
-        return Catalog
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, {"Catalog": "catalog"})

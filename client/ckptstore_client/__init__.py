@@ -5,7 +5,9 @@ Lazy (PEP 562), like the façade `ckptstore`: importing the package opens nothin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ckptstore.lazy import lazily
 
 if TYPE_CHECKING:
     from ckptstore_client.connecting import connect as connect
@@ -28,13 +30,4 @@ _PLACES = {
     "Store": "store",
 }
 
-
-def __getattr__(name: str) -> Any:
-    module = _PLACES.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f"{__name__}.{module}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _PLACES)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ckptstore_server.readers.origins.bounded import THREADS, BoundedStorage
 from ckptstore_server.readers.origins.fsspec_storage import FsspecStorage
 from ckptstore_server.readers.origins.gate import Gate
 from tests.readers.places import Inside, content_of, inside
+from tests.until import until
 
 
 class Tagged(MemoryFileSystem):
@@ -169,11 +170,13 @@ def test_a_backend_that_hangs_is_unavailable_in_time_and_holds_up_one_who_asks(t
     assert storage.gate.failure is not None
     assert [error.why for error in heard] == ["no answer within 1 s"]
     Hanging.answers.set()
-    while storage.gate.failure is not None:
-        try:
+
+    def back() -> bool:
+        with contextlib.suppress(TierUnavailable):
             storage.read_into(opened, 0, into)
-        except TierUnavailable:
-            time.sleep(0.05)
+        return storage.gate.failure is None
+
+    until("it answers again", back)
     assert bytes(into) == b"content"
     storage.close()
 

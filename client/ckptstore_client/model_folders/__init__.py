@@ -5,8 +5,9 @@ Lazy (PEP 562), as the package above.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ckptstore.lazy import lazily
 
 if TYPE_CHECKING:
     from ckptstore_client.model_folders.exporting import Exported as Exported
@@ -20,11 +21,4 @@ _PLACES = {"Exported": "exporting", "export_model": "exporting", "import_model":
 FILES_KEY = "hugging_face_files"
 INDEX_NAME = "model.safetensors.index.json"
 
-
-def __getattr__(name: str) -> Any:
-    module = _PLACES.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{module}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _PLACES)

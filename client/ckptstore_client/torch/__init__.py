@@ -8,8 +8,9 @@ Lazy (PEP 562): importing the package imports torch only when one of the two is 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ckptstore.lazy import lazily
 
 if TYPE_CHECKING:
     from ckptstore_client.torch.reader import Reader as Reader
@@ -18,11 +19,4 @@ if TYPE_CHECKING:
 __all__ = ["Reader", "Writer"]
 _PLACES = {"Reader": "reader", "Writer": "writer"}
 
-
-def __getattr__(name: str) -> Any:
-    module = _PLACES.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{module}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _PLACES)
