@@ -3,7 +3,7 @@
 The tree is everything at once: published checkpoints and files, the folders above them, `@latest` as a link, and attached storage. Whoever
 reads it needs to know neither objects nor replicas nor origins.
 
-    GET /v1/tree/info?path=P[&resolve=true]     FileInfo       NotFound; with `resolve`, a path may go through `@latest`
+    GET /v1/tree/info?path=P[&resolve=true]     TreeInfo       NotFound; with `resolve`, a path may go through `@latest`
     GET /v1/tree/list?path=P[&after=N&limit=K]  FileListing    names in byte order
     GET /v1/tree/content?path=P&version=V       the bytes; Range gives 206; ETag is the version. StaleVersion if P is another version now
                                                 and the bytes of V cannot be had any more
@@ -30,7 +30,7 @@ from ckptstore.wire import Count, Message, Text
 REFRESH_S = 30.0
 
 
-class FileInfo(Message):
+class TreeInfo(Message):
     """What is at a path of the tree."""
 
     path: str
@@ -54,7 +54,7 @@ class FileInfo(Message):
 
 
 class FileListing(Message):
-    entries: list[FileInfo]
+    entries: list[TreeInfo]
     #: give it as `after` to go on (no name, where storage is attached); None: that was all
     after: str | None = None
     #: what attached storage has here under names that no path can have, or as links that lead out of it

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ckptstore.errors import InvalidInput, TierUnavailable
 from ckptstore.paths import check_relative
-from ckptstore.tree_messages import FileInfo
+from ckptstore.tree_messages import TreeInfo
 from ckptstore_client.files import Progress, Tally, arriving, new_file, write_at
 from ckptstore_client.mount.source import Copy, Source
 
@@ -83,14 +83,14 @@ def pull(
     return Pulled(root.path, local, len(files), size_bytes, cloned_bytes)
 
 
-def _resolved(source: Source, path: str) -> FileInfo:
+def _resolved(source: Source, path: str) -> TreeInfo:
     info = source.info(path)
     while info.kind == "link":
         info = source.info(info.target or "")
     return info
 
 
-def _walk(source: Source, top: FileInfo) -> Iterator[FileInfo]:
+def _walk(source: Source, top: TreeInfo) -> Iterator[TreeInfo]:
     """`top` if it is a file, else all that is below it."""
     if top.kind != "folder":
         yield top
@@ -107,7 +107,7 @@ def _walk(source: Source, top: FileInfo) -> Iterator[FileInfo]:
         after = page.after
 
 
-def _name_below(root: str, info: FileInfo) -> str:
+def _name_below(root: str, info: TreeInfo) -> str:
     """Checked again: it comes from outside, and must not lead out of the folder that is being written."""
     name = info.path[len(root.rstrip("/")) :].removeprefix("/")
     if not name or info.kind == "link":
@@ -117,7 +117,7 @@ def _name_below(root: str, info: FileInfo) -> str:
     return check_relative(name, operation="pull")
 
 
-def _is_current(local: Path, found: list[tuple[str, FileInfo]]) -> bool:
+def _is_current(local: Path, found: list[tuple[str, TreeInfo]]) -> bool:
     """Whether `local` holds exactly these versions, and nothing else."""
     try:
         there = {"" if local.is_file() else str(place.relative_to(local)) for place in ([local] if local.is_file() else local.rglob("*"))}
@@ -131,7 +131,7 @@ def _is_current(local: Path, found: list[tuple[str, FileInfo]]) -> bool:
     return bool(found) and same and there <= {name for name, _ in found}
 
 
-def _write(source: Source, info: FileInfo, target: Path, owner: Owner | None, tally: Tally) -> int:
+def _write(source: Source, info: TreeInfo, target: Path, owner: Owner | None, tally: Tally) -> int:
     """One file, durable; how many of its bytes were cloned."""
     copy = source.open(info.path, info.version)
     try:

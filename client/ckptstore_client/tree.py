@@ -15,8 +15,8 @@ from types import TracebackType
 
 from ckptstore.errors import DaemonUnavailable, InvalidInput, TierUnavailable
 from ckptstore.paths import check_tree_path
-from ckptstore.tree_messages import FileInfo, FileListing
-from ckptstore.wire import FileInfo as ObjectInfo
+from ckptstore.tree_messages import FileListing, TreeInfo
+from ckptstore.wire import FileInfo
 from ckptstore_client.connection import Connection
 from ckptstore_client.files import Progress
 from ckptstore_client.mount.daemon_source import DaemonSource
@@ -32,12 +32,12 @@ class Tree:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def look(self, path: str) -> FileInfo:
+    def look(self, path: str) -> TreeInfo:
         """What is at `path`; `@latest` in it or at its end is followed. NotFound."""
         path = check_tree_path(path)
-        return self._connection.run(lambda transport: transport.api.call("GET", "tree/info", FileInfo, path=path, resolve="true"))
+        return self._connection.run(lambda transport: transport.api.call("GET", "tree/info", TreeInfo, path=path, resolve="true"))
 
-    def list(self, path: str) -> Iterator[FileInfo]:
+    def list(self, path: str) -> Iterator[TreeInfo]:
         """What is in a folder, in byte order of the names, page by page; `@latest` is among it, as a link. NotFound, also for a file."""
         path = check_tree_path(path, operation="list")
         after: str | None = ""
@@ -75,7 +75,7 @@ def _page(transport: Transport, *, path: str, after: str) -> FileListing:
 class TreeFile:
     """One version of a file, open for reading. A context manager."""
 
-    def __init__(self, connection: Connection, info: FileInfo) -> None:
+    def __init__(self, connection: Connection, info: TreeInfo) -> None:
         self.info = info
         self._connection = connection
         self._lock = threading.Lock()
@@ -125,7 +125,7 @@ class TreeFile:
         with self._lock:
             if self._object is None:
                 route = f"objects/{self.info.version}"
-                found = self._connection.run(lambda transport: transport.api.call("GET", route, ObjectInfo))
+                found = self._connection.run(lambda transport: transport.api.call("GET", route, FileInfo))
                 file = found.model_copy(update={"name": ""})
                 self._object = VerifiedObject(file, self._connection.transport(), operation="read", path=self.info.path)
             return self._object

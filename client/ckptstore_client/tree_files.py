@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ckptstore.errors import StaleVersion
 from ckptstore.paths import check_relative
-from ckptstore.tree_messages import FileInfo
+from ckptstore.tree_messages import TreeInfo
 from ckptstore_client.files import Tally, new_file, write_at
 from ckptstore_client.tree import Tree
 
@@ -23,7 +23,7 @@ PIECE_BYTES = 16 << 20
 TRIES = 3
 
 
-def write_tree(tree: Tree, top: FileInfo, target: Path, tally: Tally) -> None:
+def write_tree(tree: Tree, top: TreeInfo, target: Path, tally: Tally) -> None:
     """The file, or all below the folder, into `target`, fsynced. The first error ends it."""
     if top.kind == "file":
         tally.expect(top.size_bytes)
@@ -49,7 +49,7 @@ def write_tree(tree: Tree, top: FileInfo, target: Path, tally: Tally) -> None:
             raise
 
 
-def _walk(tree: Tree, top: FileInfo) -> Iterator[FileInfo]:
+def _walk(tree: Tree, top: TreeInfo) -> Iterator[TreeInfo]:
     for info in tree.list(top.path):
         yield info
         if info.kind == "folder":
@@ -64,7 +64,7 @@ def _still(under_way: set[Future[None]]) -> set[Future[None]]:
     return others
 
 
-def _write_file(tree: Tree, info: FileInfo, target: Path, tally: Tally) -> None:
+def _write_file(tree: Tree, info: TreeInfo, target: Path, tally: Tally) -> None:
     for tries_left in reversed(range(TRIES)):
         try:
             _write_version(tree, info.path, target, tally)

@@ -9,7 +9,7 @@ from ckptstore.catalog.model import Entry, Publication, StoredFile
 from ckptstore.errors import NotFound
 from ckptstore.failpoints import declare, failpoint
 from ckptstore.paths import LATEST, check_folder, check_path, is_below, parent_and_name
-from ckptstore.tree_messages import FileInfo as TreeInfo
+from ckptstore.tree_messages import TreeInfo
 from ckptstore.wire import EntryInfo, EntryPage, FileInfo, FilePage, Move, Moved, PublicationInfo, Removed, Usage, WholeFile
 from ckptstore_server.node import Node
 from ckptstore_server.readers.attached import Attached

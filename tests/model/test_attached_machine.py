@@ -14,7 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from ckptstore.catalog.model import Attachment
 from ckptstore.errors import InvalidInput, NotFound, StaleVersion
-from ckptstore.tree_messages import FileInfo
+from ckptstore.tree_messages import TreeInfo
 from ckptstore_server.readers.origin import FileVersion
 from ckptstore_server.readers.origins.answers import Answers
 from ckptstore_server.readers.origins.bounded import BoundedStorage
@@ -143,7 +143,7 @@ class AttachedFolder(RuleBasedStateMachine):
 
     @rule(folder=st.sampled_from(FOLDERS), limit=st.integers(1, 4))
     def list(self, folder: str, limit: int) -> None:
-        found: dict[str, FileInfo] = {}
+        found: dict[str, TreeInfo] = {}
         after: str | None = ""
         while after is not None:
             page = self.runner.run(self.shown(folder).list(after, limit))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ckptstore.errors import DaemonUnavailable
-from ckptstore.tree_messages import FileInfo
+from ckptstore.tree_messages import TreeInfo
 from ckptstore_client.mount import daemon_source, journal
 from ckptstore_client.mount.believed import Believed
 from ckptstore_client.mount.daemon_source import DaemonSource
@@ -81,7 +81,7 @@ class Succession(RuleBasedStateMachine):
     @rule(name=st.sampled_from("abc"), version=st.sampled_from(["1", "2"]), hot=st.booleans())
     def look(self, name: str, version: str, hot: bool) -> None:
         unique = self._next()
-        (node,) = self.nodes.look(unique, [(FileInfo(path=f"/{name}", kind="file", size_bytes=5, version=version), hot)])
+        (node,) = self.nodes.look(unique, [(TreeInfo(path=f"/{name}", kind="file", size_bytes=5, version=version), hot)])
         self.last = ("look", unique, node.id)
 
     @precondition(lambda self: self._ids())
@@ -134,7 +134,7 @@ class Succession(RuleBasedStateMachine):
         if what == "release":
             self.opened.release(unique | UNIQUE_RESEND, id)
         elif node is not None:
-            info = FileInfo(path=node.path, kind="file", size_bytes=5, version=node.version)
+            info = TreeInfo(path=node.path, kind="file", size_bytes=5, version=node.version)
             self.nodes.look(unique | UNIQUE_RESEND, [(info, node.hot)])
         assert known(self.nodes, self.opened) == before
 

@@ -12,7 +12,7 @@ import pytest
 import ckptstore
 from ckptstore.errors import AlreadyExists, InvalidInput, NotFound
 from ckptstore.paths import join
-from ckptstore.tree_messages import FileInfo, FileListing
+from ckptstore.tree_messages import FileListing, TreeInfo
 from ckptstore_client import Store
 from ckptstore_client.mount.local_folder import LocalFolder
 from ckptstore_client.pull import Owner, pull
@@ -98,7 +98,7 @@ def test_a_pull_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     class Crafted(LocalFolder):
         def list(self, path: str, after: str | None) -> FileListing:
-            return FileListing(entries=[FileInfo(path=join(path, "../../escaped"), kind="file", size_bytes=1, version="1-1-1")])
+            return FileListing(entries=[TreeInfo(path=join(path, "../../escaped"), kind="file", size_bytes=1, version="1-1-1")])
 
     (tmp_path / "source").mkdir()
     with pytest.raises(InvalidInput):

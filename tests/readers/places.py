@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ckptstore.config import read_settings
-from ckptstore.tree_messages import AttachmentInfo, AttachStorage, FileInfo
+from ckptstore.tree_messages import AttachmentInfo, AttachStorage, TreeInfo
 from ckptstore_server.daemon import open_node
 from ckptstore_server.readers.origin import FileVersion, Origin
 from ckptstore_server.services import Services
@@ -55,7 +55,7 @@ class Inside:
     def attach(self, url: object, path: str, *, refresh_s: float = 0.0, **options: Any) -> AttachmentInfo:
         return self.run(self.services.attached.attach(AttachStorage(url=str(url), path=path, refresh_s=refresh_s, **options)))
 
-    def look(self, path: str, *, resolve: bool = False) -> FileInfo:
+    def look(self, path: str, *, resolve: bool = False) -> TreeInfo:
         return self.run(self.services.tree.look(path, resolve=resolve))
 
     def read(self, path: str, version: str = "") -> bytes:

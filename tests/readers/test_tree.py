@@ -12,7 +12,7 @@ import pytest
 
 import ckptstore
 from ckptstore.errors import InvalidInput, NotFound, StaleVersion
-from ckptstore.tree_messages import FileInfo, FileListing
+from ckptstore.tree_messages import FileListing, TreeInfo
 from ckptstore_tiers.checksums import BLOCK_BYTES
 from tests.contract.store_place import WAIT_S, free_port, start
 from tests.readers.places import Inside, content_of, inside
@@ -132,7 +132,7 @@ def test_the_routes_answer_as_the_tree_does(tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(b"one")
     with start(tmp_path / "home", free_port()) as daemon, ckptstore.connect(home=daemon.home, start=False) as store, daemon.http() as http:
         store.put(tmp_path / "one", "/f/é b").wait("nvme", timeout_s=WAIT_S)
-        info = FileInfo.model_validate(_answer(http.get("/v1/tree/info", params={"path": "/f/é b"})))
+        info = TreeInfo.model_validate(_answer(http.get("/v1/tree/info", params={"path": "/f/é b"})))
         assert (info.kind, info.size_bytes, info.path) == ("file", 3, "/f/é b")
         listing = FileListing.model_validate(_answer(http.get("/v1/tree/list", params={"path": "/f"})))
         assert [entry.version for entry in listing.entries] == [info.version]

@@ -27,7 +27,7 @@ from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike, stringify_path
 
 from ckptstore.paths import join, parent_and_name
-from ckptstore.tree_messages import FileInfo
+from ckptstore.tree_messages import TreeInfo
 from ckptstore_client.connecting import connect
 from ckptstore_client.fsspec_files.faults import as_python_errors
 from ckptstore_client.fsspec_files.new_file import NewFile
@@ -297,7 +297,7 @@ def _split(url: str) -> tuple[str, str]:
     return (first, slash + rest) if colon and port.isdigit() else ("", f"/{first}{slash}{rest}")
 
 
-def _described(info: FileInfo, name: str) -> dict[str, Any]:
+def _described(info: TreeInfo, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "type": "file" if info.kind == "file" else "directory",

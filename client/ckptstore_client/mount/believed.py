@@ -18,7 +18,7 @@ from collections.abc import Iterable
 
 from ckptstore.errors import NotFound
 from ckptstore.paths import LATEST, join, parent_and_name
-from ckptstore.tree_messages import FileInfo
+from ckptstore.tree_messages import TreeInfo
 from ckptstore_client.mount.source import Source
 
 KEPT_ANSWERS = 32_768
@@ -35,12 +35,12 @@ class Believed:
         self._source = source
         self._believed_s = believed_s
         self._lock = threading.Lock()
-        self._answers: OrderedDict[str, tuple[FileInfo | None, float]] = OrderedDict()
+        self._answers: OrderedDict[str, tuple[TreeInfo | None, float]] = OrderedDict()
         #: changes when anything was told; an answer asked for before is not kept after
         self._told = 0
         self._told_of = self._away = False
 
-    def info(self, path: str, *, may_wait: bool) -> FileInfo:
+    def info(self, path: str, *, may_wait: bool) -> TreeInfo:
         """What is at the path. NotFound, MustWait, and what the source raises."""
         with self._lock:
             answer, until_s = self._answers.get(path, (None, -1.0))
@@ -62,11 +62,11 @@ class Believed:
         """Take it before a listing is asked for, and give it to `note`."""
         return self._told
 
-    def note(self, asked: int, listed: Iterable[FileInfo]) -> None:
+    def note(self, asked: int, listed: Iterable[TreeInfo]) -> None:
         """Entries of a listing are answers as well."""
         self._keep(asked, [(info.path, self._like_before(info)) for info in listed])
 
-    def _like_before(self, info: FileInfo) -> FileInfo:
+    def _like_before(self, info: TreeInfo) -> TreeInfo:
         """A copy that was found whole counts as whole until an open finds that it is not: not every answer looks so closely."""
         known, _ = self._answers.get(info.path, (None, 0.0))
         if known is None or not known.whole or known.version != info.version or info.whole:
@@ -80,7 +80,7 @@ class Believed:
             if answer is not None and answer.version == version and answer.whole != whole:
                 self._answers[path] = (answer.model_copy(update={"whole": whole}), until_s)
 
-    def valid_s(self, info: FileInfo | None) -> float:
+    def valid_s(self, info: TreeInfo | None) -> float:
         """For how long the kernel may believe this name."""
         if not self._told_of or (info is not None and info.origin is not None):
             return self._believed_s
@@ -113,7 +113,7 @@ class Believed:
         with self._lock:
             self._told_of, self._away = yes, away
 
-    def _keep(self, told: int, answers: list[tuple[str, FileInfo | None]]) -> None:
+    def _keep(self, told: int, answers: list[tuple[str, TreeInfo | None]]) -> None:
         now_s = time.monotonic()
         with self._lock:
             if told != self._told:

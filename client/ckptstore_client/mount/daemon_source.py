@@ -22,7 +22,7 @@ import stamina
 
 from ckptstore.config import read_settings
 from ckptstore.errors import Busy, DaemonUnavailable, NotFound, TierFull, WaitTimeout
-from ckptstore.tree_messages import FileInfo, FileListing, TreeChanges
+from ckptstore.tree_messages import FileListing, TreeChanges, TreeInfo
 from ckptstore.wire import LONG_POLL_S, Status, Usage
 from ckptstore_client.api import Api
 from ckptstore_client.descriptors import DescriptorConnection
@@ -54,8 +54,8 @@ class DaemonSource:
 
     # --- names --------------------------------------------------------------------------------------------------------------------
 
-    def info(self, path: str) -> FileInfo:
-        return _insist(lambda: self._api.call("GET", "tree/info", FileInfo, path=path))
+    def info(self, path: str) -> TreeInfo:
+        return _insist(lambda: self._api.call("GET", "tree/info", TreeInfo, path=path))
 
     def list(self, path: str, after: str | None) -> FileListing:
         return _insist(lambda: self._api.call("GET", "tree/list", FileListing, path=path, after=after, limit=LIST_ENTRIES))

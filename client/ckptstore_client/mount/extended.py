@@ -6,13 +6,13 @@ since, only what never changes is told.
 
 from __future__ import annotations
 
-from ckptstore.tree_messages import FileInfo
+from ckptstore.tree_messages import TreeInfo
 from ckptstore_client.mount.nodes import Node
 
 PREFIX = "user.ckptstore."
 
 
-def extended_attributes(node: Node, info: FileInfo | None) -> dict[str, bytes]:
+def extended_attributes(node: Node, info: TreeInfo | None) -> dict[str, bytes]:
     """`info`: what is at the node's path now."""
     told: dict[str, str | None] = {"path": node.path}
     if node.kind == "file":

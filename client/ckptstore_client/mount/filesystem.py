@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from ckptstore.errors import CkptStoreError, InvalidInput, NotFound, StaleVersion, Unauthorized
 from ckptstore.paths import check_segment, join
-from ckptstore.tree_messages import FileInfo
+from ckptstore.tree_messages import TreeInfo
 from ckptstore_client.mount import protocol
 from ckptstore_client.mount.believed import Believed, MustWait
 from ckptstore_client.mount.device import Device
@@ -131,7 +131,7 @@ class FileSystem:
             raise Refused(errno.ENOENT)
         return node.link_text.encode()
 
-    def _entry(self, node: Node, info: FileInfo) -> bytes:
+    def _entry(self, node: Node, info: TreeInfo) -> bytes:
         attributes_valid_s = FOLDER_VALID_S if node.kind == "folder" else FILE_VALID_S
         return protocol.entry(
             node.id, self._shown(node), name_valid_s=self._believed.valid_s(info), attributes_valid_s=attributes_valid_s
@@ -140,7 +140,7 @@ class FileSystem:
     def _shown(self, node: Node) -> protocol.Attributes:
         return node.attributes(*self._owner)
 
-    def hot_now(self, info: FileInfo) -> bool:
+    def hot_now(self, info: TreeInfo) -> bool:
         return self.passthrough and info.whole and info.kind == "file" and info.size_bytes > 0
 
     # --- files --------------------------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class FileSystem:
 
     def _check_current(self, node: Node, pid: int, may_wait: bool) -> None:
         try:
-            info: FileInfo | None = self._believed.info(node.path, may_wait=may_wait)
+            info: TreeInfo | None = self._believed.info(node.path, may_wait=may_wait)
         except NotFound:
             info = None
         except CkptStoreError:  # the source is away: whatever is open stays what it is, and can be opened once more

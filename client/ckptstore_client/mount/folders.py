@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ckptstore.paths import parent_and_name
-from ckptstore.tree_messages import FileInfo
+from ckptstore.tree_messages import TreeInfo
 from ckptstore_client.mount import protocol
 from ckptstore_client.mount.believed import TOLD_S, Believed, MustWait
 from ckptstore_client.mount.nodes import MODES, Node, inode_number
@@ -29,7 +29,7 @@ class FolderLine:
     """`info` is None where the kernel is not to remember the entry."""
 
     packed: bytes
-    info: FileInfo | None = None
+    info: TreeInfo | None = None
     hot: bool = False
 
 
@@ -42,12 +42,12 @@ class _Reader:
         #: number of a page's first entry → the name before it
         self.starts: dict[int, str | None] = {0: None}
         self.first = 0
-        self.entries: list[FileInfo] | None = None
+        self.entries: list[TreeInfo] | None = None
         self.after: str | None = None
 
 
 class Folders:
-    def __init__(self, source: Source, believed: Believed, hot_now: Callable[[FileInfo], bool]) -> None:
+    def __init__(self, source: Source, believed: Believed, hot_now: Callable[[TreeInfo], bool]) -> None:
         self._source = source
         self._believed = believed
         self._hot_now = hot_now
@@ -114,7 +114,7 @@ class Folders:
             lines.append(line)
             offset += 1
 
-    def _entry(self, reader: _Reader, number: int, may_wait: bool) -> FileInfo | None:
+    def _entry(self, reader: _Reader, number: int, may_wait: bool) -> TreeInfo | None:
         """None: there are no more."""
         while True:
             if reader.entries is not None and 0 <= number - reader.first < len(reader.entries):

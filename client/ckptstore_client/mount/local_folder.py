@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ckptstore.errors import NotFound, StaleVersion, TierUnavailable
 from ckptstore.paths import join, parent_and_name
-from ckptstore.tree_messages import FileInfo, FileListing
+from ckptstore.tree_messages import FileListing, TreeInfo
 from ckptstore_client.mount.source import Changes, Copy, Space
 
 PAGE_ENTRIES = 1000
@@ -27,7 +27,7 @@ class LocalFolder:
     def _place(self, path: str) -> Path:
         return self._folder / path.lstrip("/")
 
-    def info(self, path: str) -> FileInfo:
+    def info(self, path: str) -> TreeInfo:
         place = self._place(path)
         try:
             status = place.lstat()
@@ -35,12 +35,12 @@ class LocalFolder:
             raise NotFound("nothing is there", operation="stat", subject=path) from error
         if stat.S_ISLNK(status.st_mode):
             target = os.path.normpath(Path(parent_and_name(path)[0]) / place.readlink())
-            return FileInfo(path=path, kind="link", target=target, modified_s=status.st_mtime)
+            return TreeInfo(path=path, kind="link", target=target, modified_s=status.st_mtime)
         if stat.S_ISDIR(status.st_mode):
-            return FileInfo(path=path, kind="folder", modified_s=status.st_mtime)
+            return TreeInfo(path=path, kind="folder", modified_s=status.st_mtime)
         if not stat.S_ISREG(status.st_mode):
             raise NotFound("it is neither file nor folder", operation="stat", subject=path)
-        return FileInfo(
+        return TreeInfo(
             path=path,
             kind="file",
             size_bytes=status.st_size,

@@ -17,7 +17,7 @@ import stat
 from collections.abc import Iterator
 
 from ckptstore.paths import parent_and_name
-from ckptstore.tree_messages import FileInfo
+from ckptstore.tree_messages import TreeInfo
 from ckptstore_client.mount.journal import Journal, Line
 from ckptstore_client.mount.protocol import ROOT_ID, UNIQUE_RESEND, Attributes
 
@@ -119,7 +119,7 @@ class Nodes:
         prefix = folder.rstrip("/") + "/"
         return {prefix + path[len(prefix) :].partition("/")[0] for path, _, _ in self._by_key if path.startswith(prefix)}
 
-    def look(self, unique: int, found: list[tuple[FileInfo, bool]]) -> list[Node]:
+    def look(self, unique: int, found: list[tuple[TreeInfo, bool]]) -> list[Node]:
         """The nodes of these (what is there, whether hot), each looked up once more by the kernel's request `unique`."""
         lines: list[Line] = []
         before = self._counted.get(unique & ~UNIQUE_RESEND, set()) if unique & UNIQUE_RESEND else set()
@@ -144,7 +144,7 @@ class Nodes:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def _find_or_make(self, info: FileInfo, hot: bool, lines: list[Line]) -> Node:
+    def _find_or_make(self, info: TreeInfo, hot: bool, lines: list[Line]) -> Node:
         version = info.target or "" if info.kind == "link" else info.version if info.kind == "file" else ""
         node = self._by_key.get((info.path, version, hot))
         if node is None or node.kind != info.kind or (info.kind == "file" and node.size_bytes != info.size_bytes):

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
-from ckptstore.tree_messages import FileInfo, FileListing
+from ckptstore.tree_messages import FileListing, TreeInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Changes:
 
 
 class Source(Protocol):
-    def info(self, path: str) -> FileInfo:
+    def info(self, path: str) -> TreeInfo:
         """What is at the path now."""
         ...
 

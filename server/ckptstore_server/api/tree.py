@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
-from ckptstore.tree_messages import FileInfo, FileListing
+from ckptstore.tree_messages import FileListing, TreeInfo
 from ckptstore.wire import Text
 from ckptstore_server.api.dependencies import TheServices
 from ckptstore_server.api.namespace import Limit
@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/tree", tags=["tree"])
 
 
 @router.get("/info")
-async def info(services: TheServices, path: Text, resolve: bool = False) -> FileInfo:
+async def info(services: TheServices, path: Text, resolve: bool = False) -> TreeInfo:
     """What is at a path, which may go through `@latest`; with `resolve`, a link at its end is followed, too."""
     return services.cache.tell(await services.tree.look(path, resolve=resolve))
 

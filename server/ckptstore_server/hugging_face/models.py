@@ -18,7 +18,7 @@ from contextlib import suppress
 from ckptstore.catalog.model import Publication
 from ckptstore.errors import InvalidInput, NotFound
 from ckptstore.paths import is_id, join
-from ckptstore.tree_messages import FileInfo
+from ckptstore.tree_messages import TreeInfo
 from ckptstore_server.hugging_face.faults import RepoNotFound, RevisionNotFound
 from ckptstore_server.hugging_face.fingerprinting import Fingerprinter
 from ckptstore_server.hugging_face.snapshots import ModelFile, Snapshot, model_file
@@ -105,7 +105,7 @@ class Models:
 
     async def arrived(self, paths: Iterable[str]) -> None:
         """These were moved: what has become a model gets its fingerprints before somebody asks."""
-        found: list[FileInfo] = []
+        found: list[TreeInfo] = []
         for path in paths:
             if path.startswith(f"{self._folder}/"):
                 with suppress(NotFound):  # removed since
@@ -128,7 +128,7 @@ class Models:
             self._kept.popitem(last=False)
         return snapshot
 
-    async def _look(self, repo: str, folder: str) -> FileInfo:
+    async def _look(self, repo: str, folder: str) -> TreeInfo:
         try:
             info = await self._tree.look(folder)
         except (NotFound, InvalidInput) as error:
@@ -164,13 +164,13 @@ class Models:
         return await self._published(publication, repo)
 
     async def _published(self, publication: Publication, repo: str) -> Snapshot:
-        infos: list[FileInfo] = []
+        infos: list[TreeInfo] = []
         after = ""
         while True:
             query = self._node.catalog.files
             page = await self._node.query(query, publication.publication_id, after=after, limit=_PAGE, with_blocks=False)
             infos += [
-                FileInfo(path=join(publication.path, file.name), kind="file", size_bytes=file.size_bytes, version=file.object_id)
+                TreeInfo(path=join(publication.path, file.name), kind="file", size_bytes=file.size_bytes, version=file.object_id)
                 for file in page
                 if file.name
             ]
@@ -194,7 +194,7 @@ class Models:
         modified_s = max((info.modified_s for info in infos), default=0.0)
         return self._keep(Snapshot(repo, digest.hexdigest(), modified_s, await self._files(folder, infos)))
 
-    async def _files(self, folder: str, infos: Iterable[FileInfo]) -> dict[str, ModelFile]:
+    async def _files(self, folder: str, infos: Iterable[TreeInfo]) -> dict[str, ModelFile]:
         infos = list(infos)
         prints = await self._fingerprinter.of(info.version for info in infos if info.origin is None)
         files = [model_file(folder, info, prints.get(info.version)) for info in infos]
@@ -202,7 +202,7 @@ class Models:
 
     # --- folders -------------------------------------------------------------------------------------------------------------------
 
-    async def _walk(self, folder: str) -> AsyncIterator[FileInfo]:
+    async def _walk(self, folder: str) -> AsyncIterator[TreeInfo]:
         count = 0
         folders = [folder]
         while folders and count <= MOST_FILES:
@@ -215,7 +215,7 @@ class Models:
                 if count > MOST_FILES:
                     return
 
-    async def _entries(self, folder: str, *, after: str = "") -> AsyncIterator[FileInfo]:
+    async def _entries(self, folder: str, *, after: str = "") -> AsyncIterator[TreeInfo]:
         position: str | None = after
         while position is not None:
             page = await self._tree.list(folder, after=position, limit=_PAGE)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ckptstore.catalog.fingerprints import Fingerprint
-from ckptstore.tree_messages import FileInfo
+from ckptstore.tree_messages import TreeInfo
 
 #: What the hub keeps out of git: these names, and whatever is larger. The ETag of such a file is its SHA-256, of others the git blob's id.
 LARGE_BYTES = 10 * 1000 * 1000
@@ -37,7 +37,7 @@ class Snapshot:
     files: Mapping[str, ModelFile]  # by name, in byte order
 
 
-def model_file(folder: str, info: FileInfo, prints: Fingerprint | None) -> ModelFile:
+def model_file(folder: str, info: TreeInfo, prints: Fingerprint | None) -> ModelFile:
     name = info.path.removeprefix(f"{folder}/")
     if prints is None:  # attached storage: a name that follows from where it lies and from its version there
         derived = hashlib.sha1(info.version.encode(), usedforsecurity=False).hexdigest()

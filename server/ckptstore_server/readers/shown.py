@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ckptstore.catalog.model import Attachment
 from ckptstore.errors import InvalidInput, StaleVersion
 from ckptstore.paths import MAX_PATH_BYTES, is_below, join
-from ckptstore.tree_messages import FileInfo, FileListing
+from ckptstore.tree_messages import FileListing, TreeInfo
 from ckptstore_server.readers.origin import FileVersion
 from ckptstore_server.readers.origins.answers import Answers
 from ckptstore_server.readers.origins.storage import Found
@@ -34,21 +34,21 @@ class Shown:
     def path(self) -> str:
         return self._path(self.name)
 
-    async def look(self) -> FileInfo:
+    async def look(self) -> TreeInfo:
         if not self.name:  # it is there whatever the storage says
-            return FileInfo(path=self.path, kind="folder", origin=self.attachment.url)
+            return TreeInfo(path=self.path, kind="folder", origin=self.attachment.url)
         return self._info(await self.answers.look(self.name))
 
-    def look_among(self, kept: Iterable[FileVersion]) -> FileInfo | None:
+    def look_among(self, kept: Iterable[FileVersion]) -> TreeInfo | None:
         """What is there to judge by files that were read from here: enough to open one of them again. A listing would lack the others."""
         for file in kept:
             if file.path == self.path:
-                return FileInfo(
+                return TreeInfo(
                     path=file.path, kind="file", size_bytes=file.size_bytes, version=file.version, modified_s=file.modified_s,
                     sha256=file.sha256, origin=file.where, best_effort=file.best_effort,
                 )  # fmt: skip
             if is_below(file.path, self.path):
-                return FileInfo(path=self.path, kind="folder", origin=self.answers.storage.where(self.name))
+                return TreeInfo(path=self.path, kind="folder", origin=self.answers.storage.where(self.name))
         return None
 
     async def list(self, after: str, limit: int) -> FileListing:
@@ -87,8 +87,8 @@ class Shown:
     def _path(self, name: str) -> str:
         return join(self.attachment.path, name) if name else self.attachment.path
 
-    def _info(self, found: Found) -> FileInfo:
-        return FileInfo(
+    def _info(self, found: Found) -> TreeInfo:
+        return TreeInfo(
             path=self._path(found.name),
             kind="folder" if found.is_folder else "file",
             size_bytes=found.size_bytes,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from ckptstore.catalog.model import Entry, Kind, Publication
 from ckptstore.errors import InvalidInput, NotFound, StaleVersion, TierUnavailable
 from ckptstore.paths import LATEST, check_tree_path, join, parent_and_name
-from ckptstore.tree_messages import FileInfo, FileListing
+from ckptstore.tree_messages import FileListing, TreeInfo
 from ckptstore_server.node import Node
 from ckptstore_server.readers.attached import Attached
 from ckptstore_server.readers.origin import FileVersion, Origin
@@ -29,7 +29,7 @@ class Tree:
         #: What of attached storage the node has copies of, for when an origin is down that this daemon has not asked before.
         self.kept: Callable[[], Iterable[FileVersion]] = tuple
 
-    async def look(self, path: str, *, resolve: bool = False) -> FileInfo:
+    async def look(self, path: str, *, resolve: bool = False) -> TreeInfo:
         """What is at `path`, which may go through `@latest`; with `resolve`, a link at its end is followed, too."""
         path = check_tree_path(path)
         parent, name = parent_and_name(path)
@@ -100,7 +100,7 @@ class Tree:
     async def _latest(self, folder: str) -> Publication:
         return await self._node.query(self._node.catalog.resolve, join(folder, LATEST))
 
-    async def _link_in(self, folder: str) -> FileInfo | None:
+    async def _link_in(self, folder: str) -> TreeInfo | None:
         """`@latest`, if the folder holds a checkpoint."""
         try:
             return _link(await self._latest(folder))
@@ -126,10 +126,10 @@ class Tree:
         return any(handle.name in own and replica.stored_bytes is None for handle, replica in self._replicas.recorded(object_id))
 
 
-def file_info(entry: Entry) -> FileInfo:
+def file_info(entry: Entry) -> TreeInfo:
     """An entry of the catalog as readers see it: a checkpoint is a folder."""
     publication = entry.publication or entry.within
-    return FileInfo(
+    return TreeInfo(
         path=entry.path,
         kind="file" if entry.kind == Kind.FILE else "folder",
         size_bytes=entry.size_bytes if entry.kind == Kind.FILE else 0,
@@ -140,12 +140,12 @@ def file_info(entry: Entry) -> FileInfo:
     )
 
 
-def _link(publication: Publication) -> FileInfo:
+def _link(publication: Publication) -> TreeInfo:
     path, target = join(parent_and_name(publication.path)[0], LATEST), publication.path
-    return FileInfo(path=path, kind="link", target=target, version=publication.publication_id, modified_s=publication.published_at_s)
+    return TreeInfo(path=path, kind="link", target=target, version=publication.publication_id, modified_s=publication.published_at_s)
 
 
-def _version(info: FileInfo) -> FileVersion:
+def _version(info: TreeInfo) -> FileVersion:
     return FileVersion(info.version, info.path, info.size_bytes, info.modified_s, info.path, info.sha256, object_id=info.version)
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal, ParamSpec, Protocol, TypeVar
 
 from ckptstore.errors import ChecksumMismatch, InvalidInput, NotFound, StaleVersion, TierUnavailable
-from ckptstore.tree_messages import FileInfo
+from ckptstore.tree_messages import TreeInfo
 from ckptstore_server.readers.cache import block_file
 from ckptstore_server.readers.cache.block_file import BlockFile
 from ckptstore_server.readers.cache.copy import Copy
@@ -362,7 +362,7 @@ class Cache:
         with suppress(OSError):
             os.utime(block_file.data_place(self._files, version))
 
-    def tell(self, info: FileInfo) -> FileInfo:
+    def tell(self, info: TreeInfo) -> TreeInfo:
         """The same, and `whole` if every byte of it is kept here."""
         held = self.shelf.get(info.version) if info.kind == "file" and not info.whole else None
         if held is None or held.size_bytes < info.size_bytes or ((copy := self.loaded(info.version)) and not copy.whole):

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from ckptstore.tree_messages import FileInfo, FileListing
+from ckptstore.tree_messages import FileListing, TreeInfo
 
 
 class LooksAtTree(Protocol):
-    async def look(self, path: str, *, resolve: bool = False) -> FileInfo: ...
+    async def look(self, path: str, *, resolve: bool = False) -> TreeInfo: ...
 
     async def list(self, path: str, *, after: str = "", limit: int = 1000) -> FileListing: ...
 
 
-async def files_below(tree: LooksAtTree, top: FileInfo) -> AsyncIterator[FileInfo]:
+async def files_below(tree: LooksAtTree, top: TreeInfo) -> AsyncIterator[TreeInfo]:
     if top.kind == "file":
         yield top
         return

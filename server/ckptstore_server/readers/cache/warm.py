@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from ckptstore.cache_messages import WarmLine
 from ckptstore.errors import CkptStoreError, TierUnavailable
-from ckptstore.tree_messages import FileInfo
+from ckptstore.tree_messages import TreeInfo
 from ckptstore_server.readers.cache.cache import AnyCopy, Cache
 from ckptstore_server.readers.cache.walking import LooksAtTree, files_below
 from ckptstore_tiers.checksums import block_count
@@ -64,7 +64,7 @@ class Warmer:
         except CkptStoreError as error:
             self._cache.remark("warm", error)
 
-    async def _lines(self, top: FileInfo, *, check: bool) -> AsyncIterator[WarmLine]:
+    async def _lines(self, top: TreeInfo, *, check: bool) -> AsyncIterator[WarmLine]:
         """In no promised order: a file is told when it is there."""
         pending: set[asyncio.Task[WarmLine]] = set()
         try:
@@ -80,7 +80,7 @@ class Warmer:
             for task in pending:
                 task.cancel()
 
-    async def _file(self, info: FileInfo, *, check: bool) -> WarmLine:
+    async def _file(self, info: TreeInfo, *, check: bool) -> WarmLine:
         line = WarmLine(path=info.path, size_bytes=info.size_bytes)
         if check:
             held = self._cache.shelf.get(info.version)
