@@ -150,7 +150,7 @@ def test_an_idle_daemon_finishes_its_drains_gives_memory_back_and_goes_and_a_new
     assert len(list((tmp_path / "pfs" / "records").iterdir())) == 1
     with ckptstore.connect(home=home) as store:
         assert store.hello().pid != first
-        assert store.stat("/run/1").durability == ["nvme", "pfs"]
+        until("both tiers have it", lambda: store.stat("/run/1").durability == ["nvme", "pfs"])
         assert_state(store.load("/run/@latest"), 1, size_bytes)
     assert starts(home) == 2
 

@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 def test_what_is_put_is_listed_and_comes_back_identical(served: Shell, folder: Path, tmp_path: Path) -> None:
     put = served.ok("put", folder, "/whole/model", "--json").document
     assert (put["path"], put["kind"], put["files"], put["size_bytes"]) == ("/whole/model", "folder", 2, 5_000_005)
-    assert "nvme" in put["durability"] and put["published_at"].endswith("Z")
+    assert put["durability"] and put["published_at"].endswith("Z")
     assert [entry["path"] for entry in served.ok("ls", "-r", "/whole", "--json").lines] == [
         "/whole/model",
         "/whole/model/a.txt",

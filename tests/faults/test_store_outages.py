@@ -151,7 +151,7 @@ def test_saves_go_on_beside_a_broken_store_and_arrive_when_it_is_mended(fault: s
         assert lag.oldest_waiting_s > 0
         for step in range(SAVES):
             entry = store.stat(f"{run}/step-{step}")
-            assert entry.durability == ["nvme", "pfs"]
+            until("both local tiers have it", lambda at=step: store.stat(f"{run}/step-{at}").durability == ["nvme", "pfs"])  # type: ignore[misc]
             assert not stage.has_record(entry.publication_id)
             with pytest.raises(WaitTimeout):
                 store.wait(f"{run}/step-{step}", "object", timeout_s=0)

@@ -12,6 +12,7 @@ import pytest
 import ckptstore
 from tests.cache_bed import content
 from tests.daemon_process import DaemonProcess, write_config
+from tests.until import until
 
 MIB = 1 << 20
 DISK_BYTES, MODEL_BYTES, SAVED_BYTES = 96 * MIB, 20 * MIB, 30 * MIB
@@ -48,7 +49,7 @@ def test_saves_take_the_room_of_copies_and_both_are_read_right(tmp_path: Path, d
         for number in range(2):
             (tmp_path / "saved").write_bytes(content(100 + number, SAVED_BYTES))
             store.put(tmp_path / "saved", f"/saved/{number}")
-            assert "nvme" in store.stat(f"/saved/{number}").durability
+            until("the NVMe has it", lambda at=number: "nvme" in store.stat(f"/saved/{at}").durability)  # type: ignore[misc]
         assert store.cache.status().held_bytes <= DISK_BYTES - 2 * SAVED_BYTES
         for number in range(2):
             assert store.get(f"/saved/{number}", tmp_path / f"got {number}").read_bytes() == content(100 + number, SAVED_BYTES)
