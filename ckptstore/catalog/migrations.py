@@ -94,6 +94,26 @@ def _add_order_of_publishing(tx: Connection) -> None:
     tx.execute(text("CREATE INDEX publications_by_sequence ON publications (sequence)"))
 
 
+def _add_snapshot_requests(tx: Connection) -> None:
+    """9: checkpoints that somebody asks a running job for."""
+    name = 'TEXT COLLATE "C"' if tx.dialect.name == "postgresql" else "TEXT"
+    moment = "DOUBLE PRECISION" if tx.dialect.name == "postgresql" else "DOUBLE"
+    tx.execute(
+        text(
+            f"CREATE TABLE snapshot_requests (request_id {name} NOT NULL, number BIGINT NOT NULL, path {name} NOT NULL, "
+            f"why {name} NOT NULL, token {name} NOT NULL, asked_at_s {moment} NOT NULL, until_s {moment} NOT NULL, "
+            f"answered_by {name}, PRIMARY KEY (request_id))"
+        )
+    )
+    tx.execute(text("CREATE INDEX snapshot_requests_by_path ON snapshot_requests (path)"))
+    tx.execute(
+        text(
+            f"CREATE TABLE snapshot_ranks (request_id {name} NOT NULL, token {name} NOT NULL, rank BIGINT NOT NULL, "
+            "world_size BIGINT NOT NULL, holds_at BIGINT NOT NULL, PRIMARY KEY (request_id, token, rank))"
+        )
+    )
+
+
 #: version → what makes the next version of it. A step spells out its DDL: it must not change when `schema` does.
 STEPS: dict[int, Callable[[Connection], None]] = {
     1: _add_references,
@@ -103,6 +123,7 @@ STEPS: dict[int, Callable[[Connection], None]] = {
     5: _add_retention,
     6: _add_fingerprints,
     7: _add_order_of_publishing,
+    8: _add_snapshot_requests,
 }
 
 #: Any number that no other program uses: nodes that start together migrate one after the other.

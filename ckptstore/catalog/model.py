@@ -262,3 +262,27 @@ class Trashed:
     path: str
     until_s: float
     publication: Publication
+
+
+@dataclass(frozen=True)
+class SnapshotRequest:
+    """Somebody wants a checkpoint of what saves in the folder `path`; with a token, of that one job, which ends after it."""
+
+    request_id: str
+    number: int  # what an attempt that answers it is opened after
+    path: str
+    why: str
+    token: str
+    answered_by: str | None  # the publication
+    is_open: bool  # nothing has answered it, and there is time
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the ranks of one job have come in agreeing on a step."""
+
+    token: str
+    ranks: int  # that have spoken
+    world_size: int  # 0 before one has
+    at_step: int | None  # once all have
+    closed: bool  # they have not, and never will

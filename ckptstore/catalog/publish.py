@@ -19,6 +19,7 @@ from ckptstore.catalog.entries import add_entry, refuse_taken_path
 from ckptstore.catalog.model import AttemptState, Publication
 from ckptstore.catalog.references import needed_objects
 from ckptstore.catalog.schema import attempts, drains, now_s, objects, owed_records, publications, ranks, references, replicas, tiers
+from ckptstore.catalog.snapshots import answer_requests
 from ckptstore.catalog.views import publication_row, read_publication
 from ckptstore.errors import AlreadyExists, CkptStoreError, InvalidInput, PathConflict
 
@@ -59,6 +60,7 @@ class Publishing(Attempts):
             supersede(tx, old)
         queue_drains(tx, self.node, attempt_id, attempt.opened, sequence)
         note_owed_records(tx, self.node, attempt_id, attempt.opened)
+        answer_requests(tx, attempt)
         tx.execute(
             update(attempts).where(attempts.c.attempt_id == attempt_id).values(state=AttemptState.PUBLISHED, moved_at_s=now_s())
         )

@@ -33,7 +33,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 #: The version of the schema below; `migrations` brings older ones up to it.
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 metadata = MetaData()
 _Text = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
@@ -256,6 +256,31 @@ holds = Table(
     _text("publication_id", primary_key=True),
     _text("why"),
     _time("held_at_s"),
+)
+
+#: Who asked a running job for a checkpoint; and how far each rank that has heard of it goes without knowing more.
+snapshot_requests = Table(
+    "snapshot_requests",
+    metadata,
+    _text("request_id", primary_key=True),
+    _whole("number"),
+    _text("path"),
+    _text("why"),
+    _text("token"),  # of the one job that it is for; "" is whoever saves there
+    _time("asked_at_s"),
+    _time("until_s"),
+    _text("answered_by", nullable=True),
+    Index("snapshot_requests_by_path", "path"),
+)
+snapshot_ranks = Table(
+    "snapshot_ranks",
+    metadata,
+    _text("request_id"),
+    _text("token"),
+    _whole("rank"),
+    _whole("world_size"),
+    _whole("holds_at"),
+    PrimaryKeyConstraint("request_id", "token", "rank"),
 )
 
 replicas = Table(

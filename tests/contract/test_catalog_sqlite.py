@@ -211,6 +211,7 @@ TAKEN_BACK = {
     6: ("DROP TABLE retentions", "DROP TABLE holds"),
     7: ("ALTER TABLE objects DROP COLUMN sha256", "ALTER TABLE objects DROP COLUMN git_sha1"),
     8: ("DROP INDEX publications_by_sequence",),
+    9: ("DROP TABLE snapshot_requests", "DROP TABLE snapshot_ranks"),
 }
 
 
