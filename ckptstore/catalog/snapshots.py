@@ -11,7 +11,6 @@ late never will. A request is forgotten when a new one is made and it has been o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
@@ -120,7 +119,7 @@ def _agreement(tx: Connection, asked: SnapshotRequest, token: str) -> Agreement:
 
 def _agreements(tx: Connection, asked: SnapshotRequest) -> list[Agreement]:
     counted = select(_said.token, func.count(), func.max(_said.world_size), func.max(_said.holds_at))
-    rows: Sequence[Row[Any]] = tx.execute(counted.where(_said.request_id == asked.request_id).group_by(_said.token)).all()
+    rows = tx.execute(counted.where(_said.request_id == asked.request_id).group_by(_said.token)).tuples()
     return [
         Agreement(token, ranks, world_size, holds_at if ranks == world_size else None, ranks < world_size and not asked.is_open)
         for token, ranks, world_size, holds_at in rows

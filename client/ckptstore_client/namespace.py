@@ -1,4 +1,4 @@
-"""What is in the namespace, and changing it: the part of `Store` that moves no bytes.
+"""What is in the namespace, and changing it; running jobs and the daemon: the part of `Store` that moves no bytes.
 
 Errors are the leaves of `ckptstore.errors`. Questions are asked again when the connection was lost; changes are not, since the first
 one may have worked. Thread-safe.
@@ -12,13 +12,15 @@ from typing import TypeVar
 
 from ckptstore.cache_messages import WarmLine
 from ckptstore.paths import check_folder, check_path
+from ckptstore.snapshot_messages import SnapshotInfo
 from ckptstore.tree_messages import REFRESH_S, AttachmentInfo, AttachmentList, AttachStorage
 from ckptstore.watch_messages import WatchEvent
-from ckptstore.wire import EntryInfo, EntryPage, Move, Moved, Removed, Usage
+from ckptstore.wire import EntryInfo, EntryPage, Hello, Move, Moved, Removed, Status, Usage, VerifyLine
 from ckptstore_client.api import Api
 from ckptstore_client.connection import Connection
 from ckptstore_client.hot_cache import HotCache, followed
 from ckptstore_client.retention import RetentionControl
+from ckptstore_client.snapshots import ask_for_snapshot
 from ckptstore_client.tree import Tree
 from ckptstore_client.watching import watch
 
@@ -146,3 +148,28 @@ class Namespace:
     def attachments(self) -> list[AttachmentInfo]:
         """What is attached where, in the order of paths."""
         return self._ask(lambda api: api.call("GET", "attachments", AttachmentList)).attachments
+
+    # --- running jobs ------------------------------------------------------------------------------------------------------------
+
+    def snapshot(self, folder: str, *, why: str = "", wait: bool = False, timeout_s: float | None = None) -> SnapshotInfo:
+        """Ask the job that saves in `folder` for a checkpoint at its next safe point (`Store.preemption`); the request waits for an hour.
+
+        With `wait`, return when one is published whose save was begun after this call; WaitTimeout. Else tells who has heard of it.
+        """
+        return ask_for_snapshot(self._ask, folder, why=why, wait=wait, timeout_s=timeout_s)
+
+    # --- the daemon --------------------------------------------------------------------------------------------------------------
+
+    def verify(self, path: str = "/") -> Iterator[VerifyLine]:
+        """Have every replica under `path` read again and compared, and give each finding as it comes; the last line sums up."""
+        folder = check_folder(path, operation="verify")
+        with self._connection.transport().api.stream("POST", "verify", path=folder) as response:
+            for line in response.iter_lines():
+                if line:
+                    yield VerifyLine.model_validate_json(line)
+
+    def status(self) -> Status:
+        return self._ask(lambda api: api.call("GET", "status", Status))
+
+    def hello(self) -> Hello:
+        return self._ask(lambda api: api.call("GET", "hello", Hello))

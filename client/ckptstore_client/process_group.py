@@ -54,6 +54,10 @@ class ProcessGroup:
         """Count one more put to `path`, which concerns this process alone, whatever group it is in."""
         return self._count(path, 0, 1, self._own_token)
 
+    def member(self, folder: str, rank: int | None, world_size: int | None) -> Membership:
+        """This process's part in all that is saved in a folder. InvalidInput as `next_save`; collective where its first call is."""
+        return Membership(*self._identify(rank, world_size, folder), ordinal=0)
+
     def _count(self, path: str, rank: int, world_size: int, token: str) -> Membership:
         with self._lock:
             ordinal = self._saves[path, token]

@@ -11,6 +11,7 @@ Thread-safe. In a forked child the store opens a session of its own at the next 
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -25,16 +26,11 @@ from ckptstore.manifest import part_file_name
 from ckptstore.paths import INDEX_NAME, LATEST, SHARDS_NAME, check_folder, check_path, parent_and_name
 from ckptstore.wire import (
     LONG_POLL_S,
-    AttemptOpened,
-    AttemptStatus,
     FileInfo,
     FilePage,
     Hello,
     Message,
-    OpenAttempt,
     PublicationInfo,
-    Status,
-    VerifyLine,
 )
 from ckptstore_client import files as local_files
 from ckptstore_client.api import Api
@@ -42,9 +38,11 @@ from ckptstore_client.connection import Connection
 from ckptstore_client.loading import load_state
 from ckptstore_client.namespace import Namespace
 from ckptstore_client.pending import SNAPSHOT, PendingCheckpoint
+from ckptstore_client.preemption import Preemption
 from ckptstore_client.process_group import ProcessGroup, rank_to_load, resolved_together, shared_on_this_node
+from ckptstore_client.putting import put_files
 from ckptstore_client.reading import VerifiedObject
-from ckptstore_client.saving import OnBusy, Save, Saver, SaveRequest, abort_quietly, checked_metadata, checked_step, checked_timeout
+from ckptstore_client.saving import OnBusy, Save, Saver, SaveRequest, checked_metadata, checked_step, checked_timeout
 from ckptstore_client.sharding.loading import PerRanks, ShardedCheckpoint, Share
 from ckptstore_client.sharding.opening import Indexes, holds_dtensors, is_sharded, share_of
 from ckptstore_client.sharding.slices import Extent
@@ -76,6 +74,7 @@ class Store(Namespace):
         self._indexes = Indexes()
         self._saver = Saver(self._connection, self._staging, ProcessGroup(group))
         self._hello: Hello | None = None
+        self._newest: PendingCheckpoint | None = None  # of this store's own saves
         self._connection.on_loss = self._forget_daemon
         self._connection.on_new_process = self._start_anew
 
@@ -148,7 +147,28 @@ class Store(Namespace):
         metadata = checked_metadata(metadata, operation="save", path=path)
         wanted = (expect,) if isinstance(expect, str) else tuple(expect)
         request = SaveRequest(path, checked_step(step, path), bool(replace), metadata, on_busy, bool(incremental), shards, wanted)
-        return self._pending(path, self._saver.save(request, state, rank, world_size, guard))
+        self._newest = self._pending(path, self._saver.save(request, state, rank, world_size, guard))
+        return self._newest
+
+    def preemption(
+        self,
+        folder: str,
+        *,
+        signals: Sequence[int] = (signal.SIGTERM,),
+        grace_s: float = 25.0,
+        until: str | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> Preemption:
+        """For a training loop that saves in `folder`: a context manager, whose `wanted(step)` says when to save because somebody asks.
+
+        A signal asks for the last snapshot, which all ranks take at the same step. The end of the `with` then waits, `grace_s` from the
+        notice at most, until the tier `until` holds it (None: the nearest that survives the node), and tells in `kept` how far that got.
+        """
+        check_folder(folder, operation="heed preemption")
+        checked_timeout(grace_s, "heed preemption")
+        member = self._saver.group.member(folder, rank, world_size)
+        return Preemption(self._connection, folder, member, lambda: self._newest, signals=signals, grace_s=grace_s, until=until)
 
     def reserve(self, state: Any) -> Future[int]:
         """Have memory made for saves of this shape, in the background, so that the first one is as fast as the hundredth.
@@ -173,27 +193,9 @@ class Store(Namespace):
         """
         check_path(path, operation="put")
         checked_timeout(timeout_s, "put")
-        source = Path(local)
-        files = local_files.files_to_put(source)
-        member = self._saver.group.next_put(path)
-        message = OpenAttempt(
-            path=path,
-            token=member.token,
-            ordinal=member.ordinal,
-            rank=0,
-            world_size=1,
-            kind="file" if "" in files else "folder",
-            size_bytes=0,
-            replace=bool(replace),
-            metadata=checked_metadata(metadata, operation="put", path=path),
-        )
-        transport, opened = self._connection.run(lambda t: (t, t.api.call("POST", "attempts", AttemptOpened, message)))
-        try:
-            local_files.store_files(transport, opened.attempt_id, files, progress)
-            transport.api.call("POST", f"attempts/{opened.attempt_id}/commit", AttemptStatus)
-        except BaseException as error:
-            abort_quietly(transport, opened.attempt_id, f"the put failed: {error!s:.500}")
-            raise
+        about = checked_metadata(metadata, operation="put", path=path)
+        group = self._saver.group
+        opened = put_files(self._connection, group, Path(local), path, replace=bool(replace), metadata=about, progress=progress)
         pending = self._pending(path, Save.finished(opened))
         pending.wait_published(timeout_s)
         return pending
@@ -381,19 +383,3 @@ class Store(Namespace):
             if deadline is not None and time.monotonic() >= deadline:
                 where = ", ".join(found.durability) or "no durable tier holds all of it"
                 raise not_yet(self._ask, path, tier, timeout_s, where)
-
-    # --- the daemon --------------------------------------------------------------------------------------------------------------
-
-    def verify(self, path: str = "/") -> Iterator[VerifyLine]:
-        """Have every replica under `path` read again and compared, and give each finding as it comes; the last line sums up."""
-        folder = check_folder(path, operation="verify")
-        with self._connection.transport().api.stream("POST", "verify", path=folder) as response:
-            for line in response.iter_lines():
-                if line:
-                    yield VerifyLine.model_validate_json(line)
-
-    def status(self) -> Status:
-        return self._ask(lambda api: api.call("GET", "status", Status))
-
-    def hello(self) -> Hello:
-        return self._ask(lambda api: api.call("GET", "hello", Hello))

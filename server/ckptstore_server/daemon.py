@@ -153,6 +153,7 @@ class Daemon:
             await self._until_stopped([task for _, task in servers])
             services.attempts.accepting = False
             services.changes.stop()
+            services.snapshots.stop()
             await services.attempts.drain_ingests(STOP_TIMEOUT_S)
         finally:
             for server, _ in servers:

@@ -31,6 +31,7 @@ from ckptstore_server.recall import Recall
 from ckptstore_server.replicas import Replicas
 from ckptstore_server.retention import Keeper
 from ckptstore_server.sessions import Sessions
+from ckptstore_server.snapshots import Snapshots
 from ckptstore_server.verify import Verifier
 from ckptstore_server.watching import Watching
 
@@ -52,6 +53,7 @@ class Services:
     content: Content
     verifier: Verifier
     watching: Watching
+    snapshots: Snapshots
     attached: Attached
     tree: Tree
     changes: Changes
@@ -98,6 +100,7 @@ class Services:
             content=Content(node, replicas, recall),
             verifier=Verifier(node, replicas, publisher),
             watching=Watching(node, changes),
+            snapshots=Snapshots(node),
             attached=attached,
             tree=tree,
             changes=changes,

@@ -27,6 +27,7 @@ from ckptstore_client.cli import (
     mount_commands,
     namespace_commands,
     retention_commands,
+    snapshot_commands,
     transfer_commands,
 )
 from ckptstore_client.cli.invocation import CommandGroup, Invocation, with_global_options
@@ -45,6 +46,7 @@ def build() -> CommandGroup:
     attach_commands.register(root)
     cache_commands.register(root)
     retention_commands.register(root)
+    snapshot_commands.register(root)
     mount_commands.register(root)
     model_commands.register(root)
     root.add("config", config_commands.group)

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from ckptstore import __version__
 from ckptstore.errors import CkptStoreError, InvalidInput, NotFound, Unauthorized
 from ckptstore.wire import ErrorBody
-from ckptstore_server.api import attachments, attempts, cache, changes, namespace, objects, operator, retention, tree, watch
+from ckptstore_server.api import attachments, attempts, cache, changes, namespace, objects, operator, retention, snapshots, tree, watch
 from ckptstore_server.hugging_face import endpoint
 from ckptstore_server.services import Services
 
@@ -35,7 +35,7 @@ def create_app(services: Services, *, local: bool) -> FastAPI:
     )
     app.state.services = services
     app.state.local = local
-    for module in (attachments, attempts, cache, changes, namespace, objects, operator, retention, tree, watch):
+    for module in (attachments, attempts, cache, changes, namespace, objects, operator, retention, snapshots, tree, watch):
         app.include_router(module.router)
     app.include_router(endpoint.router)
     app.add_exception_handler(CkptStoreError, _our_error)
