@@ -1,6 +1,7 @@
 """A training with Accelerate that may be killed at any moment: start it again, and it goes on where its newest checkpoint is.
 
     python accelerate_run.py /runs/tiny-net
+    torchrun --nproc-per-node 2 accelerate_run.py /runs/tiny-net
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ckptstore_client.trainers.accelerate import StoreAccelerator
 
-FEATURES, EPOCHS = 8, 3
+FEATURES, EPOCHS = 8, 5
 
 
 class Progress:
@@ -43,6 +44,7 @@ def train(checkpoints: str) -> None:
         guard=True,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),  # an order that can be had again
     )
+    set_seed(0, device_specific=True)  # the ranks have the same weights, and drop out each their own
     # A generator of its own, so that starting an epoch anew draws nothing from the one that dropout draws from.
     loader = DataLoader(TensorDataset(values), batch_size=5, shuffle=True, generator=torch.Generator())
     net, optimizer, scheduler, loader = accelerator.prepare(net, optimizer, scheduler, loader)

@@ -1,6 +1,7 @@
 """A Hugging Face training that may be killed at any moment: start it again, and it goes on where its newest checkpoint is.
 
     python huggingface_run.py /runs/tiny-gpt
+    torchrun --nproc-per-node 2 huggingface_run.py /runs/tiny-gpt
 """
 
 from __future__ import annotations

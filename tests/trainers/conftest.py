@@ -32,10 +32,10 @@ class Place:
         self.store = store
         self._nursery = nursery
 
-    def run(self, folder: str, *, killed_at: int = 0) -> None:
-        """The example from its begin to its end; or until the step at whose begin it is killed."""
+    def run(self, folder: str, *, killed_at: int = 0, ranks: int = 1) -> None:
+        """The example on so many ranks, from its begin to its end; or until the step at whose begin it is killed."""
         assert self._nursery.stdin is not None and self._nursery.stdout is not None
-        self._nursery.stdin.write(json.dumps({"folder": folder, "killed_at": killed_at}) + "\n")
+        self._nursery.stdin.write(json.dumps({"folder": folder, "killed_at": killed_at, "ranks": ranks}) + "\n")
         self._nursery.stdin.flush()
         ended = int(self._nursery.stdout.readline())
         assert ended == (-signal.SIGKILL if killed_at else 0), f"it ended with {ended}:\n{(self.home / LOG).read_text()[-4000:]}"
@@ -45,14 +45,18 @@ class Place:
         until("saves are over", lambda: not self.store.status().attempts)
         return sorted(entry.step for entry in self.store.ls(folder) if entry.step is not None)
 
-    def whole_and_resumed(self, example: str, killed_at: int) -> tuple[Any, Any, list[int]]:
-        """The last checkpoint of a run without an end before its end, that of one killed and started again, and what the kill left."""
-        self.run(f"/{example}/whole")
-        self.run(f"/{example}/killed", killed_at=killed_at)
-        left = self.steps(f"/{example}/killed")
-        self.run(f"/{example}/killed")
-        assert self.steps(f"/{example}/killed") == self.steps(f"/{example}/whole")
-        return self.store.load(f"/{example}/whole/@latest"), self.store.load(f"/{example}/killed/@latest"), left
+    def whole_and_resumed(self, name: str, killed_at: int, ranks: int = 1) -> tuple[Any, Any, list[int]]:
+        """The last checkpoint of a run without an end before its end, that of one killed and started again, and what the kill left.
+
+        A checkpoint is what each of its ranks saved.
+        """
+        self.run(f"/{name}/whole", ranks=ranks)
+        self.run(f"/{name}/killed", killed_at=killed_at, ranks=ranks)
+        left = self.steps(f"/{name}/killed")
+        self.run(f"/{name}/killed", ranks=ranks)
+        assert self.steps(f"/{name}/killed") == self.steps(f"/{name}/whole")
+        whole, killed = ([self.store.load(f"/{name}/{run}/@latest", rank=rank) for rank in range(ranks)] for run in ("whole", "killed"))
+        return whole, killed, left
 
 
 def differences(one: Any, other: Any, place: str = "") -> list[str]:

@@ -2,8 +2,9 @@
 
     python nursery.py SCRIPT
 
-One line of JSON in, `{"folder": …, "killed_at": n}`, and one line out when that process is over: its exit code, negative for a
-signal. With `killed_at` it kills itself with SIGKILL when the n-th step of any optimizer is about to begin.
+One line of JSON in, `{"folder": …, "killed_at": n, "ranks": m}`, and one line out when its m processes are over: the exit code of the
+first that did not end well, negative for a signal, or 0. They are started as torchrun does it; when one dies, so do the others. With
+`killed_at` each kills itself with SIGKILL when the n-th step of any optimizer is about to begin.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import runpy
 import signal
+import socket
 import sys
 import traceback
 
@@ -34,16 +36,59 @@ def run(folder: str, killed_at: int) -> None:
     runpy.run_path(SCRIPT, run_name="__main__")
 
 
-SCRIPT = sys.argv[1]
-runpy.run_path(SCRIPT, run_name="imports")
-importlib.import_module("ckptstore_client.local")
-for line in sys.stdin:
+def of_torchrun(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """The environment of one process of a job on this machine."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+
+
+def forked(folder: str, killed_at: int, environment: dict[str, str]) -> int:
     child = os.fork()
     if child == 0:
         try:
-            run(**json.loads(line))
+            os.environ.update(environment)
+            run(folder, killed_at)
         except BaseException:  # noqa: BLE001 - the child of a fork never comes back into the loop
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    return child
+
+
+def first_failure(children: set[int]) -> int:
+    """Wait for all. When one fails the others are killed, as a launcher does: they would wait for it for ever."""
+    failure = 0
+    while children:
+        child, status = os.wait()
+        children.remove(child)
+        if status and not failure:
+            failure = os.waitstatus_to_exitcode(status)
+            for other in children:
+                os.kill(other, signal.SIGKILL)
+    return failure
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+SCRIPT = sys.argv[1]
+runpy.run_path(SCRIPT, run_name="imports")
+importlib.import_module("ckptstore_client.local")
+for line in sys.stdin:
+    asked = json.loads(line)
+    count, port = asked["ranks"], free_port()
+    environments = [of_torchrun(rank, count, port) if count > 1 else {} for rank in range(count)]
+    print(first_failure({forked(asked["folder"], asked["killed_at"], environment) for environment in environments}), flush=True)

@@ -30,6 +30,14 @@ def test_killed_in_the_middle_and_started_again_it_ends_as_if_nothing_had_happen
     assert differences(whole, resumed) == []
 
 
+def test_two_ranks_killed_in_the_middle_and_started_again_end_as_if_nothing_had_happened(place: Place) -> None:
+    whole, resumed, left = place.whole_and_resumed("pair", killed_at=8, ranks=2)
+    assert left and left[-1] < 8, "the kill left nothing to resume from"
+    assert differences(whole, resumed) == []
+    assert "models" in whole[0] and list(whole[1]) == ["own"], "the weights are stored once"
+    assert differences(whole[0]["own"]["random"], whole[1]["own"]["random"]), "each rank has its own random numbers"
+
+
 def test_hooks_save_models_their_own_way_and_find_their_files_again(place: Place) -> None:
     def save(models: list[Any], weights: list[Any], folder: str) -> None:
         weights.pop()

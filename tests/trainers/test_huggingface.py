@@ -39,6 +39,13 @@ def test_killed_in_the_middle_and_started_again_it_ends_as_if_nothing_had_happen
     assert differences(whole, resumed) == []
 
 
+def test_two_ranks_killed_in_the_middle_and_started_again_end_as_if_nothing_had_happened(place: Place) -> None:
+    whole, resumed, left = place.whole_and_resumed("pair", killed_at=8, ranks=2)
+    assert left and left[-1] < 8, "the kill left nothing to resume from"
+    assert differences(whole, resumed) == []
+    assert "model" in whole[0] and list(whole[1]) == ["random"], "the weights are stored once"
+
+
 def test_the_best_model_is_loaded_at_the_end_and_nothing_is_on_disk(place: Place, tmp_path: Path) -> None:
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": False}
     trainer = trainer_on(place, tmp_path, "/best", eval_strategy="steps", eval_steps=2, save_total_limit=1, **best)
