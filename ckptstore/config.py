@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from ckptstore.durations import parse_duration
 from ckptstore.errors import ConfigInvalid, InvalidInput
 from ckptstore.faults import first_faults
 from ckptstore.paths import check_path
@@ -39,22 +40,6 @@ def parse_size(value: object) -> int:
 
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
-
-_DURATION = re.compile(r"^\s*(?:([0-9.]+)\s*h)?\s*(?:([0-9.]+)\s*m(?:in)?)?\s*(?:([0-9.]+)\s*s?)?\s*$", re.IGNORECASE)
-
-
-def parse_duration(value: object) -> float:
-    """`"5m"`, `"1h30m"`, `"90s"` or a number of seconds → seconds."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"a duration is a number of seconds or a text such as '5m', not {value!r}")
-    if not isinstance(value, str):
-        return float(value)
-    match = _DURATION.match(value)
-    if match is None or not any(match.groups()):
-        raise ValueError(f"{value!r} is no duration; write a number of seconds, or for example '5m', '90s' or '1h30m'")
-    hours, minutes, seconds = (float(part) if part else 0.0 for part in match.groups())
-    return 3600 * hours + 60 * minutes + seconds
-
 
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=365 * 86400)]
 
@@ -93,7 +78,7 @@ class TierSettings(BaseModel):
 
     @model_validator(mode="after")
     def _place_fits_kind(self) -> TierSettings:
-        if self.name in ("snapshot", "memory"):
+        if self.name in ("snapshot", "published", "memory"):
             raise ValueError(f"the tier name {self.name!r} is taken by the store itself")
         if self.kind == "posix" and (self.path is None or self.url is not None or not self.path.is_absolute()):
             raise ValueError(f"tier {self.name!r} is posix: it needs an absolute `path` and no `url`")

@@ -3,9 +3,10 @@
 Plain is every leaf that is no piece of a tensor spread over ranks: numbers, strings, empty containers, and ordinary tensors. A rank's
 *leaves* document says what they are, by place; values that are long stand there as a digest, tensors as their dtype, shape and digest:
 
-    {"leaves": {place: text, …}, "tensors": {key: [dtype, [n, …], digest], …}}
+    {"leaves": {place: text, …}, "tensors": {key: [dtype, [n, …], digest], …}, "left_out": [key, …]}
 
-Ranks whose plain leaves are equal have the same text. The daemon writes it from what it was handed, so that no rank hashes anything.
+`left_out` are tensors that this rank's file lacks, since another rank's has the same. Ranks whose plain leaves are equal have the same
+text. The daemon writes it from what it was handed, so that no rank hashes anything.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +22,7 @@ import orjson
 
 from ckptstore.part import child_names, join_place
 from ckptstore.part_reading import Selection, TensorRef, parse_part
-from ckptstore.safetensors_format import Header, TensorEntry
+from ckptstore.safetensors_format import Header
 
 #: Leaves of a part that need a framework to be decoded: they are compared as they are written.
 FRAMEWORK_TAGS = ("$scalar", "$size", "$dtype", "$device")
@@ -33,10 +35,35 @@ def leaf_texts(header: Header) -> dict[str, str]:
     return {place: text if len(text) <= _LONGEST_TEXT else _digest(text) for place, text in _texts(outline, None)}
 
 
-def write_leaves(texts: Mapping[str, str], tensors: Mapping[str, tuple[TensorEntry, str]]) -> bytes:
-    """The document. The tensors come with their digests."""
-    described = {key: [entry.dtype, list(entry.shape), digest] for key, (entry, digest) in tensors.items()}
-    return orjson.dumps({"leaves": dict(texts), "tensors": described}, option=orjson.OPT_SORT_KEYS)
+@dataclass(frozen=True)
+class Content:
+    """What a plain tensor holds: two of one key that are equal in these are the same tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """What a rank's document says."""
+
+    texts: Mapping[str, str]
+    tensors: Mapping[str, Content]
+    left_out: frozenset[str] = frozenset()
+
+
+def write_leaves(leaves: Leaves) -> bytes:
+    tensors = {key: [found.dtype, list(found.shape), found.digest] for key, found in leaves.tensors.items()}
+    document = {"leaves": dict(leaves.texts), "tensors": tensors, "left_out": sorted(leaves.left_out)}
+    return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
+
+
+def read_leaves(document: bytes) -> Leaves:
+    """A document that the daemon wrote."""
+    said = orjson.loads(document)
+    tensors = {key: Content(dtype, tuple(shape), digest) for key, (dtype, shape, digest) in said["tensors"].items()}
+    return Leaves(said["leaves"], tensors, frozenset(said["left_out"]))
 
 
 def _texts(outline: Any, place: str | None) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ Written as one line (command line, TOML), or as the models themselves (Python, a
     latest:3                the three newest
     every-steps:1000        those whose step is a multiple of 1,000
     every-seconds:3600      in every hour (of the clock since 1970) the first that was opened in it
+    within:1h               those that are not older than that (`90s`, `30m`, `1h30m`, `7d`)
     best:2:loss:min         the two with the smallest metadata "loss" (`max`: the largest); the newer one of equals
     steps:500,1500          these very steps
     latest:3 best:1:loss:min    what either of them keeps
@@ -23,12 +24,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from ckptstore.durations import duration_text, parse_duration
 from ckptstore.errors import InvalidInput
 from ckptstore.faults import first_faults
 
-#: Policies in one folder, and steps in one policy.
+#: Policies of one folder or tier, and steps in one policy.
 MOST_POLICIES, MOST_STEPS = 32, 10_000
 
 
@@ -43,6 +45,7 @@ class Candidate:
     metadata: Mapping[str, Any]
     safe: bool  # the wanted tier holds all of it
     held: bool = False
+    age_s: float = 0.0  # since it was opened
 
 
 class _Policy(BaseModel):
@@ -95,6 +98,19 @@ class EveryNSeconds(_Policy):
         return f"every-seconds:{self.seconds:g}"
 
 
+class Within(_Policy):
+    """Those that were opened not longer ago than so many seconds."""
+
+    keep: Literal["within"] = "within"
+    seconds: Annotated[float, BeforeValidator(parse_duration), Field(gt=0, lt=1e12, allow_inf_nan=False)]
+
+    def keeps(self, candidates: Sequence[Candidate]) -> set[str]:
+        return {candidate.path for candidate in candidates if candidate.age_s <= self.seconds}
+
+    def __str__(self) -> str:
+        return f"within:{duration_text(self.seconds)}"
+
+
 class BestN(_Policy):
     """The `n` with the smallest (or largest) metadata `metric`; those without a number there are not among them."""
 
@@ -126,7 +142,7 @@ class Keep(_Policy):
         return "steps:" + ",".join(map(str, self.steps))
 
 
-Policy = LatestN | EveryNSteps | EveryNSeconds | BestN | Keep
+Policy = LatestN | EveryNSteps | EveryNSeconds | Within | BestN | Keep
 _Told = Annotated[Policy, Field(discriminator="keep")]
 Policies = Annotated[tuple[_Told, ...], Field(min_length=1, max_length=MOST_POLICIES)]
 _ONE: TypeAdapter[Policy] = TypeAdapter(_Told)
@@ -137,9 +153,14 @@ _WORDS = {
     "latest": ("n",),
     "every-steps": ("steps",),
     "every-seconds": ("seconds",),
+    "within": ("seconds",),
     "best": ("n", "metric", "order"),
     "steps": ("steps",),
 }
+
+
+#: Why something stays that no policy keeps.
+NOT_YET = "nothing newer is safe yet"
 
 
 @dataclass(frozen=True)
@@ -170,7 +191,7 @@ def decide(policies: Sequence[Policy], candidates: Iterable[Candidate]) -> Decis
         elif candidate.path in wanted:
             reason = wanted[candidate.path]
         elif last_good is None or candidate.opened >= last_good.opened:
-            reason = "nothing newer is safe yet"
+            reason = NOT_YET
         else:
             going.append(candidate.path)
             continue

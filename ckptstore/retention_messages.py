@@ -2,7 +2,7 @@
 
     POST   /v1/retention[?dry_run=true]   SetRetention → RetentionPlan    dry_run: only say what would go
     GET    /v1/retention                  RetentionList
-    DELETE /v1/retention?path=P           RetentionInfo
+    DELETE /v1/retention?path=P[&tier=T]  RetentionList: what was said until now
     POST   /v1/holds                      HoldPath → HoldInfo
     GET    /v1/holds                      HoldList
     DELETE /v1/holds?path=P               HoldInfo
@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -27,11 +27,12 @@ Reason = Annotated[str, Field(max_length=1000)]
 
 
 class SetRetention(Message):
-    """Judge the checkpoints directly in a folder by these policies: what none of them keeps goes once something newer is in `tier`."""
+    """Judge the checkpoints directly in a folder by these policies: what none of them keeps goes once something newer is in `safe_in`."""
 
     path: str
     policies: Policies
-    tier: str = ""  # "": the deepest durable one
+    tier: str = ""  # what stays in this tier; "": in all that have no policies of their own
+    safe_in: str = ""  # "": the tier itself, or of a folder the deepest that its policies go for
     trash_s: Seconds = TRASH_S
 
 
@@ -43,19 +44,27 @@ class RetentionList(Message):
     folders: list[RetentionInfo]
 
 
+class InTier(Message):
+    """What becomes of a checkpoint in one tier. Absent: it is not brought there."""
+
+    tier: str
+    fate: Literal["stays", "goes", "absent"]
+    why: str = ""
+
+
 class Judged(Message):
     path: str
     step: int | None
     size_bytes: Count
-    goes: bool
+    goes: bool  # as a whole
     why: str  # which policy keeps it, or what else does
+    tiers: list[InTier] = Field(default_factory=list)  # where single tiers have policies: in each durable tier
 
 
 class RetentionPlan(Message):
-    """What the policies say of a folder now, oldest checkpoint first. `goes` is carried out within seconds, unless it was a dry run."""
+    """What the policies say of a folder now, oldest checkpoint first. What goes does so within seconds, unless it was a dry run."""
 
     path: str
-    tier: str
     checkpoints: list[Judged]
 
 

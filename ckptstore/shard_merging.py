@@ -15,12 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
-from zlib import crc32
 
-import orjson
-
-from ckptstore.boxes import Box, Grid, cover_fault
+from ckptstore.boxes import Grid, cover_fault
 from ckptstore.errors import InvalidInput
+from ckptstore.plain_merging import PlainLeaves
 from ckptstore.shards import Piece, ShardTable, Spread, write_table, written_boxes
 
 
@@ -48,11 +46,8 @@ def merge(ranks: Sequence[RankDocuments], world_size: int, plans: Mapping[str, S
     if missing:
         why = f"rank {missing[0]} saved nothing of the whole, and other ranks did"
         raise InvalidInput(why, operation="publish", hint="give shards={} to save on ranks that have no sharded tensors")
-    having: dict[str, list[int]] = defaultdict(list)
-    for rank in ranks:
-        having[rank.plan].append(rank.rank)
-    tensors = _merge_plans(plans, having)
-    plain = _Plain.of(ranks, leaves)
+    tensors = _merge_plans(plans, _having((rank.plan, rank.rank) for rank in ranks))
+    plain = PlainLeaves.of(_having((rank.leaves, rank.rank) for rank in ranks), leaves)
     _check_names(tensors, plain, [pattern for plan in plans.values() for pattern in plan.expect])
     grids: dict[Grid, int] = {}
     written: dict[str, Any] = {}
@@ -60,11 +55,19 @@ def merge(ranks: Sequence[RankDocuments], world_size: int, plans: Mapping[str, S
         first = merged.first
         where: Any = written_boxes(merged.pieces) if first.grid is None else grids.setdefault(first.grid, len(grids))
         written[name] = [first.dtype, list(first.shape), where]
-    for key, ((dtype, shape), holders) in plain.equal_tensors.items():
-        home = holders[crc32(key.encode("utf-8", "surrogatepass")) % len(holders)]
-        written[key] = [dtype, shape, written_boxes([Piece(home, Box.whole(shape), key)])]
-    more = {"world_size": world_size, "trees": _trees(ranks, plans, plain), "per_rank": plain.differing}
+    written |= plain.written_equal()
+    more = {"world_size": world_size, "trees": _trees(ranks, plans, plain), "per_rank": plain.differing()}
+    if copies := plain.written_copies():
+        more["copies"] = copies
     return write_table(written, list(grids), more=more)
+
+
+def _having(documents: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+    """The ranks of each document, by digest."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for digest, rank in documents:
+        found[digest].append(rank)
+    return found
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
@@ -108,41 +111,7 @@ def _refuse_disagreement(first: Spread, other: Spread) -> None:
 # --- plain leaves -----------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Plain:
-    equal_tensors: dict[str, tuple[tuple[str, list[int]], list[int]]]  # key → (dtype, shape), the ranks that have it
-    differing: dict[str, list[int]]
-    places: dict[str, frozenset[str]]  # by digest of the document
-
-    @classmethod
-    def of(cls, ranks: Iterable[RankDocuments], leaves: Mapping[str, bytes]) -> _Plain:
-        having: dict[str, list[int]] = defaultdict(list)
-        for rank in ranks:
-            having[rank.leaves].append(rank.rank)
-        found: dict[str, dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
-        places: dict[str, frozenset[str]] = {}
-        for digest, holders in having.items():
-            document = orjson.loads(leaves[digest])
-            for place, text in document["leaves"].items():
-                found[place][text] += holders
-            for key, (dtype, shape, content) in document["tensors"].items():
-                found[key][(dtype, tuple(shape), content)] += holders
-            places[digest] = frozenset(document["leaves"]) | frozenset(document["tensors"])
-        equal, differing = {}, {}
-        for place, versions in found.items():
-            if len(versions) > 1:
-                differing[place] = sorted(rank for holders in versions.values() for rank in holders)
-                continue
-            ((value, holders),) = versions.items()
-            if isinstance(value, tuple):
-                equal[place] = ((value[0], list(value[1])), sorted(holders))
-        return cls(equal, differing, places)
-
-    def __contains__(self, place: str) -> bool:
-        return place in self.equal_tensors or place in self.differing or any(place in places for places in self.places.values())
-
-
-def _check_names(tensors: Mapping[str, _Merged], plain: _Plain, expect: Iterable[str]) -> None:
+def _check_names(tensors: Mapping[str, _Merged], plain: PlainLeaves, expect: Iterable[str]) -> None:
     for name in tensors:
         if name in plain:
             why = "one rank has it as a plain leaf, another as a piece of a tensor that is spread over ranks"
@@ -150,11 +119,11 @@ def _check_names(tensors: Mapping[str, _Merged], plain: _Plain, expect: Iterable
     for pattern in dict.fromkeys(expect):
         if pattern in tensors or pattern in plain:
             continue
-        if not any(fnmatchcase(name, pattern) for name in (*tensors, *(place for places in plain.places.values() for place in places))):
+        if not any(fnmatchcase(name, pattern) for name in (*tensors, *plain)):
             raise _refusal("it is expected, and no rank has it", pattern)
 
 
-def _trees(ranks: Sequence[RankDocuments], plans: Mapping[str, ShardTable], plain: _Plain) -> list[int]:
+def _trees(ranks: Sequence[RankDocuments], plans: Mapping[str, ShardTable], plain: PlainLeaves) -> list[int]:
     """Ranks whose parts have every place, together: few, since most ranks have the same places."""
     seen: set[str] = set()
     looked_at: set[tuple[str, frozenset[str]]] = set()

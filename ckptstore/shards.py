@@ -15,6 +15,8 @@ piece has the key `name`, or that of its box. Tensors of the file that its plan 
     "world_size": n
     "trees": [rank, …]                 ranks whose part documents have, together, every place of the state
     "per_rank": {place: [rank, …], …}  plain leaves that are not equal on all ranks that have them
+    "copies": {key: [[dtype, [n, …], home, [rank, …]], …], …}  where there are such: plain tensors of `per_rank` that these ranks' files
+                                       lack, because the file of the rank `home` has the same
     (plain tensors that are equal stand in "tensors", in a box of one of their ranks)
 
 It grows with the tensors and with the ranks, not with their product, where tensors are described by grids. Pure functions over values; a
@@ -32,7 +34,7 @@ import orjson
 
 from ckptstore.boxes import Box, Grid
 from ckptstore.errors import InvalidInput
-from ckptstore.safetensors_format import DTYPE_BITS, MAX_DIMENSIONS, Header, TensorEntry
+from ckptstore.safetensors_format import DTYPE_BITS, MAX_DIMENSIONS, Header, TensorEntry, tensor_size_bytes
 
 SHARDS_KEY = "ckptstore.shards"
 SHARDS_FORMAT = "ckptstore-shards/1"
@@ -84,6 +86,8 @@ class ShardTable:
     world_size: int = 0
     trees: list[int] = field(default_factory=list)
     per_rank: dict[str, list[int]] = field(default_factory=dict)
+    #: rank → key → the rank whose file has this rank's own plain tensor, and the tensor
+    copies: dict[int, dict[str, tuple[int, TensorEntry]]] = field(default_factory=dict)
 
     def __contains__(self, name: object) -> bool:
         return name in self.raw
@@ -136,15 +140,16 @@ def read_index(data: bytes | memoryview) -> ShardTable:
     """`shards.json`."""
     if len(data) > MAX_SHARDS_BYTES:
         raise _broken(f"it has {len(data)} bytes; {MAX_SHARDS_BYTES} are allowed")
-    return _read(data, frozenset({"format", "grids", "tensors", "expect", "world_size", "trees", "per_rank"}))
+    members = frozenset({"format", "grids", "tensors", "expect", "world_size", "trees", "per_rank"})
+    return _read(data, members, optional=frozenset({"copies"}))
 
 
-def _read(text: str | bytes | memoryview, members: frozenset[str]) -> ShardTable:
+def _read(text: str | bytes | memoryview, members: frozenset[str], optional: frozenset[str] = frozenset()) -> ShardTable:
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise _broken(f"it is no JSON: {str(error)[:120]}") from error
-    if not isinstance(document, dict) or document.keys() != members or document["format"] != SHARDS_FORMAT:
+    if not isinstance(document, dict) or document.keys() - optional != members or document["format"] != SHARDS_FORMAT:
         raise _broken(f"it is no document of format {SHARDS_FORMAT}")
     grids, tensors, expect = document["grids"], document["tensors"], document["expect"]
     if not isinstance(grids, list) or not isinstance(tensors, dict) or not _is_list_of(expect, str):
@@ -154,7 +159,21 @@ def _read(text: str | bytes | memoryview, members: frozenset[str]) -> ShardTable
         table.world_size, table.trees, table.per_rank = document["world_size"], document["trees"], document["per_rank"]
         if not _is_count(table.world_size) or not _is_list_of(table.trees, int) or not isinstance(table.per_rank, dict):
             raise _broken("world_size, trees or per_rank are none")
+        _read_copies(document.get("copies", {}), table.copies)
     return table
+
+
+def _read_copies(value: Any, copies: dict[int, dict[str, tuple[int, TensorEntry]]]) -> None:
+    if not isinstance(value, dict) or not all(isinstance(groups, list) for groups in value.values()):
+        raise _broken("its copies are no table")
+    for key, groups in value.items():
+        for group in groups:
+            if not isinstance(group, list) or len(group) != 4 or not _is_count(group[2]) or not _is_list_of(group[3], int):
+                raise _broken("a copy is no dtype, shape, rank and ranks", key)
+            spread = _spread(key, [*group[:2], []], [])
+            entry = TensorEntry(key, spread.dtype, spread.shape, 0, tensor_size_bytes(spread.dtype, spread.shape))
+            for rank in group[3]:
+                copies.setdefault(rank, {})[key] = group[2], entry
 
 
 def _grid(value: Any) -> Grid:

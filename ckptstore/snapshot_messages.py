@@ -1,7 +1,7 @@
 """What is said about snapshots that somebody asks a running job for.
 
     POST /v1/snapshots                                    AskSnapshot → SnapshotInfo
-    GET  /v1/snapshots/{id}?until=U&timeout_s=S           SnapshotInfo       (U: answered, heard; answers early then, or when it is too late)
+    GET  /v1/snapshots/{id}?until=U&timeout_s=S           SnapshotInfo       (U: answered, heard; answers then, or when it is too late)
     GET  /v1/snapshots?path=P&token=T&after=N&timeout_s=S SnapshotRequests   (what is asked of a job, as soon as something is)
     POST /v1/snapshots/{id}/ranks                         RankHold → SnapshotAgreement
     GET  /v1/snapshots/{id}/agreement?token=T&timeout_s=S SnapshotAgreement  (answers early when all ranks have said how far they go)

@@ -14,9 +14,10 @@ from ckptstore.wire import Count, Message
 
 class WatchEvent(Message):
     """`watching`: the answer has begun, and whatever is published from here on is told. `published`: something new is visible.
-    `durable`: one more tier holds all of it; tiers that held it already when it was published are told with that."""
+    `durable`: one more tier holds all of it; tiers that held it already when it was published are told with that. `tagged`: something else
+    is said about it now."""
 
-    event: Literal["watching", "published", "durable"]
+    event: Literal["watching", "published", "durable", "tagged"]
     sequence: Count
     path: str
     kind: Literal["checkpoint", "folder", "file", ""] = ""

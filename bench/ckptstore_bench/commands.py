@@ -21,6 +21,7 @@ from ckptstore_bench.running import FolderOption, JsonFile, PageFile, RoundsOpti
 from ckptstore_bench.s3.command import s3
 from ckptstore_bench.save.command import save
 from ckptstore_bench.tiers.command import tiers
+from ckptstore_bench.watch.command import watch
 from ckptstore_client.cli.invocation import CommandGroup, Invocation
 
 group = CommandGroup("Measure this machine, the store and its peers.")
@@ -64,6 +65,7 @@ group.command("plan")(plan)
 group.command("tiers")(tiers)
 group.command("checkpoint")(checkpoint)
 group.command("dcp")(dcp)
+group.command("watch")(watch)
 group.command("codecs")(codecs)
 group.command("interference")(interference)
 group.command("s3")(s3)

@@ -2,11 +2,11 @@
 
 The parts answer one question each: `attempts` (who takes part), `publish` (what becomes visible), `namespace` (what is at a path),
 `moving` (what gets another path), `attachments` (which storage of others is shown where), `changes` (what changed since), `retention`
-(what is kept, and the trash), `holding` (what nobody may remove), `snapshots` (what running jobs are asked for), `references` (who
-needs whose objects), `replicas` (where objects lie), `drains` (what has to move, which records are owed), `chores` and `deletion` (how
-things cease to exist), `restore` (how the catalog is made anew). Several processes on several nodes may use one PostgreSQL catalog at
-once, and several processes of one machine one SQLite catalog. Methods block and may be called from any thread; they raise the leaves of
-`ckptstore.errors`, CatalogUnavailable when the database stays locked, full or silent.
+(what is kept, and the trash), `leaving` (what is kept from which tier), `holding` (what nobody may remove), `snapshots` (what running
+jobs are asked for), `references` (who needs whose objects), `replicas` (where objects lie), `drains` (what has to move, which records are
+owed), `chores` and `deletion` (how things cease to exist), `restore` (how the catalog is made anew). Several processes on several nodes
+may use one PostgreSQL catalog at once, and several processes of one machine one SQLite catalog. Methods block and may be called from any
+thread; they raise the leaves of `ckptstore.errors`, CatalogUnavailable when the database stays locked, full or silent.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ckptstore.catalog.drains import Drains
 from ckptstore.catalog.engine import PATIENCE_S, Database
 from ckptstore.catalog.fingerprints import Fingerprints
 from ckptstore.catalog.holding import Holding
+from ckptstore.catalog.leaving import Leaving
 from ckptstore.catalog.migrations import migrate
 from ckptstore.catalog.publish import Publishing
-from ckptstore.catalog.replicas import Replicas
 from ckptstore.catalog.restore import Restore
-from ckptstore.catalog.retention import Retaining
 from ckptstore.catalog.schema import nodes, now_s
 from ckptstore.catalog.snapshots import Snapshots
+from ckptstore.catalog.tagging import Tagging
 
 
-class Catalog(Publishing, Retaining, Holding, Snapshots, Attachments, Changes, Fingerprints, Replicas, Drains, Chores, Restore):
+class Catalog(Publishing, Leaving, Holding, Tagging, Snapshots, Attachments, Changes, Fingerprints, Drains, Chores, Restore):
     @classmethod
     def open(cls, url: str, *, node: str, node_name: str = "", patience_s: float = PATIENCE_S) -> Catalog:
         """The catalog at `url` (sqlite:////path or postgresql://…), made or migrated if need be, as `node` uses it.

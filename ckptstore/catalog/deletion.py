@@ -37,6 +37,7 @@ from ckptstore.catalog.schema import (
     tier_commits,
     tiers,
     tombstones,
+    unkept,
 )
 
 _COLUMNS = ["publication_id", "act", "tier", "place", "owner", "object_id", "graced", "due_s", "tries"]
@@ -106,11 +107,33 @@ def delete_publications(tx: Connection, me: str, publication_ids: Iterable[str])
         gone = publications.c.publication_id.in_(ids)
         lock_owners(tx, ids)
         tx.execute(update(publications).where(gone).values(state="deleted", ended_at_s=now_s()))
+        tx.execute(delete(chores).where(chores.c.publication_id.in_(ids), chores.c.act == Act.DELETE_RECORD.value))  # of `leave_tier`
         _queue_tombstones(tx, me, ids)
         _queue_unrecorded(tx, me, ids)
         _stop_drains(tx, needed(ids) & ~wanted())
-        for table in (owed_records, tier_commits):
+        for table in (owed_records, tier_commits, unkept):
             tx.execute(delete(table).where(table.c.publication_id.in_(ids)))
+
+
+def leave_tier(tx: Connection, me: str, publication_id: str, tier: str) -> None:
+    """Take a publication that is kept from a tier out of it: its records there, and the objects that nobody else needs in it."""
+    lock_owners(tx, [publication_id])
+    belongs = select(tiers.c.name, TIER_PLACE.label("place"), tier_owner(me).label("owner")).distinct()
+    joined = belongs.select_from(objects.join(tiers, tier_of_object(me, objects.c.node)))
+    there = joined.where(objects.c.attempt_id == publication_id, tiers.c.name == tier).subquery()
+    _queue(tx, _chore(literal(publication_id), Act.DELETE_RECORD, there.c.name, there.c.place, there.c.owner))
+    for table in (owed_records, tier_commits):
+        tx.execute(delete(table).where(table.c.publication_id == publication_id, table.c.tier == tier))
+    gone = needed([publication_id]) & ~wanted(tier)
+    # What was on its way there nobody reads; readers may hold what has arrived.
+    for table, graced in ((drains, False), (replicas, True)):
+        here = objects.join(table, table.c.object_id == objects.c.object_id)
+        owner = func.coalesce(func.nullif(table.c.place, ""), literal(me))
+        rows = _chore(objects.c.attempt_id, Act.DELETE_OBJECT, table.c.tier, table.c.place, owner, objects.c.object_id, graced=graced)
+        already = _already_queued(objects.c.object_id, table.c.tier, table.c.place)
+        _queue(tx, rows.select_from(here).where(table.c.tier == tier, gone, ~already))
+        in_question = select(objects.c.object_id).where(gone)
+        tx.execute(delete(table).where(table.c.tier == tier, table.c.object_id.in_(in_question)))
 
 
 def release_references(tx: Connection, me: str, attempt_id: str) -> None:

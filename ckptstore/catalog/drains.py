@@ -29,7 +29,7 @@ from ckptstore.catalog.model import (
 )
 from ckptstore.catalog.references import References
 from ckptstore.catalog.replicas import objects_lacking
-from ckptstore.catalog.schema import attempts, chores, drains, now_s, objects, owed_records, publications, replicas, tier_commits
+from ckptstore.catalog.schema import attempts, chores, drains, now_s, objects, owed_records, publications, replicas, tier_commits, unkept
 from ckptstore.catalog.views import deepest, durabilities, file_columns, publication_row, read_publication, stored_file
 from ckptstore.errors import InvalidInput, NotFound
 
@@ -121,7 +121,9 @@ class Drains(References):
 
     def recorded_tiers(self, publication_id: str) -> list[str]:
         """The tiers that this node sees whose commit record of the publication is written and in force, in order."""
-        query = select(tier_commits.c.tier, tier_commits.c.place).where(tier_commits.c.publication_id == publication_id)
+        same = (owed_records.c.publication_id, owed_records.c.tier, owed_records.c.place)
+        newer = exists().where(*(column == tier_commits.c[column.name] for column in same))
+        query = select(tier_commits.c.tier, tier_commits.c.place).where(tier_commits.c.publication_id == publication_id, ~newer)
         found = {(row.tier, row.place) for row in self._db.read("list records", lambda tx: tx.execute(query).all(), publication_id)}
         return [row.name for row in self._tiers.values() if row.durable and (row.name, self._place(row)) in found]
 
@@ -160,7 +162,7 @@ class Drains(References):
     def record_written(self, publication_id: str, tier: str, *, sequence: int | None = None) -> Publication:
         """The record is durable in the tier. Deletes the versions that this one replaced, once it is as durable as they are.
 
-        `sequence` is what the record says: if the publication was moved meanwhile, the record is still owed.
+        `sequence` is what the record says: if the publication was moved or tagged meanwhile, the record is still owed.
         """
         row = self._tier(tier)
         place = self._place(row)
@@ -236,7 +238,7 @@ class Drains(References):
 
 
 def free_superseded(tx: Connection, me: str, path: str, tiers: dict[str, TierRow]) -> None:
-    """Delete the replaced versions at a path whose deepest durable tier the live version has reached."""
+    """Delete the replaced versions at a path whose deepest durable tier, of those it may come to, the live version has reached."""
     rows = tx.execute(
         select(publications.c.publication_id, publications.c.node_count, publications.c.state)
         .where(publications.c.path == path, publications.c.state.in_(("live", "superseded")))
@@ -247,8 +249,9 @@ def free_superseded(tx: Connection, me: str, path: str, tiers: dict[str, TierRow
         return
     durable = durabilities(tx, {row.publication_id: row.node_count for row in rows}, tiers)
     reached = deepest(durable[live], tiers)
+    never = set(tx.execute(select(unkept.c.tier).where(unkept.c.publication_id == live)).scalars())
     old = [row.publication_id for row in rows if row.state == "superseded"]
-    delete_publications(tx, me, [item for item in old if reached >= max(0, deepest(durable[item], tiers))])
+    delete_publications(tx, me, [item for item in old if reached >= max(0, deepest({*durable[item]} - never, tiers))])
 
 
 def _path_of(key: str) -> str:

@@ -114,6 +114,26 @@ def _add_snapshot_requests(tx: Connection) -> None:
     )
 
 
+def _add_retention_by_tier(tx: Connection) -> None:
+    """10: policies of single tiers, and which tiers a checkpoint is kept from because of them."""
+    name = 'TEXT COLLATE "C"' if tx.dialect.name == "postgresql" else "TEXT"
+    moment = "DOUBLE PRECISION" if tx.dialect.name == "postgresql" else "DOUBLE"
+    tx.execute(
+        text(
+            f"CREATE TABLE tier_retentions (path {name} NOT NULL, tier {name} NOT NULL, policies {name} NOT NULL, safe_in {name} NOT NULL, "
+            f"trash_s {moment} NOT NULL, set_at_s {moment} NOT NULL, PRIMARY KEY (path, tier))"
+        )
+    )
+    tx.execute(text("INSERT INTO tier_retentions SELECT path, '', policies, tier, trash_s, set_at_s FROM retentions"))
+    tx.execute(text("DROP TABLE retentions"))
+    tx.execute(text(f"CREATE TABLE unkept (publication_id {name} NOT NULL, tier {name} NOT NULL, PRIMARY KEY (publication_id, tier))"))
+
+
+def _add_published_sequence(tx: Connection) -> None:
+    """11: metadata may change after the publish."""
+    tx.execute(text("ALTER TABLE publications ADD COLUMN published_sequence BIGINT"))
+
+
 #: version → what makes the next version of it. A step spells out its DDL: it must not change when `schema` does.
 STEPS: dict[int, Callable[[Connection], None]] = {
     1: _add_references,
@@ -124,6 +144,8 @@ STEPS: dict[int, Callable[[Connection], None]] = {
     6: _add_fingerprints,
     7: _add_order_of_publishing,
     8: _add_snapshot_requests,
+    9: _add_retention_by_tier,
+    10: _add_published_sequence,
 }
 
 #: Any number that no other program uses: nodes that start together migrate one after the other.

@@ -89,6 +89,7 @@ class AttemptView:
     publication_id: str | None
     opened_at_s: float  # by the database's clock
     idle_s: float  # since the last progress, by the database's clock
+    opened: int = 0  # the order of opening
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class Publication:
     live: bool
     durability: tuple[str, ...]  # durable tiers that hold every object, those referred to as well, and the commit record, in order
     referred_bytes: int = 0  # of tensors that lie in the objects of earlier checkpoints; `size_bytes` are its own
+    published_sequence: int = 0  # of the publish, or the last move; `sequence` is of the last change of its metadata, if there was one
 
 
 @dataclass(frozen=True)
@@ -238,11 +240,12 @@ def tombstone_key(publication_id: str) -> str:
 
 @dataclass(frozen=True)
 class Retention:
-    """By what the checkpoints in a folder are judged."""
+    """By what the checkpoints in a folder are judged, or in one tier of it."""
 
     path: str
     policies: str  # JSON: see ckptstore.retention
-    tier: str = ""  # which must hold a newer checkpoint before an older one goes; "" is the deepest
+    tier: str = ""  # what stays in this tier; "": in all that have no policies of their own
+    safe_in: str = ""  # which must hold a newer checkpoint before an older one goes; "": the tier, or of a folder the deepest
     trash_s: float = 3600.0  # how long what goes can be had back
     set_at_s: float = 0.0
 

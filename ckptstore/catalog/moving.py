@@ -83,7 +83,10 @@ class Moving(Core):
         for path, publication_id in live:
             add_entry(tx, path, publication_id, there)
         remove_entries(tx, _entries_at(tx, source))
-        _owe_records(tx, self.node, [row.publication_id for row in rows])
+        moved_ids = [row.publication_id for row in rows]
+        owe_records(tx, self.node, moved_ids)
+        for ids in chunks(moved_ids):
+            tx.execute(delete(tier_commits).where(tier_commits.c.publication_id.in_(ids)))
         return [path for path, _ in live]
 
 
@@ -136,10 +139,11 @@ def _rename(tx: Connection, moved: Sequence[tuple[Row[*tuple[Any, ...]], str]], 
         {"moved_id": row.publication_id, "path": path, "parent": paths.parent_and_name(path)[0], "sequence": sequence + position}
         for position, (row, path) in enumerate(moved)
     ]
-    tx.execute(renamed.values(path=bindparam("path"), parent=bindparam("parent"), sequence=bindparam("sequence")), rows)
+    changed = {name: bindparam(name) for name in ("path", "parent", "sequence")}
+    tx.execute(renamed.values(**changed, published_sequence=None), rows)
 
 
-def _owe_records(tx: Connection, me: str, publication_ids: Sequence[str]) -> None:
+def owe_records(tx: Connection, me: str, publication_ids: Sequence[str]) -> None:
     """Wherever a commit record lies, it has to be written anew."""
     for ids in chunks(publication_ids):
         lies = tier_commits.c.publication_id.in_(ids)
@@ -150,4 +154,3 @@ def _owe_records(tx: Connection, me: str, publication_ids: Sequence[str]) -> Non
             .where(lies)
         )
         tx.execute(insert_unless_there(tx, owed_records).from_select(["publication_id", "tier", "place", "owner", "opened"], rows))
-        tx.execute(delete(tier_commits).where(lies))

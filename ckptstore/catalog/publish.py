@@ -8,6 +8,7 @@ not grow with the files.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, insert, literal, select, true, update
@@ -20,23 +21,24 @@ from ckptstore.catalog.model import AttemptState, Publication
 from ckptstore.catalog.references import needed_objects
 from ckptstore.catalog.schema import attempts, drains, now_s, objects, owed_records, publications, ranks, references, replicas, tiers
 from ckptstore.catalog.snapshots import answer_requests
+from ckptstore.catalog.unkept import skip_tiers
 from ckptstore.catalog.views import publication_row, read_publication
 from ckptstore.errors import AlreadyExists, CkptStoreError, InvalidInput, PathConflict
 
 
 class Publishing(Attempts):
-    def publish(self, attempt_id: str) -> Publication:
-        """COMPLETE → PUBLISHED. Publishing what is published gives it again.
+    def publish(self, attempt_id: str, *, skips: Collection[str] = ()) -> Publication:
+        """COMPLETE → PUBLISHED. Publishing what is published gives it again. It is not drained into the tiers that it `skips`.
 
         AlreadyExists and PathConflict abort the attempt in the same transaction, and are raised. InvalidInput if ranks are missing, a
         file is not stored, or there is none.
         """
-        result = self._db.write("publish", lambda tx: self._publish(tx, attempt_id), attempt_id)
+        result = self._db.write("publish", lambda tx: self._publish(tx, attempt_id, skips), attempt_id)
         if isinstance(result, CkptStoreError):
             raise result
         return result
 
-    def _publish(self, tx: Connection, attempt_id: str) -> Publication | CkptStoreError:
+    def _publish(self, tx: Connection, attempt_id: str, skips: Collection[str]) -> Publication | CkptStoreError:
         sequence = lock_namespace(tx)
         attempt = locked_attempt(tx, attempt_id, "publish")
         if attempt.state == AttemptState.PUBLISHED:
@@ -60,6 +62,7 @@ class Publishing(Attempts):
             supersede(tx, old)
         queue_drains(tx, self.node, attempt_id, attempt.opened, sequence)
         note_owed_records(tx, self.node, attempt_id, attempt.opened)
+        skip_tiers(tx, attempt_id, skips)
         answer_requests(tx, attempt)
         tx.execute(
             update(attempts).where(attempts.c.attempt_id == attempt_id).values(state=AttemptState.PUBLISHED, moved_at_s=now_s())

@@ -18,6 +18,7 @@ from sqlalchemy import (
     ColumnElement,
     CompoundSelect,
     Connection,
+    FromClause,
     Join,
     Row,
     and_,
@@ -35,7 +36,7 @@ from ckptstore import paths
 from ckptstore.catalog.core import Core, chunks
 from ckptstore.catalog.entries import below
 from ckptstore.catalog.model import AttemptState, Kind, Reference, StoredFile
-from ckptstore.catalog.schema import attempts, now_s, objects, publications, references, replicas
+from ckptstore.catalog.schema import attempts, now_s, objects, publications, references, replicas, unkept
 from ckptstore.catalog.views import file_columns, stored_file
 from ckptstore.errors import AttemptAborted
 
@@ -68,16 +69,27 @@ def _needed_ids(ids: list[str]) -> CompoundSelect[Any]:
     )
 
 
-def wanted() -> ColumnElement[bool]:
-    """Condition on `objects` that were published: somebody can still be read who needs it, or an attempt pins it."""
+def wanted(tier: str | None = None) -> ColumnElement[bool]:
+    """Condition on `objects` that were published: somebody can still be read who needs it, or an attempt pins it.
+
+    With `tier`, in that tier: then those do not count that are kept from it.
+    """
     owner, user = publications.alias("owner"), publications.alias("user_of")
-    owned = select(owner.c.publication_id).where(owner.c.publication_id == objects.c.attempt_id, owner.c.state.in_(KNOWN))
+    owned = select(owner.c.publication_id).where(owner.c.publication_id == objects.c.attempt_id, _counts(owner, tier))
     referred = (
         select(references.c.object_id)
         .select_from(references.outerjoin(user, user.c.publication_id == references.c.attempt_id))
-        .where(references.c.object_id == objects.c.object_id, or_(user.c.publication_id.is_(None), user.c.state.in_(KNOWN)))
+        .where(references.c.object_id == objects.c.object_id, or_(user.c.publication_id.is_(None), _counts(user, tier)))
     )
     return or_(exists(owned.correlate(objects)), exists(referred.correlate(objects)))
+
+
+def _counts(publication: FromClause, tier: str | None) -> ColumnElement[bool]:
+    known: ColumnElement[bool] = publication.c.state.in_(KNOWN)
+    if tier is None:
+        return known
+    kept_from = (unkept.c.publication_id == publication.c.publication_id, unkept.c.tier == tier)
+    return known & ~exists(select(unkept.c.tier).where(*kept_from).correlate(publication))
 
 
 def users(object_id: ColumnElement[str]) -> CompoundSelect[Any]:

@@ -22,7 +22,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, fal
 from ckptstore.catalog.core import Core, chunks, insert_unless_there, upsert
 from ckptstore.catalog.model import Act, Replica, StoredFile, TierRow
 from ckptstore.catalog.references import KNOWN, needed_objects, wanted
-from ckptstore.catalog.schema import chores, drains, now_s, objects, owed_records, publications, references, replicas, tier_commits
+from ckptstore.catalog.schema import chores, drains, now_s, objects, owed_records, publications, references, replicas, tier_commits, unkept
 from ckptstore.catalog.views import FILE_COLUMNS, stored_file
 from ckptstore.errors import NotFound
 
@@ -60,8 +60,8 @@ class Replicas(Core):
         return {tier: int(size_bytes) for tier, size_bytes in rows}
 
     def add_replica(self, object_id: str, tier: str, *, stored_bytes: int | None = None) -> bool:
-        """Record that the object is whole in the tier, and what it takes there if it is compressed. False if it is not live: the caller
-        deletes the bytes (a chore is queued, too)."""
+        """Record that the object is whole in the tier, and what it takes there if it is compressed. False if nobody wants it (there): the
+        caller deletes the bytes (a chore is queued, too)."""
         row = self._tier(tier)
         place = self._place(row)
 
@@ -70,7 +70,7 @@ class Replicas(Core):
             if found is None:
                 return False
             arrived = delete(drains).where(drains.c.object_id == object_id, drains.c.tier == tier, drains.c.place == place)
-            if not found.is_wanted:
+            if not found.is_wanted or not is_wanted_in(tx, object_id, tier):
                 tx.execute(arrived)
                 _queue_deletion(tx, found.owner.publication_id, object_id, tier, place, self.node)
                 return False
@@ -96,7 +96,7 @@ class Replicas(Core):
             if not marked or found is None or not found.is_wanted:
                 return
             _records_are_void(tx, found.users, tier, place)
-            if row.durable and (row.shared or found.owner.node == self.node):
+            if row.durable and (row.shared or found.owner.node == self.node) and is_wanted_in(tx, object_id, tier):
                 queue_drain(tx, found.owner, tier, place, self.node)
 
         self._db.write("mark damaged", work, object_id)
@@ -127,6 +127,10 @@ class Replicas(Core):
             return True
 
         return self._db.write("drop replica", work, object_id)
+
+    def is_wanted_in(self, object_id: str, tier: str) -> bool:
+        """Whether anybody wants the object in that tier; not, if all who need it are kept from there."""
+        return self._db.read("look up object", lambda tx: is_wanted_in(tx, object_id, tier), object_id)
 
     def touch(self, object_ids: Iterable[str], tier: str) -> None:
         """Note that these replicas are in use, so that eviction takes others first."""
@@ -193,7 +197,10 @@ class Replicas(Core):
     # --- what follows ----------------------------------------------------------------------------------------------------------
 
     def _note_if_whole(self, tx: Connection, user: Row[*tuple[Any, ...]], tier: TierRow, place: str) -> None:
-        """The last drain of what this publication needs in this place arrived: its record is owed."""
+        """The last drain of what this publication needs in this place arrived: its record is owed, unless it is kept from there."""
+        kept_from = (unkept.c.publication_id == user.publication_id, unkept.c.tier == tier.name)
+        if tx.execute(select(unkept.c.tier).where(*kept_from)).first() is not None:
+            return
         waiting = (drains.c.publication_id == user.publication_id, drains.c.tier == tier.name, drains.c.place == place)
         if tx.execute(select(drains.c.object_id).where(*waiting).limit(1)).first() is not None:
             return
@@ -231,6 +238,10 @@ def objects_lacking(publication_id: str, tier: TierRow, place: str) -> Any:
     )
     query = select(objects.c.object_id).select_from(needed_objects(publication_id)).where(~there)
     return query if tier.shared else query.where(objects.c.node == place)
+
+
+def is_wanted_in(tx: Connection, object_id: str, tier: str) -> bool:
+    return tx.execute(select(objects.c.object_id).where(objects.c.object_id == object_id, wanted(tier))).first() is not None
 
 
 def _has_record(publication_id: Any, replica: Any) -> ColumnElement[bool]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, select
+from sqlalchemy import ColumnElement, Connection, Row, delete, select, true
 
 from ckptstore import paths
 from ckptstore.catalog.core import chunks, clock, lock_namespace, upsert
@@ -24,7 +24,7 @@ from ckptstore.catalog.held import hold, is_held
 from ckptstore.catalog.model import Kind, Publication, Retention, Trashed
 from ckptstore.catalog.moving import Moving
 from ckptstore.catalog.namespace import Namespace
-from ckptstore.catalog.schema import entries, now_s, publications, retentions
+from ckptstore.catalog.schema import entries, now_s, publications, tier_retentions
 from ckptstore.catalog.views import publication_row, read_publication, read_publications
 from ckptstore.durability import is_as_safe_as
 from ckptstore.errors import InvalidInput, NotFound
@@ -38,21 +38,22 @@ class Retaining(Moving, Namespace):
     def set_retention(self, wanted: Retention) -> Retention:
         """Judge the checkpoints of a folder by these policies from now on, in place of any before. The folder need not exist yet."""
         wanted = self.checked_retention(wanted)
-        path = wanted.path
-        row = {"path": path, "policies": wanted.policies, "tier": wanted.tier, "trash_s": wanted.trash_s, "set_at_s": now_s()}
+        key = {"path": wanted.path, "tier": wanted.tier}
+        row = {"policies": wanted.policies, "safe_in": wanted.safe_in, "trash_s": wanted.trash_s, "set_at_s": now_s()}
 
         def work(tx: Connection) -> Retention:
-            upsert(tx, retentions, row, ("policies", "tier", "trash_s", "set_at_s"))
-            return _retention(tx.execute(select(retentions).where(retentions.c.path == path)).one())
+            upsert(tx, tier_retentions, key | row, [*row])
+            return _retention(tx.execute(select(tier_retentions).filter_by(**key)).one())
 
-        return self._db.write("keep", work, path)
+        return self._db.write("keep", work, wanted.path)
 
     def checked_retention(self, wanted: Retention) -> Retention:
         """As it would be set. InvalidInput, without a look at the database, if it could not be."""
         path, order = paths.check_folder(wanted.path, operation="keep"), self._durable_tiers()
-        if wanted.tier and wanted.tier not in order:
-            hint = f"known are: {', '.join(order)}"
-            raise InvalidInput(f"there is no durable tier {wanted.tier!r}", operation="keep", subject=path, hint=hint)
+        for tier in (wanted.tier, wanted.safe_in):
+            if tier and tier not in order:
+                hint = f"known are: {', '.join(order)}"
+                raise InvalidInput(f"there is no durable tier {tier!r}", operation="keep", subject=path, hint=hint)
         return replace(wanted, path=path)
 
     def is_safe(self, checkpoint: Publication, tier: str) -> bool:
@@ -63,23 +64,32 @@ class Retaining(Moving, Namespace):
     def _durable_tiers(self) -> list[str]:
         return [row.name for row in self._tiers.values() if row.durable]
 
-    def clear_retention(self, path: str) -> Retention:
-        """Keep everything in the folder from now on. NotFound if it has no policies."""
-        path = paths.check_folder(path, operation="keep")
+    def clear_retention(self, path: str, tier: str | None = None) -> list[Retention]:
+        """Keep everything in the folder from now on, or in one tier of it what the folder's own policies want; what was said before.
 
-        def work(tx: Connection) -> Retention:
-            row = tx.execute(select(retentions).where(retentions.c.path == path)).first()
-            if row is None:
-                raise NotFound("the folder has no policies", operation="keep", subject=path)
-            tx.execute(delete(retentions).where(retentions.c.path == path))
-            return _retention(row)
+        NotFound if nothing was.
+        """
+        path = paths.check_folder(path, operation="keep")
+        here = (tier_retentions.c.path == path, tier_retentions.c.tier == tier if tier is not None else true())
+
+        def work(tx: Connection) -> list[Retention]:
+            rows = tx.execute(select(tier_retentions).where(*here).order_by(tier_retentions.c.tier)).all()
+            if not rows:
+                raise NotFound("there are no such policies", operation="keep", subject=path, tier=tier)
+            tx.execute(delete(tier_retentions).where(*here))
+            return [_retention(row) for row in rows]
 
         return self._db.write("keep", work, path)
 
-    def retentions(self) -> list[Retention]:
-        """All, in the order of their paths."""
-        rows = self._db.read("list retentions", lambda tx: tx.execute(select(retentions).order_by(retentions.c.path)).all())
-        return [_retention(row) for row in rows]
+    def retentions(self, path: str | None = None) -> list[Retention]:
+        """All, or those of one folder, in the order of their paths and tiers."""
+        query = select(tier_retentions).order_by(tier_retentions.c.path, tier_retentions.c.tier)
+        query = query.where(tier_retentions.c.path == path) if path is not None else query
+        return [_retention(row) for row in self._db.read("list retentions", lambda tx: tx.execute(query).all())]
+
+    def clock_s(self) -> float:
+        """What the database's clock says: that by which checkpoints are opened."""
+        return self._db.read("look at the clock", clock)
 
     def checkpoints(self, folder: str) -> Iterator[Publication]:
         """The checkpoints that are directly in the folder, oldest first, a page at a time."""
@@ -114,13 +124,16 @@ class Retaining(Moving, Namespace):
 
         return self._db.write("discard", work, publication_id)
 
-    def _live(self, tx: Connection, publication_id: str) -> Publication | None:
-        row = publication_row(tx, publication_id)
+    def _live(self, tx: Connection, publication_id: str, *, locked: bool = False) -> Publication | None:
+        row = publication_row(tx, publication_id, locked=locked)
         return read_publication(tx, row, self._tiers) if row is not None and row.state == "live" else None
 
     def _may_go(self, tx: Connection, going: Publication, newer: Publication, tier: str) -> bool:
+        return self._is_followed(going, newer, tier) and not is_held(tx, going.publication_id)
+
+    def _is_followed(self, going: Publication, newer: Publication, tier: str) -> bool:
         beside = paths.parent_and_name(going.path)[0] == paths.parent_and_name(newer.path)[0]
-        return beside and self.is_safe(newer, tier) and newer.opened > going.opened and not is_held(tx, going.publication_id)
+        return beside and self.is_safe(newer, tier) and newer.opened > going.opened
 
     def trashed(self) -> list[Trashed]:
         """What waits in the trash, what goes first first."""
@@ -166,7 +179,7 @@ class Retaining(Moving, Namespace):
 
 
 def _retention(row: Row[Any]) -> Retention:
-    return Retention(path=row.path, policies=row.policies, tier=row.tier, trash_s=row.trash_s, set_at_s=row.set_at_s)
+    return Retention(**row._mapping)
 
 
 def _trashed(publication: Publication) -> Trashed:

@@ -33,7 +33,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 #: The version of the schema below; `migrations` brings older ones up to it.
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 11
 
 metadata = MetaData()
 _Text = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
@@ -208,6 +208,7 @@ publications = Table(
     _time("published_at_s"),
     Column("ended_at_s", Double, nullable=True),
     _whole("referred_bytes", server_default="0"),  # of tensors in the objects of other publications
+    _whole("published_sequence", nullable=True),  # what `sequence` was before metadata was changed; null: it never was since
     Index("publications_by_path", "path", "state"),
     Index("publications_latest", "parent", "state", "kind", "opened"),
     Index("publications_by_state", "state", "publication_id"),
@@ -239,15 +240,20 @@ attachments = Table(
 )
 
 #: What is kept of the checkpoints in a folder, and since when they are judged by it.
-retentions = Table(
-    "retentions",
+tier_retentions = Table(
+    "tier_retentions",
     metadata,
-    _text("path", primary_key=True),
+    _text("path"),
+    _text("tier"),  # which these policies are about; "": all that have none of their own
     _text("policies"),  # JSON: see ckptstore.retention
-    _text("tier"),  # which must hold a newer checkpoint before an older one goes; "" is the deepest
+    _text("safe_in"),  # which tier must hold a newer checkpoint before an older one goes; "": see ckptstore.tier_retention
     _time("trash_s"),
     _time("set_at_s"),
+    PrimaryKeyConstraint("path", "tier"),
 )
+
+#: Tiers that a publication was kept from, or has left, since no policy wants it there.
+unkept = Table("unkept", metadata, _text("publication_id"), _text("tier"), PrimaryKeyConstraint("publication_id", "tier"))
 
 #: Publications that nobody may remove until they are released.
 holds = Table(

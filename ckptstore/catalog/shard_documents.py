@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, exists, select
+from sqlalchemy import Connection, delete, exists, select, update
 
-from ckptstore.catalog.core import Core, insert_unless_there, upsert
+from ckptstore.catalog.core import Core, insert_unless_there
 from ckptstore.catalog.model import AttemptState
 from ckptstore.catalog.schema import attempts, rank_documents, shard_documents
 from ckptstore.shard_merging import RankDocuments
+
+#: Of so many different ranks' leaves a rank that comes later is told: what it looks at must not grow with the ranks.
+EARLIER_LOOKED_AT = 16
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,29 @@ class Document:
 
 
 class ShardDocuments(Core):
-    def declare_shards(self, attempt_id: str, rank: int, plan: Document, leaves: Document) -> None:
-        """Note what a rank says. Repeating it is harmless."""
+    def declare_shards(self, attempt_id: str, rank: int, plan: Document, leaves: Document) -> list[bytes]:
+        """Note what a rank says. The bodies of leaves that other ranks said before it, of `EARLIER_LOOKED_AT` different ones at most.
 
-        def work(tx: Connection) -> None:
+        None where the rank itself has said something before, as when this is repeated: of two ranks that say the same, only one ever
+        finds the other's.
+        """
+        mine = (rank_documents.c.attempt_id == attempt_id, rank_documents.c.rank == rank)
+        theirs = select(rank_documents.c.leaves).where(rank_documents.c.attempt_id == attempt_id, rank_documents.c.rank != rank).distinct()
+        bodies = select(shard_documents.c.body).where(shard_documents.c.attempt_id == attempt_id)
+        bodies = bodies.where(shard_documents.c.digest.in_(theirs)).order_by(shard_documents.c.digest).limit(EARLIER_LOOKED_AT)
+
+        def work(tx: Connection) -> list[bytes]:
             for document in (plan, leaves):
                 row = {"attempt_id": attempt_id, "digest": document.digest, "body": document.body}
                 tx.execute(insert_unless_there(tx, shard_documents).values(**row))
-            row_of_rank = {"attempt_id": attempt_id, "rank": rank, "plan": plan.digest, "leaves": leaves.digest}
-            upsert(tx, rank_documents, row_of_rank, ["plan", "leaves"])
+            said = {"plan": plan.digest, "leaves": leaves.digest}
+            row_of_rank = {"attempt_id": attempt_id, "rank": rank} | said
+            if tx.execute(insert_unless_there(tx, rank_documents).values(**row_of_rank)).rowcount == 0:
+                tx.execute(update(rank_documents).where(*mine).values(**said))
+                return []
+            return list(tx.execute(bodies).scalars())
 
-        self._db.write("declare shards", work, attempt_id)
+        return self._db.write("declare shards", work, attempt_id)
 
     def rank_documents(self, attempt_id: str) -> list[RankDocuments]:
         """Which documents the ranks have, by rank; empty where the state is not sharded."""

@@ -42,6 +42,7 @@ def attempt_view(row: Row[Any]) -> AttemptView:
         publication_id=row.attempt_id if state is AttemptState.PUBLISHED else None,
         opened_at_s=row.opened_at_s,
         idle_s=max(0.0, row.now - row.moved_at_s),
+        opened=row.opened,
     )
 
 
@@ -110,4 +111,5 @@ def _publication(row: Row[Any], durability: tuple[str, ...]) -> Publication:
         live=row.state == "live",
         durability=durability,
         referred_bytes=row.referred_bytes,
+        published_sequence=row.sequence if row.published_sequence is None else row.published_sequence,
     )

@@ -6,16 +6,17 @@ one may have worked. Thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ckptstore.cache_messages import WarmLine
 from ckptstore.paths import check_folder, check_path
 from ckptstore.snapshot_messages import SnapshotInfo
+from ckptstore.tag_messages import Tag, check_tags
 from ckptstore.tree_messages import REFRESH_S, AttachmentInfo, AttachmentList, AttachStorage
 from ckptstore.watch_messages import WatchEvent
-from ckptstore.wire import EntryInfo, EntryPage, Hello, Move, Moved, Removed, Status, Usage, VerifyLine
+from ckptstore.wire import EntryInfo, EntryPage, Hello, Move, Moved, PublicationInfo, Removed, Status, Usage, VerifyLine
 from ckptstore_client.api import Api
 from ckptstore_client.connection import Connection
 from ckptstore_client.hot_cache import HotCache, followed
@@ -43,8 +44,8 @@ class Namespace:
     def watch(self, path: str = "/", *, since: int | None = None) -> Iterator[WatchEvent]:
         """What is published at or below `path`, and which tiers come to hold it, as it happens; without end.
 
-        It begins now, or after the event with the number `since` (`WatchEvent.sequence`). Each event has its kind (`published`, or
-        `durable` with its `tier`), the path, step and metadata; just after `published`, a load on the same node comes from memory.
+        It begins now, or after the event with the number `since` (`WatchEvent.sequence`). Each event has its kind (`published`, `durable`
+        with its `tier`, or `tagged`), the path, step and metadata; just after `published`, a load on the same node comes from memory.
         """
         return watch(self._connection, check_folder(path, operation="watch"), since)
 
@@ -110,6 +111,17 @@ class Namespace:
         check_path(to, operation="mv")
         api = self._connection.transport().api
         return api.call("POST", "entries/move", Moved, Move(path=path, to=to, replace=bool(replace))).moved
+
+    def tag(self, path: str, values: Mapping[str, Any] | None = None, *, remove: Iterable[str] = ()) -> dict[str, Any]:
+        """Say something about what is published at `path`: set these names of its metadata, and remove those; gives all that is said then.
+
+        In one transaction, and kept when the catalog is rebuilt. `ls`, `stat`, policies and watchers see it. InvalidInput, by name.
+        """
+        check_path(path, operation="tag")
+        given, gone = dict(values or {}), list(remove)
+        check_tags(given, gone, path)
+        api = self._connection.transport().api
+        return api.call("POST", "entries/tag", PublicationInfo, Tag(path=path, values=given, remove=gone)).metadata
 
     # --- storage of others -------------------------------------------------------------------------------------------------------
 

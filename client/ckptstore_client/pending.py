@@ -17,9 +17,7 @@ from ckptstore.errors import AttemptAborted, CkptStoreError, InvalidInput, NotFo
 from ckptstore.wire import LONG_POLL_S, AttemptStatus
 from ckptstore_client.connection import is_loss
 from ckptstore_client.saving import Save
-from ckptstore_client.waiting import Ask, not_yet
-
-SNAPSHOT = "snapshot"
+from ckptstore_client.waiting import PUBLISHED, SNAPSHOT, Ask, not_yet
 
 
 class PendingCheckpoint:
@@ -48,6 +46,10 @@ class PendingCheckpoint:
         """on_busy="skip", and no slot was free: nothing was saved, and the attempt is over for all ranks."""
         return self._save.opened.result().skipped
 
+    def when_handed_over(self, call: Callable[[], object]) -> None:
+        """`call`, from any thread, when this rank's part is the daemon's, or when it is certain that it will not be: `wait` says which."""
+        self._save.handed.add_done_callback(lambda _: call())
+
     @contextmanager
     def before_mutation(self) -> Iterator[None]:
         """Around any change of guarded tensors by other means than the optimizer's step: waits until they are copied."""
@@ -68,22 +70,21 @@ class PendingCheckpoint:
 
     def wait_published(self, timeout_s: float | None = None) -> None:
         """Return when it is visible to everybody, and so in some durable tier. Errors as `wait`."""
-        # The daemon holds a request for a tier, not for the publish; so it is held for the last tier, and asked anew every second.
-        self._wait(self._known_tiers()[-1], timeout_s, lambda status: status.state == "published", poll_s=1.0)
+        self._wait(PUBLISHED, timeout_s, lambda status: status.state == PUBLISHED)
 
-    def _wait(self, tier: str, timeout_s: float | None, reached: Callable[[AttemptStatus], bool], poll_s: float = LONG_POLL_S) -> None:
+    def _wait(self, stage: str, timeout_s: float | None, reached: Callable[[AttemptStatus], bool]) -> None:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._wait_handed(timeout_s)
         while True:
-            left_s = poll_s if deadline is None else max(0.0, min(poll_s, deadline - time.monotonic()))
-            status = self._status(wait=tier, timeout_s=left_s)
+            left_s = LONG_POLL_S if deadline is None else max(0.0, min(LONG_POLL_S, deadline - time.monotonic()))
+            status = self._status(wait=stage, timeout_s=left_s)
             if status.state == "aborted":
                 raise AttemptAborted(status.reason or "the attempt was aborted", operation="save", subject=self.path)
             if reached(status):
                 return
             if deadline is not None and time.monotonic() >= deadline:
                 where = ", ".join(status.durability) or ("snapshot" if status.snapshot else "not all ranks have handed over")
-                raise not_yet(self._ask, self.path, tier, timeout_s, where)
+                raise not_yet(self._ask, self.path, stage, timeout_s, where)
 
     def _wait_handed(self, timeout_s: float | None) -> None:
         """Until this rank's part is the daemon's, or its error: that of opening, of copying, or of handing over."""

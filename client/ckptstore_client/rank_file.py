@@ -31,15 +31,17 @@ class RankFile:
     header: Header
     elsewhere: Mapping[str, str]  # tensor → object id
     open_object: OpenObject
+    digests: Mapping[str, str]  # of the tensors, after an incremental save; else none
 
     @classmethod
     def of(cls, reader: VerifiedObject, open_object: OpenObject) -> RankFile:
         header = read_header(reader)
         layout = read_layout(header)
         if layout is None:
-            return cls(reader, header, {}, open_object)
+            return cls(reader, header, {}, open_object, {})
         elsewhere = {key: found.object_id for key, found in layout.elsewhere.items()}
-        return cls(reader, with_all_tensors(header, layout), elsewhere, open_object)
+        digests = {**layout.own, **{key: found.digest for key, found in layout.elsewhere.items()}}
+        return cls(reader, with_all_tensors(header, layout), elsewhere, open_object, digests)
 
     def homes(self, keys: Iterable[str]) -> Iterator[tuple[VerifiedObject, int, list[TensorEntry]]]:
         """For each object that holds some of these tensors: it, open, where its data starts, and the tensors in its order."""

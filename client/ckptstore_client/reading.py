@@ -102,6 +102,14 @@ class VerifiedObject:
         """Open the nearest replica now. A file that is open stays readable when its object is removed."""
         self._next_replica(set())
 
+    def read_alone(self) -> None:
+        """No other process of this node wants what is read from now on: past the page cache with it."""
+        with self._lock:
+            self._shared = False
+            for opened in self._opened.values():
+                if isinstance(opened, OpenFile):
+                    opened.use_cache(False)
+
     def first_block(self) -> memoryview:
         """The file's first block, verified, in memory of our own. It is kept: what is wanted of it later is copied from here."""
         if self._first_block is None:

@@ -147,10 +147,10 @@ class OpenFile:
         except OSError:
             return -1
 
-    def use_cache(self) -> None:
+    def use_cache(self, use: bool = True) -> None:
         """From now on leave what is read in the page cache, for the other processes of this node that are about to read the same."""
-        self._cached = True
-        self.bounces = False  # the page cache is the buffer: from there each byte goes to its place
+        self._cached = use
+        self.bounces = not use  # the page cache is the buffer: from there each byte goes to its place
 
     def map(self) -> memoryview:
         """All of the file, private and copied on write: it stays as it is now, also when the file is removed. OSError."""

@@ -1,6 +1,7 @@
 """`store.retention`: what is kept of a folder's checkpoints, what nobody may remove, and what can be had back.
 
     store.retention.keep("/runs/gpt", LatestN(n=3), EveryNSteps(steps=1000))     # or "latest:3 every-steps:1000"
+    store.retention.keep("/runs/gpt", "within:1h", tier="nvme")
     store.retention.hold("/runs/gpt/step-000500", "the paper's")
     store.retention.undo("/runs/gpt/step-000700")
 
@@ -35,12 +36,20 @@ class RetentionControl:
         self._connection = connection
 
     def keep(
-        self, folder: str, *policies: Policy | str, tier: str = "", trash_s: float = TRASH_S, dry_run: bool = False
+        self,
+        folder: str,
+        *policies: Policy | str,
+        tier: str = "",
+        safe_in: str = "",
+        trash_s: float = TRASH_S,
+        dry_run: bool = False,
     ) -> RetentionPlan:
         """Keep of the checkpoints directly in `folder` what any of these policies wants, from now on, in place of what was said before.
 
-        What none of them wants goes into the trash for `trash_s`, once a newer checkpoint is whole in `tier` (the deepest, unless said)
-        or a deeper one. The newest such checkpoint always stays. With `dry_run` nothing is set: the plan says what would go.
+        What none of them wants goes into the trash for `trash_s`, once a newer checkpoint is whole in `safe_in` (the deepest, unless
+        said) or a deeper one. The newest such checkpoint always stays. With `tier` the policies say what stays in that tier, and those of
+        the folder say so of the others: what only some tiers want is not brought into the others, and leaves them once it is safe
+        elsewhere. With `dry_run` nothing is set: the plan says what would go.
         """
         path = check_folder(folder, operation="keep")
         given: list[Policy] = []
@@ -48,17 +57,20 @@ class RetentionControl:
             given += parse_policies([policy]) if isinstance(policy, str) else [policy]
         if not given:
             raise InvalidInput("no policy was given", operation="keep", subject=path, hint="such as 'latest:3'; or keep_all")
-        message = SetRetention(path=path, policies=tuple(given), tier=tier, trash_s=trash_s)
+        message = SetRetention(path=path, policies=tuple(given), tier=tier, safe_in=safe_in, trash_s=trash_s)
         api = self._connection.transport().api
         return api.call("POST", "retention", RetentionPlan, message, dry_run="true" if dry_run else "false")
 
-    def keep_all(self, folder: str) -> RetentionInfo:
-        """Keep everything in `folder` from now on; gives what was kept until now. NotFound if that was everything."""
-        path = check_folder(folder, operation="keep")
-        return self._connection.transport().api.call("DELETE", "retention", RetentionInfo, path=path)
+    def keep_all(self, folder: str, *, tier: str | None = None) -> list[RetentionInfo]:
+        """Forget the policies of `folder` and its tiers, or of one tier: everything is kept from now on. What was said until now.
+
+        NotFound if nothing was.
+        """
+        path, api = check_folder(folder, operation="keep"), self._connection.transport().api
+        return api.call("DELETE", "retention", RetentionList, path=path, tier=tier).folders
 
     def folders(self) -> list[RetentionInfo]:
-        """All folders that have policies."""
+        """All policies, in the order of folders and tiers."""
         return self._connection.run(lambda transport: transport.api.call("GET", "retention", RetentionList)).folders
 
     def hold(self, path: str, why: str = "") -> HoldInfo:

@@ -63,6 +63,7 @@ class SaveRequest:
     #: what `shards=` and `expect=` say
     shards: Mapping[str, Extent] | None = None
     expect: tuple[str, ...] = ()
+    behind: bool = False
 
     def sharding(self, member: Membership) -> ShardRequest:
         return ShardRequest(member.rank, member.world_size, self.shards, self.expect)
@@ -130,7 +131,10 @@ class Saver:
         self.group = group
 
     def save(self, request: SaveRequest, state: Any, rank: int | None, world_size: int | None, guard: object = None) -> Save:
-        """The tensors may change when this returns; with a guard, those that the optimizers own only in their next step."""
+        """The tensors may change when this returns; with a guard, those that the optimizers own only in their next step.
+
+        With a guard, and where the request says `behind`, what comes after the copy goes on when this has returned.
+        """
         clock = _Stopwatch()
         optimizers = checked_guard(guard, request.path)
         member = self.group.next_save(request.path, rank, world_size)
@@ -185,12 +189,13 @@ class Saver:
             clock.lap("copy")
             if not later:
                 rank_save.finish_copy(bound, later)
+            if not later and not request.behind:
                 opening.result()
                 clock.lap("open")
         except BaseException as error:
             rank_save.fail(error)
             raise
-        if later or not transport.hands_over_at_once:
+        if later or request.behind or not transport.hands_over_at_once:
             self._run(rank_save.finish, bound, later)
         else:
             rank_save.finish(bound, later)

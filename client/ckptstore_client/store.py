@@ -37,7 +37,7 @@ from ckptstore_client.api import Api
 from ckptstore_client.connection import Connection
 from ckptstore_client.loading import load_state
 from ckptstore_client.namespace import Namespace
-from ckptstore_client.pending import SNAPSHOT, PendingCheckpoint
+from ckptstore_client.pending import PendingCheckpoint
 from ckptstore_client.preemption import Preemption
 from ckptstore_client.process_group import ProcessGroup, rank_to_load, resolved_together, shared_on_this_node
 from ckptstore_client.putting import put_files
@@ -49,7 +49,7 @@ from ckptstore_client.sharding.slices import Extent
 from ckptstore_client.staging import Staging
 from ckptstore_client.transport import Transport
 from ckptstore_client.tree_files import write_tree
-from ckptstore_client.waiting import not_yet
+from ckptstore_client.waiting import SNAPSHOT, not_yet
 from ckptstore_client.whole_copy import write_whole
 from ckptstore_client.whole_file import NOT_IN_MEMORY, whole_file
 
@@ -120,6 +120,7 @@ class Store(Namespace):
         incremental: bool = False,
         shards: Mapping[str, Extent] | None = None,
         expect: Sequence[str] = (),
+        behind: bool = False,
     ) -> PendingCheckpoint:
         """Save this rank's part of a checkpoint; the tensors may change when this returns.
 
@@ -131,7 +132,8 @@ class Store(Namespace):
         `guard`, an optimizer or several: what they own (their parameters and their state) is copied while forward and backward run,
         and their next `step` waits for what is left; everything else is copied before this returns. Whoever changes guarded
         tensors by other means does it inside `with pending.before_mutation():`. Errors of opening the attempt, such as
-        AlreadyExists, are raised by `pending.wait` then, if not by this call.
+        AlreadyExists, are raised by `pending.wait` then, if not by this call. So it is with `behind`, too: this returns after the copy,
+        and opening and handing over go on.
 
         With `incremental`, tensors whose bytes are those of the last incremental checkpoint in the same folder are not written
         again: this one refers to where they lie. Any of them may be removed, in any order. The first such save is written in full.
@@ -146,7 +148,8 @@ class Store(Namespace):
             raise InvalidInput(f"on_busy is 'wait', 'skip' or 'fail', not {on_busy!r:.80}", operation="save", subject=path)
         metadata = checked_metadata(metadata, operation="save", path=path)
         wanted = (expect,) if isinstance(expect, str) else tuple(expect)
-        request = SaveRequest(path, checked_step(step, path), bool(replace), metadata, on_busy, bool(incremental), shards, wanted)
+        step = checked_step(step, path)
+        request = SaveRequest(path, step, bool(replace), metadata, on_busy, bool(incremental), shards, wanted, bool(behind))
         self._newest = self._pending(path, self._saver.save(request, state, rank, world_size, guard))
         return self._newest
 
@@ -275,6 +278,19 @@ class Store(Namespace):
         publication = self._resolve_for_all(path) if path.endswith(f"/{LATEST}") else self._resolve(path)
         share = share_of(publication, rank, None, per_rank)
         return self._open_sharded(publication, share, None), share
+
+    def open_tensors(self, path: str, *, rank: int | None = None) -> ShardedCheckpoint:
+        """A checkpoint to look at its tensors, whole ones by name; the caller closes it. `rank`: where each saved a state of its own."""
+        publication = self._resolve(check_path(path, operation="look into checkpoint", latest_allowed=True))
+        if publication.kind != "checkpoint":
+            why = f"it is a {publication.kind} of files that were put, not a checkpoint that was saved"
+            raise InvalidInput(why, operation="look into checkpoint", subject=path)
+        if rank is not None and not 0 <= rank < publication.world_size:
+            why = f"rank {rank} is outside the {publication.world_size} ranks that saved it"
+            raise InvalidInput(why, operation="look into checkpoint", subject=path)
+        open_file = partial(self._open, path=publication.path, operation="look into checkpoint")
+        find = partial(self._file, publication)
+        return self._indexes.open(publication, find, open_file, lambda i: open_file(self._object(i)), part_of=rank)
 
     def _open_sharded(self, publication: PublicationInfo, share: Share, shared: bool | None) -> ShardedCheckpoint:
         """Other ranks' files are read as other processes of this node may read them, too; its own is not."""

@@ -13,9 +13,14 @@ from ckptstore_client.api import Api
 Ask = Callable[[Callable[[Api], Any]], Any]
 
 
+#: Stages that are no tiers: every rank has handed over; it is visible to everybody.
+SNAPSHOT, PUBLISHED = "snapshot", "published"
+
+
 def not_yet(ask: Ask, subject: str, tier: str, timeout_s: float | None, where: str) -> WaitTimeout:
-    """The error of a wait for `tier`; `where` says what holds it."""
-    why, hint = f"not in {tier} after {timeout_s:g} s ({where})", "it goes on; wait longer, or see ckptstore status"
+    """The error of a wait for `tier`, or a stage; `where` says what holds it."""
+    why = f"not {tier if tier == PUBLISHED else f'in {tier}'} after {timeout_s:g} s ({where})"
+    hint = "it goes on; wait longer, or see ckptstore status"
     try:
         status: Status = ask(lambda api: api.call("GET", "status", Status))
     except CkptStoreError:

@@ -30,24 +30,27 @@ REMEMBERED = 512
 
 
 class _Told:
-    """What the caller has heard: publication → its number, and the tiers that were named."""
+    """What the caller has heard: publication → its number and path, and the tiers that were named."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, tuple[int, set[str]]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[int, str, set[str]]] = OrderedDict()
 
     def resume_at(self, since: int | None) -> int | None:
         """The number to go on after: what is remembered comes once more, since it may have become safer meanwhile."""
-        return min(sequence for sequence, _ in self._known.values()) - 1 if self._known else since
+        return min(sequence for sequence, *_ in self._known.values()) - 1 if self._known else since
 
     def new(self, event: WatchEvent) -> Iterator[WatchEvent]:
         """What of an event was not told yet."""
-        sequence, tiers = self._known.get(event.publication_id, (-1, set()))
-        if sequence != event.sequence:  # new, or moved
-            tiers = set(event.durability) if event.event == "published" else set()
-            self._known[event.publication_id] = event.sequence, tiers
+        sequence, path, tiers = self._known.get(event.publication_id, (-1, "", set()))
+        if sequence != event.sequence:
+            if event.event == "published" and path == event.path:  # not new, nor moved: tagged while nobody listened
+                event = event.model_copy(update={"event": "tagged"})
+            elif event.event == "published" or sequence < 0:
+                tiers = set() if event.event == "durable" else set(event.durability)
+            self._known[event.publication_id] = event.sequence, event.path, tiers
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
-            if event.event == "published":
+            if event.event != "durable":
                 yield event
         for tier in event.durability:
             if tier not in tiers:

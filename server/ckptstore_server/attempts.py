@@ -21,6 +21,7 @@ from ckptstore.paths import check_path, check_relative
 from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, HandOver, OpenAttempt
 from ckptstore_server.grants import Grant, Grants
 from ckptstore_server.ingest import Ingest
+from ckptstore_server.judging import refuse_never
 from ckptstore_server.node import CATALOG_PAUSE_S, Node
 from ckptstore_server.publish import Publisher
 from ckptstore_server.sessions import Sessions
@@ -35,6 +36,8 @@ SLOT_WAIT_S = 10.0
 SHORT_WAIT_S = 0.1
 #: How old the sum of what waits to be drained may be when a save is held against its bound, in seconds.
 QUEUE_LOOK_S = 1.0
+#: The longest that bytes which were handed over wait for other ranks' copies, in seconds: with `guard`, a copy goes on for a whole step.
+LONGEST_COPY_S = 2.0
 #: How often a body that is still coming in counts as progress, in seconds.
 PROGRESS_S = 5.0
 
@@ -175,6 +178,7 @@ class AttemptService:
         grant = await self._grant(attempt_id, rank, session)
         grant.check_is(message)
         self._grants.end(grant)
+        copied_s = time.monotonic() - grant.lent_s
         segment = self._node.pool.hold(message.segment_id, message.generation, owner=session)
         try:
             view = await self._node.insist(self._node.catalog.snapshot_taken, attempt_id, rank)
@@ -182,7 +186,7 @@ class AttemptService:
             self._node.pool.release(segment)
             raise
         store = partial(self._ingest.segment, attempt_id, rank, grant.new_object, segment, message.size_bytes, lineage=grant.lineage)
-        self._start(store, attempt_id, rank)
+        self._start(store, attempt_id, rank, let_copy_s=0.0 if view.snapshots == view.world_size else copied_s)
         if view.snapshots == view.world_size:
             self._node.timings.reach(attempt_id, "snapshot")
         if (found := self._node.steps.heard(session, message.steps_ended_s)) is not None:
@@ -244,14 +248,27 @@ class AttemptService:
         self._forget_files(attempt_id)
         return await self.status(attempt_id)
 
-    def _start(self, store: Callable[[], object], attempt_id: str, rank: int) -> None:
-        task = asyncio.create_task(self._finish(store, attempt_id, rank), name=f"ingest {attempt_id} rank {rank}")
+    def _start(self, store: Callable[[], object], attempt_id: str, rank: int, *, let_copy_s: float) -> None:
+        task = asyncio.create_task(self._finish(store, attempt_id, rank, let_copy_s), name=f"ingest {attempt_id} rank {rank}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _finish(self, store: Callable[[], object], attempt_id: str, rank: int) -> None:
+    async def _let_others_copy(self, attempt_id: str, patience_s: float) -> None:
+        """Wait until no other rank on this node copies any more: that holds up training, and nobody waits for the disk yet.
+
+        Ranks copy about as much and about at the same time, so a wait as long as this rank's own copy took is enough.
+        """
+        deadline = time.monotonic() + min(patience_s, LONGEST_COPY_S)
+        while (left_s := deadline - time.monotonic()) > 0:
+            ticket = self._node.board.ticket()
+            if not self._grants.any_of(attempt_id):
+                return
+            await self._node.board.heard(ticket, left_s)
+
+    async def _finish(self, store: Callable[[], object], attempt_id: str, rank: int, let_copy_s: float) -> None:
         """The top of an ingest task: what goes wrong aborts the attempt, for all its ranks."""
         try:
+            await self._let_others_copy(attempt_id, let_copy_s)
             await store()  # type: ignore[misc]
             await self._arrive(attempt_id, rank)
         except CkptStoreError as error:
@@ -310,18 +327,21 @@ class AttemptService:
     # --- waiting ---------------------------------------------------------------------------------------------------------------
 
     async def status(self, attempt_id: str, *, wait: str | None = None, timeout_s: float = 0.0) -> AttemptStatus:
-        """Where the attempt is; with `wait`, once it reached that stage or was aborted, at the latest after `timeout_s`."""
-        if wait not in (None, "snapshot"):
+        """Where the attempt is; with `wait` ("snapshot", "published" or a tier), once it reached that or was aborted, at the latest
+        after `timeout_s`. InvalidInput if the tier will never hold it, because of policies."""
+        if wait not in (None, "snapshot", "published"):
             self._node.handle(str(wait))
 
         def is_settled(status: AttemptStatus) -> bool:
             if wait is None or status.state == "aborted":
                 return True
+            if wait == "published":
+                return status.state == "published"
             return status.snapshot if wait == "snapshot" else self._node.is_as_safe_as(wait, status.durability)
 
-        return await self._node.settled(lambda: self._look(attempt_id), is_settled, timeout_s)
+        return await self._node.settled(lambda: self._look(attempt_id, wait), is_settled, timeout_s)
 
-    async def _look(self, attempt_id: str) -> AttemptStatus:
+    async def _look(self, attempt_id: str, wait: str | None) -> AttemptStatus:
         view = await self._node.query(self._node.catalog.attempt, attempt_id)
         durability: list[str] = []
         if view.publication_id is not None:
@@ -329,6 +349,7 @@ class AttemptService:
             durability = list(publication.durability)
             for tier in durability:
                 self._node.timings.reach(attempt_id, tier)
+            await refuse_never(self._node, publication, wait or "")
         return self._status(view, durability)
 
     def _status(self, view: AttemptView, durability: list[str]) -> AttemptStatus:

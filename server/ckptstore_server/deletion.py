@@ -74,6 +74,9 @@ class Deletion:
             match chore.act:
                 case Act.WRITE_TOMBSTONE:
                     tier.put_document(chore.key, chore.document)
+                case Act.DELETE_RECORD:
+                    if self._node.catalog.still_due(chore):  # what leaves a tier may be wanted in it again meanwhile
+                        tier.delete(chore.key)
                 case Act.DELETE_OBJECT:
                     handle.lane.call_off(chore.object_id or "")  # a copy under way would hold up the deletion as long as it takes
                     self._delete_object(tier, chore)

@@ -7,7 +7,8 @@ the client. It lives on the event loop and in memory only: with the daemon, slot
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from ckptstore.catalog.model import NewObject
 from ckptstore.errors import InvalidInput
@@ -27,6 +28,7 @@ class Grant:
     new_object: NewObject
     segment: Segment
     lineage: Lineage | None  # of an incremental save
+    lent_s: float = field(default_factory=time.monotonic)
 
     def check_size(self, size_bytes: int, operation: str) -> None:
         if size_bytes > self.segment.capacity_bytes:
@@ -51,6 +53,10 @@ class Grants:
     def of(self, attempt_id: str, rank: int, session: str) -> Grant | None:
         grant = self._grants.get((attempt_id, rank))
         return grant if grant is not None and grant.session == session else None
+
+    def any_of(self, attempt_id: str) -> bool:
+        """Whether some rank of the attempt still copies."""
+        return any(attempt == attempt_id for attempt, _ in self._grants)
 
     async def make(self, attempt_id: str, request: OpenAttempt, new_object: NewObject, session: str, *, timeout_s: float) -> Grant:
         """The grant that this rank has, or one of the slot that it brought, or of one that is free within `timeout_s`.

@@ -18,16 +18,17 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ckptstore.catalog.model import NewObject, StoredFile
 from ckptstore.errors import ChecksumMismatch, CkptStoreError, InvalidInput, NotFound
 from ckptstore.failpoints import declare, failpoint
 from ckptstore.layout import LAYOUT_KEY, Elsewhere, Layout, read_layout, write_layout
-from ckptstore.safetensors_format import MAX_HEADER_BYTES, PREFIX_BYTES, Header, TensorEntry, build_header, header_size_bytes, parse_header
+from ckptstore.safetensors_format import MAX_HEADER_BYTES, PREFIX_BYTES, Header, header_size_bytes, parse_header
 from ckptstore_server.node import Node
 from ckptstore_server.part_check import CheckedHeader
+from ckptstore_server.partial_files import PartialFile, in_order, moved
 from ckptstore_server.replicas import Replicas, digests_of
 from ckptstore_server.tensor_digests import FileDigests, digest_file
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, block_length
@@ -103,21 +104,22 @@ class Increments:
         AttemptAborted if the attempt has ended, InvalidInput if the segment changed meanwhile.
         """
         header = checked.header
-        entries = sorted(header.tensors.values(), key=lambda entry: (entry.start, entry.end))
+        entries = in_order(header)
         with self._node.scratch.borrow() as scratch:
             whole = digest_file(GatheredSource([checked.data, view[header.data_start :]]), header.data_start, entries, scratch)
         elsewhere = self._refer(attempt_id, lineage, header, whole)
         failpoint(PINNED)
         own = [entry for entry in entries if entry.key not in elsewhere]
-        file = _File.of(own, header, Layout({entry.key: whole.tensors[entry.key] for entry in own}, elsewhere))
-        if file is None:
-            return None
-        source = GatheredSource([file.head, *_runs(own, view[header.data_start :])])
+        layout = Layout({entry.key: whole.tensors[entry.key] for entry in own}, elsewhere)
+        try:
+            file = PartialFile.of(own, header.metadata | {LAYOUT_KEY: write_layout(layout)}, view[header.data_start :])
+        except InvalidInput:
+            return None  # its header would be longer than readers accept
         with self._node.scratch.borrow() as scratch:
-            stored = digest_file(source, file.header.data_start, list(file.header.tensors.values()), scratch)
-        if stored.tensors != file.layout.own:
+            stored = digest_file(file.source, file.header.data_start, list(file.header.tensors.values()), scratch)
+        if stored.tensors != layout.own:
             raise InvalidInput("a tensor changed while it was stored", operation="save", subject=new.name, hint="the client wrote late")
-        return Increment(source, stored.blocks, whole.blocks, _Base.of(new.object_id, file.header, file.layout))
+        return Increment(file.source, stored.blocks, whole.blocks, _Base.of(new.object_id, file.header, layout))
 
     def stored(self, object_id: str, increment: Increment) -> None:
         """Its object is stored: the next save is compared with it without reading it."""
@@ -137,7 +139,7 @@ class Increments:
         most = dict(used.most_common(MAX_REFERRED_OBJECTS))
         pinned = self._node.catalog.refer(attempt_id, lineage.rank, most, tier=tier) if most else set()
         return {
-            key: Elsewhere(_moved(header.tensors[key], start), whole.tensors[key], object_id)
+            key: Elsewhere(moved(header.tensors[key], start), whole.tensors[key], object_id)
             for key, (object_id, start) in matched.items()
             if object_id in pinned
         }
@@ -181,45 +183,6 @@ class Increments:
             except CkptStoreError as error:
                 last = error
         raise last or CkptStoreError("it has no replica", operation="read base", subject=file.key)
-
-
-@dataclass(frozen=True)
-class _File:
-    """The file that is to be stored: its header as bytes and as values."""
-
-    head: bytes
-    header: Header
-    layout: Layout
-
-    @classmethod
-    def of(cls, own: Iterable[TensorEntry], whole: Header, layout: Layout) -> _File | None:
-        """None if its header would be longer than readers accept."""
-        tensors: dict[str, TensorEntry] = {}
-        position = 0
-        for entry in own:
-            tensors[entry.key] = _moved(entry, position)
-            position += entry.size_bytes
-        metadata = whole.metadata | {LAYOUT_KEY: write_layout(layout)}
-        try:
-            head = build_header(tensors.values(), metadata)
-        except InvalidInput:
-            return None
-        return cls(head, Header(tensors, metadata, len(head)), layout)
-
-
-def _moved(entry: TensorEntry, start: int) -> TensorEntry:
-    return TensorEntry(entry.key, entry.dtype, entry.shape, start, start + entry.size_bytes)
-
-
-def _runs(entries: Iterable[TensorEntry], data: memoryview) -> Iterator[memoryview]:
-    """The bytes of these tensors, neighbours in one piece."""
-    start = stop = 0
-    for entry in entries:
-        if entry.start != stop:
-            yield data[start:stop]
-            start = entry.start
-        stop = entry.end
-    yield data[start:stop]
 
 
 def _head_blocks(file: StoredFile, tier: str, reader: ObjectReader, scratch: memoryview) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 from ckptstore.catalog.model import NewObject
 from ckptstore.errors import AttemptAborted, TierFull, TierUnavailable
@@ -17,7 +18,8 @@ from ckptstore.failpoints import declare, failpoint
 from ckptstore_server.evict import Evictor
 from ckptstore_server.incremental import Increment, Increments, Lineage
 from ckptstore_server.node import Node
-from ckptstore_server.part_check import check_segment
+from ckptstore_server.part_check import CheckedFile, check_segment
+from ckptstore_server.partial_files import PartialFile, in_order
 from ckptstore_server.sharding import Sharding
 from ckptstore_server.tier_handle import TierHandle
 from ckptstore_tiers.checksums import BlockDigests
@@ -44,26 +46,31 @@ class Ingest:
     ) -> None:
         """Store a rank's segment, of an incremental save (`lineage`) what changed; afterwards the segment stays in memory.
 
-        What the rank says of tensors that are spread over ranks is in the catalog when its bytes are in a tier.
+        What the rank says of tensors that are spread over ranks is in the catalog when its bytes are in a tier. What another rank stores
+        of them as well is left out; the segment is then not the object's, and not kept.
         """
         stored = False
         increment: Increment | None = None
+        left_out: frozenset[str] = frozenset()
         try:
             run, executor = self._node.run, self._node.ingest_executor
             checked = await run(executor, check_segment, segment, size_bytes, new_object.name, rank)
             view = segment.view[:size_bytes]
             if checked.declared is not None:
-                await self._node.insist(self._sharding.declare, attempt_id, rank, checked.declared, view)
+                may_leave_out = lineage is None and checked.header is not None
+                declare = partial(self._sharding.declare, may_leave_out=may_leave_out)
+                left_out = await self._node.insist(declare, attempt_id, rank, checked.declared, view)
             if lineage is not None and checked.header is not None:
                 increment = await run(executor, self._increments.prepare, attempt_id, new_object, lineage, view, checked.header)
             if increment is None:
-                await self._store(attempt_id, new_object, MemorySource(view, stable=False))
+                source = _without(left_out, checked, view) if left_out else MemorySource(view, stable=False)
+                await self._store(attempt_id, new_object, source)
             else:
                 await self._store(attempt_id, new_object, increment.source, expected=increment.digests)
                 self._increments.stored(new_object.object_id, increment)
             stored = True
         finally:
-            if not stored:
+            if not stored or left_out:
                 self._node.pool.release(segment)
             elif increment is None:
                 self._node.pool.keep_as_replica(segment, new_object.object_id, size_bytes)
@@ -114,3 +121,11 @@ class Ingest:
             await self._node.insist(self._node.catalog.progress, attempt_id)  # waiting for room is not being dead
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+
+def _without(left_out: frozenset[str], checked: CheckedFile, view: memoryview) -> BlockSource:
+    """The segment's file without these tensors."""
+    assert checked.header is not None
+    header = checked.header.header
+    kept = [entry for entry in in_order(header) if entry.key not in left_out]
+    return PartialFile.of(kept, header.metadata, view[header.data_start :]).source

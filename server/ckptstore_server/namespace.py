@@ -9,8 +9,10 @@ from ckptstore.catalog.model import Entry, Publication, StoredFile
 from ckptstore.errors import NotFound
 from ckptstore.failpoints import declare, failpoint
 from ckptstore.paths import LATEST, check_folder, check_path, is_below, parent_and_name
+from ckptstore.tag_messages import Tag, check_tags
 from ckptstore.tree_messages import TreeInfo
 from ckptstore.wire import EntryInfo, EntryPage, FileInfo, FilePage, Move, Moved, PublicationInfo, Removed, Usage, WholeFile
+from ckptstore_server.judging import refuse_never
 from ckptstore_server.node import Node
 from ckptstore_server.readers.attached import Attached
 
@@ -37,17 +39,23 @@ class Namespace:
             raise NotFound(error.why, operation="resolve", subject=path, hint=hint) from error
 
     async def publication(self, publication_id: str, *, wait: str | None = None, timeout_s: float = 0.0) -> PublicationInfo:
-        """The publication; with `wait`, once that tier holds all of it, at the latest after `timeout_s`."""
+        """The publication; with `wait`, once that tier holds all of it, at the latest after `timeout_s`.
+
+        InvalidInput if it never will, because of policies.
+        """
         if wait in (None, "snapshot"):
             return publication_info(await self._node.query(self._node.catalog.publication, publication_id))
         tier = self._node.handle(str(wait)).name
-        return publication_info(
-            await self._node.settled(
-                lambda: self._node.query(self._node.catalog.publication, publication_id),
-                lambda publication: self._node.is_as_safe_as(tier, publication.durability),
-                timeout_s,
-            )
-        )
+
+        async def look() -> Publication:
+            publication = await self._node.query(self._node.catalog.publication, publication_id)
+            await refuse_never(self._node, publication, tier)
+            return publication
+
+        def is_there(publication: Publication) -> bool:
+            return self._node.is_as_safe_as(tier, publication.durability)
+
+        return publication_info(await self._node.settled(look, is_there, timeout_s))
 
     async def files(self, publication_id: str, *, rank: int | None, name: str | None, after: str, limit: int) -> FilePage:
         files = self._node.catalog.files
@@ -113,6 +121,12 @@ class Namespace:
         failpoint(MOVED)
         self._node.board.announce()
         return Moved(moved=moved)
+
+    async def tag(self, message: Tag) -> PublicationInfo:
+        check_tags(message.values, message.remove, message.path)
+        found = await self._node.query(self._node.catalog.tag, message.path, message.values, message.remove)
+        self._node.board.announce()
+        return publication_info(found)
 
 
 def publication_info(publication: Publication) -> PublicationInfo:

@@ -18,6 +18,7 @@ from ckptstore.failpoints import declare, failpoint
 from ckptstore.manifest import build_index
 from ckptstore.paths import INDEX_NAME, SHARDS_NAME
 from ckptstore.records import sequence_of
+from ckptstore_server.judging import Judging
 from ckptstore_server.node import Node
 from ckptstore_server.sharding import NotWhole, Sharding
 from ckptstore_server.tier_handle import TierHandle
@@ -37,6 +38,7 @@ class Publisher:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._sharding = Sharding(node)
+        self._judging = Judging(node)
         # One writer of records per tier: a record must not be written while the deletion of the same publication is under way.
         self.record_locks = {handle.name: asyncio.Lock() for handle in node.durable}
         self._turns: set[asyncio.Future[None]] = set()
@@ -71,7 +73,7 @@ class Publisher:
             if self.before_publish is not None:
                 await self.before_publish(view)
             failpoint(BEFORE_CATALOG)
-            await self._node.insist(self._node.catalog.publish, view.attempt_id)
+            await self._node.insist(self._node.catalog.publish, view.attempt_id, skips=await self._judging.skips(view))
         except (AlreadyExists, PathConflict):
             self._node.board.announce()  # the catalog has aborted the attempt in the same transaction
             return

@@ -87,13 +87,18 @@ class Recall:
         """The top of a recall: a failure leaves streaming to the reader, and a line in `status`."""
         try:
             for handle in self._node.node_local:
-                if handle.settings.compression == "none" and await self._fetch_into(handle, file, begun):
+                if await self._takes(handle, file) and await self._fetch_into(handle, file, begun):
                     return
             now_s = time.monotonic()
             self._not_before_s = {key: at_s for key, at_s in self._not_before_s.items() if at_s > now_s}
             self._not_before_s[file.object_id] = now_s + FAILED_PAUSE_S
         finally:
             begun.set()
+
+    async def _takes(self, handle: TierHandle, file: StoredFile) -> bool:
+        """Whether the tier is one that a recall may fill with this object: not, if policies keep it from there."""
+        wanted = self._node.catalog.is_wanted_in
+        return handle.settings.compression == "none" and await self._node.query(wanted, file.object_id, handle.name)
 
     async def _fetch_into(self, handle: TierHandle, file: StoredFile, begun: asyncio.Event) -> bool:
         """Whether the tier has taken the object."""

@@ -172,7 +172,11 @@ class Replicas:
                     target = stack.enter_context(into.watched())
                     stack.enter_context(self.place(file.object_id, into.name))
                     if repairs := self._is_damaged(file.object_id, into):
-                        target.delete(file.key)  # wrong bytes are in the way: an object that is there is never written over
+                        # Wrong bytes are in the way, and an object that is there is never written over. They go only for better ones:
+                        # where every replica is damaged, each is left to whoever can save a part of it.
+                        if problem := self.check(file, tier):
+                            raise ChecksumMismatch(problem, operation="repair", subject=file.key, tier=tier)
+                        target.delete(file.key)
                     # A repair that rested would keep the place locked, and `verify` or a reader's report waiting for its own repair.
                     movement = stack.enter_context(into.lane.moving(file.object_id, quietly=quietly and not repairs))
                     paced = PacedSource(source, movement)
@@ -188,10 +192,9 @@ class Replicas:
                 self.missing(file, tier)
             except ChecksumMismatch as error:
                 last = error
-                problem = self.check(file, tier)
-                if problem is None:
+                if (found := self.check(file, tier)) is None:
                     raise  # the source is good: it is the target that stored something else
-                self.damaged(file, tier, problem)
+                self.damaged(file, tier, found)
         if isinstance(last, ChecksumMismatch | NotFound) or last is None:
             raise ChecksumMismatch("no good replica is left to copy from", operation="copy", subject=file.key, tier=into.name)
         raise last
@@ -208,9 +211,9 @@ class Replicas:
         return any(replica.damaged and replica.tier == handle.name and replica.node in places for replica in known)
 
     def repair(self, file: StoredFile, tier: str) -> bool:
-        """Replace a damaged replica from a good one; False when no good one can be had now."""
+        """Replace a damaged replica from a good one; False when no good one can be had now, or nobody wants it in that tier any more."""
         handle = self._node.handle(tier)
-        if not any(True for _ in self.sources(file, excluding=tier)):
+        if not self._node.catalog.is_wanted_in(file.object_id, tier) or not any(True for _ in self.sources(file, excluding=tier)):
             return False
         try:
             self._node.catalog.request_drain(file.object_id, tier)  # first: a crash in the middle leaves work for the next daemon

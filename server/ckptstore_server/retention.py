@@ -1,20 +1,25 @@
-"""Carrying out what folders' policies decide: look, decide, throw away; and empty the trash when its time has come.
+"""Carrying out what folders' policies decide: look, decide, throw away or take out of a tier; and empty the trash when its time has come.
 
-The decision is made on what the catalog says now, and every single step is tested again in its own transaction (`Catalog.discard`), so
-any node's daemon may do it, at any time, also beside another one, and a crash between two steps only delays the rest. It is looked at
-when something was published or became safer, and every `RETENTION_TURN_S` of upkeep.
+The decision is made on what the catalog says now, and every single step is tested again in its own transaction (`Catalog.discard`,
+`Catalog.leave_tier`), so any node's daemon may do it, at any time, also beside another one, and a crash between two steps only delays
+the rest. It is looked at when something was published or became safer, and every `RETENTION_TURN_S` of upkeep. A checkpoint that
+cannot go holds up no other: `status` tells of it, once for each reason.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
-from ckptstore.catalog.model import Hold, Publication, Retention, Trashed
-from ckptstore.retention import Candidate, Decision, decide, read_policies, write_policies
+from ckptstore.catalog.model import Hold, Retention, Trashed
+from ckptstore.errors import CkptStoreError
+from ckptstore.failpoints import declare, failpoint
+from ckptstore.retention import NOT_YET, read_policies, write_policies
 from ckptstore.retention_messages import (
     HoldInfo,
     HoldList,
     HoldPath,
+    InTier,
     Judged,
     Restored,
     RetentionInfo,
@@ -24,75 +29,128 @@ from ckptstore.retention_messages import (
     TrashedInfo,
     TrashList,
 )
+from ckptstore.tier_retention import Fate
 from ckptstore.wire import Removed
+from ckptstore_server.judging import Judgement, Judging
 from ckptstore_server.node import Node
+
+BEFORE_DISCARD, AFTER_DISCARD = declare("retention.before_discard"), declare("retention.after_discard")
+BEFORE_LEAVING, AFTER_LEAVING = declare("retention.before_leaving"), declare("retention.after_leaving")
 
 
 class Keeper:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._catalog = node.catalog
+        self._judging = Judging(node)
+        self._stuck: dict[str, str] = {}  # publication → why it could not go, as `status` was told
 
     # --- policies ----------------------------------------------------------------------------------------------------------------
 
     async def set(self, wanted: SetRetention, *, dry_run: bool) -> RetentionPlan:
         """What the policies say of the folder now. They hold from now on, unless it is a dry run."""
-        retention = Retention(wanted.path, write_policies(wanted.policies), wanted.tier, wanted.trash_s)
+        retention = Retention(wanted.path, write_policies(wanted.policies), wanted.tier, wanted.safe_in, wanted.trash_s)
         if dry_run:
             retention = self._catalog.checked_retention(retention)
         else:
             retention = await self._node.query(self._catalog.set_retention, retention)
             self._node.board.announce()
-        decision, checkpoints = await self._judge(retention)
-        going = {*decision.going}
-        judged = [
-            Judged(
-                path=found.path,
-                step=found.step,
-                size_bytes=found.size_bytes,
-                goes=found.path in going,
-                why=decision.staying.get(found.path, "no policy keeps it"),
-            )
-            for found in checkpoints
-        ]
-        return RetentionPlan(path=retention.path, tier=retention.tier or self._node.durable[-1].name, checkpoints=judged)
+        others = [said for said in await self._node.query(self._catalog.retentions, retention.path) if said.tier != retention.tier]
+        return await self._plan(retention.path, [*others, retention])
 
-    async def clear(self, path: str) -> RetentionInfo:
-        return _retention_info(await self._node.query(self._catalog.clear_retention, path))
+    async def _plan(self, path: str, said: Sequence[Retention]) -> RetentionPlan:
+        judgement = await self._judging.folder(path, said)
+        by_tier = any(one.tier for one in said)
+        checkpoints = []
+        for fate in judgement.fates:
+            found = judgement.found[fate.path]
+            tiers = [self._in_tier(fate, tier.name, judgement) for tier in self._node.durable] if by_tier else []
+            checkpoints.append(
+                Judged(path=found.path, step=found.step, size_bytes=found.size_bytes, goes=fate.goes, why=fate.why, tiers=tiers)
+            )
+        return RetentionPlan(path=path, checkpoints=checkpoints)
+
+    def _in_tier(self, fate: Fate, tier: str, judgement: Judgement) -> InTier:
+        found = judgement.found[fate.path]
+        there = tier in found.durability
+        if tier in fate.wanted:
+            return InTier(tier=tier, fate="stays", why=fate.wanted[tier])
+        if fate.goes or tier in fate.leaves:
+            return InTier(tier=tier, fate="goes" if there else "absent")
+        return InTier(tier=tier, fate="stays", why=NOT_YET) if there else InTier(tier=tier, fate="absent")
+
+    async def clear(self, path: str, tier: str | None) -> RetentionList:
+        cleared = await self._node.query(self._catalog.clear_retention, path, tier)
+        self._node.board.announce()
+        return RetentionList(folders=[_retention_info(retention) for retention in cleared])
 
     async def all(self) -> RetentionList:
         return RetentionList(folders=[_retention_info(retention) for retention in await self._node.query(self._catalog.retentions)])
 
+    # --- carrying out ------------------------------------------------------------------------------------------------------------
+
     async def apply(self) -> None:
         """One turn: what may go, goes."""
+        said: dict[str, list[Retention]] = {path: [] for path in await self._node.query(self._catalog.unkept_folders)}
         for retention in await self._node.query(self._catalog.retentions):
-            decision, checkpoints = await self._judge(retention)
-            ids = {found.path: found.publication_id for found in checkpoints}
-            for path in decision.going:
-                assert decision.last_good is not None
-                because_of = ids[decision.last_good]
-                await self._node.query(
-                    self._catalog.discard, ids[path], because_of=because_of, tier=retention.tier, trash_s=retention.trash_s
-                )
-            if decision.going:
-                self._node.board.announce()
+            said.setdefault(retention.path, []).append(retention)
+        stuck: dict[str, str] = {}
+        for path, rules in said.items():
+            try:
+                stuck |= await self._apply(path, rules)
+            except CkptStoreError as error:
+                stuck[path] = self._remarked(path, error)
+        self._stuck = stuck
 
-    async def _judge(self, retention: Retention) -> tuple[Decision, list[Publication]]:
-        checkpoints = await self._node.query(lambda: list(self._catalog.checkpoints(retention.path)))
-        held = {hold.publication_id for hold in await self._node.query(self._catalog.holds)}
-        candidates = [
-            Candidate(
-                path=found.path,
-                opened=found.opened,
-                opened_at_s=found.opened_at_s,
-                step=found.step,
-                metadata=json.loads(found.metadata),
-                safe=self._catalog.is_safe(found, retention.tier),
-                held=found.publication_id in held,
-            )
-            for found in checkpoints
-        ]
-        return decide(read_policies(retention.policies), candidates), checkpoints
+    async def _apply(self, path: str, said: Sequence[Retention]) -> dict[str, str]:
+        """What of the folder could not go, and why."""
+        judgement = await self._judging.folder(path, said)
+        trash_s = max((one.trash_s for one in said), default=0.0)
+        stuck: dict[str, str] = {}
+        changed = False
+        for fate in judgement.fates:
+            publication_id = judgement.found[fate.path].publication_id
+            try:
+                for step in self._steps(fate, judgement, trash_s):
+                    changed |= await step()
+            except CkptStoreError as error:
+                stuck[publication_id] = self._remarked(publication_id, error)
+        if changed:
+            self._node.board.announce()
+        return stuck
+
+    def _steps(self, fate: Fate, judgement: Judgement, trash_s: float) -> list[Callable[[], Awaitable[bool]]]:
+        """What is left to do about one checkpoint."""
+        publication_id = judgement.found[fate.path].publication_id
+        unkept = judgement.unkept.get(publication_id, frozenset())
+        newer = {where: (judgement.found[path].publication_id, tier) for where, (path, tier) in fate.because_of.items()}
+
+        async def discard() -> bool:
+            failpoint(BEFORE_DISCARD)
+            because_of, tier = newer[""]
+            gone = await self._node.query(self._catalog.discard, publication_id, because_of=because_of, tier=tier, trash_s=trash_s)
+            failpoint(AFTER_DISCARD)
+            return gone is not None
+
+        async def leave(tier: str) -> bool:
+            failpoint(BEFORE_LEAVING)
+            leave_tier = self._catalog.leave_tier
+            left = await self._node.query(leave_tier, publication_id, tier, wanted_in=[*fate.wanted], because_of=newer.get(tier))
+            failpoint(AFTER_LEAVING)
+            return left
+
+        async def come_back(tier: str) -> bool:
+            return await self._node.query(self._catalog.return_to_tier, publication_id, tier)
+
+        if fate.goes:
+            return [discard]
+        leaving = [partial(leave, tier) for tier in fate.leaves if tier not in unkept]
+        return [*leaving, *(partial(come_back, tier) for tier in fate.returns)]
+
+    def _remarked(self, subject: str, error: CkptStoreError) -> str:
+        if self._stuck.get(subject) != str(error):
+            self._node.remark("keep what policies want", error)
+        return str(error)
 
     # --- holds -------------------------------------------------------------------------------------------------------------------
 
@@ -129,6 +187,7 @@ def _retention_info(retention: Retention) -> RetentionInfo:
         path=retention.path,
         policies=read_policies(retention.policies),
         tier=retention.tier,
+        safe_in=retention.safe_in,
         trash_s=retention.trash_s,
         set_at_s=retention.set_at_s,
     )

@@ -44,7 +44,7 @@ class Snapshots:
         return await self._info(asked.request_id)
 
     async def info(self, request_id: str, until: Literal["heard", "answered"], timeout_s: float) -> SnapshotInfo:
-        """What became of it, once a rank has heard of it, or a checkpoint answered it or it is too late; at the latest after `timeout_s`."""
+        """What became of it, once a rank has heard of it, a checkpoint answered it or it is too late; at the latest after `timeout_s`."""
 
         def is_settled(info: SnapshotInfo) -> bool:
             return self.stopping or info.state != "asked" or (until == "heard" and info.ranks > 0)

@@ -41,9 +41,10 @@ class Watching:
             ticket = self._node.board.ticket()
             now = await self._changes.number()
             if now != seen:
+                told = seen
                 while page := await self._node.query(self._node.catalog.published_since, seen, path):
                     for published in page:
-                        yield _event("published", published)
+                        yield _event("published" if published.published_sequence > told else "tagged", published)
                         seen = published.sequence
                         following[published.publication_id] = published
                         if len(following) > FOLLOWED:
@@ -58,17 +59,18 @@ class Watching:
             await self._node.board.heard(ticket, LOOK_S)
 
     async def _safer(self, following: OrderedDict[str, Publication]) -> list[WatchEvent]:
-        """What has reached a tier since the last look; what has reached all, or is gone, is followed no longer."""
+        """What has reached a tier since the last look; what has reached all that it ever will, or is gone, is followed no longer."""
         if not following:
             return []
         events = []
         wanted = {handle.name for handle in self._node.durable}
         found = await self._node.query(self._node.catalog.publications_by_id, list(following))
+        unkept = await self._node.query(self._node.catalog.unkept, list(following))
         for publication_id, before in list(following.items()):
             now = found.get(publication_id)
             if now is not None:
                 events += [_event("durable", now, tier) for tier in now.durability if tier not in before.durability]
-            if now is None or not now.live or wanted <= {*now.durability}:
+            if now is None or not now.live or wanted - unkept.get(publication_id, frozenset()) <= {*now.durability}:
                 del following[publication_id]
             else:
                 following[publication_id] = now
@@ -79,7 +81,7 @@ def checked(path: str) -> str:
     return check_folder(path, operation="watch")
 
 
-def _event(event: Literal["published", "durable"], found: Publication, tier: str | None = None) -> WatchEvent:
+def _event(event: Literal["published", "durable", "tagged"], found: Publication, tier: str | None = None) -> WatchEvent:
     return WatchEvent(
         event=event,
         sequence=found.sequence,

@@ -350,8 +350,10 @@ class CatalogContract:
     def test_what_ranks_say_of_their_shards_is_kept_once_and_until_the_attempt_has_ended(self, saver: Saver) -> None:
         catalog, ticket = saver.catalog, saver.join("/run/1")
         plan = Document("plan", b"of both ranks")
-        for rank in (0, 1, 1):  # the last one says it again
-            catalog.declare_shards(ticket.attempt_id, rank, plan, Document(f"leaves {rank}", bytes([rank])))
+        earlier = [  # the last one says it again
+            catalog.declare_shards(ticket.attempt_id, rank, plan, Document(f"leaves {rank}", bytes([rank]))) for rank in (0, 1, 1)
+        ]
+        assert earlier == [[], [b"\0"], []], "of two ranks that say the same, one finds the other's, and only at its first try"
         assert catalog.rank_documents(ticket.attempt_id) == [RankDocuments(rank, "plan", f"leaves {rank}") for rank in (0, 1)]
         assert catalog.shard_documents(ticket.attempt_id) == {"plan": b"of both ranks", "leaves 0": b"\0", "leaves 1": b"\1"}
         catalog.expire(60.0)

@@ -27,12 +27,18 @@ class RetentionContract:
         assert kept.set_at_s > 0
         other = catalog.set_retention(Retention("/run", write_policies([LatestN(n=5)])))
         assert catalog.retentions() == [other]
-        assert catalog.clear_retention("/run") == other
-        assert catalog.retentions() == []
+        near = catalog.set_retention(Retention("/run", POLICIES, tier="nvme", safe_in="pfs"))
+        catalog.set_retention(Retention("/run-2", POLICIES, tier="pfs"))
+        assert (near.tier, near.safe_in) == ("nvme", "pfs")
+        assert catalog.retentions("/run") == [other, near]
+        assert catalog.clear_retention("/run", "nvme") == [near]
+        assert catalog.clear_retention("/run") == [other]
+        assert [kept.path for kept in catalog.retentions()] == ["/run-2"]
         with pytest.raises(NotFound):
             catalog.clear_retention("/run")
-        with pytest.raises(InvalidInput, match="nowhere"):
-            catalog.set_retention(Retention("/run", POLICIES, tier="nowhere"))
+        for wrong in (Retention("/run", POLICIES, tier="nowhere"), Retention("/run", POLICIES, safe_in="nowhere")):
+            with pytest.raises(InvalidInput, match="nowhere"):
+                catalog.set_retention(wrong)
 
     def test_the_checkpoints_of_a_folder_come_oldest_first_and_nothing_else_does(self, saver: Saver, catalog: Catalog) -> None:
         for path in ("/run/b", "/run/a", "/run/deep/c", "/run-2/d"):

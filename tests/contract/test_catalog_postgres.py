@@ -16,9 +16,12 @@ from tests.contract.attachments_contract import AttachmentsContract
 from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
 from tests.contract.changes_contract import ChangesContract
 from tests.contract.fingerprints_contract import FingerprintsContract
+from tests.contract.leaving_contract import LeavingContract
 from tests.contract.moving_contract import MovingContract
 from tests.contract.references_contract import ReferencesContract
 from tests.contract.retention_contract import RetentionContract
+from tests.contract.snapshots_contract import SnapshotsContract
+from tests.contract.tagging_contract import TaggingContract
 from tests.services.postgres import Postgres
 
 
@@ -30,7 +33,8 @@ def postgres() -> Iterator[Postgres]:
 
 
 class TestPostgresCatalog(
-    CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract, RetentionContract, FingerprintsContract
+    CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract, RetentionContract, LeavingContract,
+    FingerprintsContract,
 ):
     @pytest.fixture
     def url(self, postgres: Postgres) -> str:

@@ -24,16 +24,20 @@ from tests.contract.attachments_contract import AttachmentsContract
 from tests.contract.catalog_contract import TIERS, CatalogContract, Saver
 from tests.contract.changes_contract import ChangesContract
 from tests.contract.fingerprints_contract import FingerprintsContract
+from tests.contract.leaving_contract import LeavingContract
 from tests.contract.moving_contract import MovingContract
 from tests.contract.references_contract import ReferencesContract
 from tests.contract.retention_contract import RetentionContract
+from tests.contract.snapshots_contract import SnapshotsContract
+from tests.contract.tagging_contract import TaggingContract
 
 #: Tables that do not grow with what is stored. The documents are those of saves under way.
 SMALL_TABLES = {"tiers", "nodes", "counters", "store", "attachments", "shallower_tier", "rank_documents", "shard_documents"}
 
 
 class TestSqliteCatalog(
-    CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract, RetentionContract, FingerprintsContract
+    CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract, RetentionContract, LeavingContract,
+    FingerprintsContract,
 ):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
@@ -212,6 +216,14 @@ TAKEN_BACK = {
     7: ("ALTER TABLE objects DROP COLUMN sha256", "ALTER TABLE objects DROP COLUMN git_sha1"),
     8: ("DROP INDEX publications_by_sequence",),
     9: ("DROP TABLE snapshot_requests", "DROP TABLE snapshot_ranks"),
+    11: ("ALTER TABLE publications DROP COLUMN published_sequence",),
+    10: (
+        "CREATE TABLE retentions (path TEXT NOT NULL, policies TEXT NOT NULL, tier TEXT NOT NULL, trash_s DOUBLE NOT NULL, "
+        "set_at_s DOUBLE NOT NULL, PRIMARY KEY (path))",
+        "INSERT INTO retentions SELECT path, policies, safe_in, trash_s, set_at_s FROM tier_retentions WHERE tier = ''",
+        "DROP TABLE tier_retentions",
+        "DROP TABLE unkept",
+    ),
 }
 
 

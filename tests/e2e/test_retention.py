@@ -132,6 +132,94 @@ def test_a_daemon_that_was_killed_goes_on_where_it_was_and_a_rebuild_finds_the_t
         assert store.load("/run/step-2")["w"][0] == 2
 
 
+def test_what_cannot_go_holds_up_nothing_else_and_status_says_why(home: Path, daemon: DaemonProcess) -> None:
+    deep = "/deep" + f"/{'d' * 180}" * 4  # in the trash a path is longer
+    with connect(home=home, start=False) as store:
+        for name in ("x" * 35, "2", "3"):
+            pending = store.save(f"{deep}/{name}", {"w": np.arange(10)}, rank=0, world_size=1)
+        pending.wait("pfs", timeout_s=60)
+        store.retention.keep(deep, "latest:1")
+        until("what can go is gone", lambda: [entry.name for entry in store.ls(deep)] == ["3", "x" * 35])
+        (told,) = [error for error in store.status().errors if error.where == "keep what policies want"]
+        assert "x" * 35 in told.what
+        save(store, 1, 2)
+        store.retention.keep("/run", "latest:1")
+        until("other folders go on", lambda: steps(store) == [2])
+        assert len([error for error in store.status().errors if error.where == "keep what policies want"]) == 1, "once is enough"
+
+
+def lies_in(home: Path, tier: str) -> list[int]:
+    """The steps whose files are in a tier."""
+    folders = (home.parent / tier / "objects" / "run").glob("step-*")
+    return sorted(int(folder.name.removeprefix("step-")) for folder in folders if any(folder.iterdir()))
+
+
+def recorded_in(home: Path, tier: str) -> int:
+    return len(list((home.parent / tier / "records").glob("*.jsonl")))
+
+
+def test_each_tier_keeps_what_its_own_policies_want(home: Path, daemon: DaemonProcess) -> None:
+    with connect(home=home, start=False) as store:
+        save(store, 1, 2, 3, 4)
+        plan = store.retention.keep("/run", "latest:2", tier="nvme", dry_run=True)
+        assert [[(place.tier, place.fate) for place in judged.tiers] for judged in plan.checkpoints] == [
+            [("nvme", "goes"), ("pfs", "stays")], [("nvme", "goes"), ("pfs", "stays")],
+            [("nvme", "stays"), ("pfs", "stays")], [("nvme", "stays"), ("pfs", "stays")],
+        ]  # fmt: skip
+        assert store.retention.folders() == []
+        store.retention.keep("/run", "latest:2", tier="nvme")
+        until("they have left", lambda: lies_in(home, "nvme") == [3, 4])
+        until("with their records", lambda: recorded_in(home, "nvme") == 2)
+        assert steps(store) == [1, 2, 3, 4]
+        assert store.stat("/run/step-1").durability == ["pfs"]
+        assert store.load("/run/step-1")["w"][0] == 1
+        assert lies_in(home, "nvme") == [3, 4], "reading does not bring it back"
+
+        store.retention.keep("/run", "every-steps:2", tier="pfs")
+        until("what no tier wants is gone", lambda: steps(store) == [2, 3, 4])
+        assert [lying.path for lying in store.retention.trash()] == ["/run/step-1"]
+        until("what only the near one wants", lambda: store.stat("/run/step-3").durability == ["nvme"])
+        assert store.load("/run/step-3")["w"][0] == 3
+        assert store.load("/run/@latest")["w"][0] == 4
+
+        pending = store.save("/run/step-5", {"w": np.full(1000, 5)}, step=5, rank=0, world_size=1)
+        pending.wait("nvme", timeout_s=60)
+        with pytest.raises(errors.InvalidInput, match="never comes there"):
+            pending.wait("pfs", timeout_s=60)
+        with pytest.raises(errors.InvalidInput, match="no policy keeps it in pfs"):
+            store.wait("/run/@latest", "pfs", timeout_s=60)
+        assert 5 not in lies_in(home, "pfs"), "it was never brought there"
+        until("the near tier has forgotten the third", lambda: steps(store) == [2, 4, 5])
+        assert [line for line in store.verify("/") if line.problem] == []
+
+        store.retention.hold("/run/step-5", "the paper's")
+        until("what is held is wanted everywhere", lambda: store.stat("/run/step-5").durability == ["nvme", "pfs"])
+        store.retention.keep_all("/run")
+        store.rm("/run/step-4")
+        store.wait("/run/step-5", "pfs", timeout_s=60)
+
+
+def test_a_catalog_that_is_lost_comes_back_with_what_only_one_tier_keeps(home: Path) -> None:
+    daemon = DaemonProcess(home)
+    daemon.turn_s = 0.2
+    with daemon, connect(home=home, start=False) as store:
+        store.retention.keep("/run", "latest:9", tier="nvme")
+        store.retention.keep("/run", "every-steps:2", tier="pfs")
+        save(store, 2)
+        for step in (3, 4, 5):
+            store.save(f"/run/step-{step}", {"w": np.full(1000, step)}, step=step, rank=0, world_size=1).wait("nvme", timeout_s=60)
+        until("the fourth is drained", lambda: lies_in(home, "pfs") == [2, 4])
+        until("all of it is recorded", lambda: not owed_records(home))
+        daemon.stop()
+    for file in home.glob("catalog.sqlite3*"):
+        file.unlink()
+    assert run_rebuild(home) == 0
+    with daemon.start(), connect(home=home, start=False) as store:
+        assert steps(store) == [2, 3, 4, 5]
+        store.wait("/run/step-5", "pfs", timeout_s=60)
+        assert store.load("/run/step-3")["w"][0] == 3
+
+
 def test_the_command_line_keeps_holds_and_brings_back(home: Path, daemon: DaemonProcess) -> None:
     shell = Shell(home)
     with connect(home=home, start=False) as store:
@@ -154,7 +242,12 @@ def test_the_command_line_keeps_holds_and_brings_back(home: Path, daemon: Daemon
         shell.ok("release", "/run/step-1")
         until("it goes, too", lambda: steps(store) == [2, 3])
         assert "1 removed" in shell.ok("gc", "--all").out
+        shell.ok("keep", "/run", "within:1h", "--tier", "nvme", "--safe-in", "pfs")
+        assert "within:1h" in shell.ok("keep").out
+        assert "nvme" in shell.ok("keep", "/run", "latest:1", "--dry-run").out
+        assert "within:1h" in shell.ok("keep", "/run", "--all", "--tier", "nvme").out
         assert "latest:1" in shell.ok("keep", "/run", "--all").out
+        assert shell("keep", "/run", "latest:1", "--tier", "tape").code == errors.InvalidInput.exit_code
         refused = shell("keep", "/run", "newest:3")
         assert refused.code == errors.InvalidInput.exit_code
         assert "newest:3" in refused.err

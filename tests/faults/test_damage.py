@@ -180,6 +180,8 @@ def test_with_no_good_replica_left_the_error_names_object_tier_and_file(
         assert PART in str(caught.value)
         assert any(tier in (caught.value.tier or "") for tier in TIERS), str(caught.value)
     assert not (tmp_path / "got" / "got").exists()
+    assert {line.tier for line in verified(store, path)} == {*TIERS}
+    assert all(damaged.read(tier, key) for tier in TIERS), "what no good replica can replace is not thrown away"
     store.rm(path)
 
 

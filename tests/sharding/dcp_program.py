@@ -109,13 +109,16 @@ def save(store: Store, folder: str, net: Net, optimizer: torch.optim.Optimizer) 
     told = digest(state)
     dcp.save(state, storage_writer=Writer(f"{folder}/save", store=store, step=12))
     say("saved", digest=told, published=store.stat(f"{folder}/save").world_size)
-    answer = dcp.async_save(state, storage_writer=Writer(f"{folder}/async", store=store))
+    writer = Writer(f"{folder}/async", store=store, step=13, metadata={"loss": 0.5})
+    answer = dcp.async_save(state, storage_writer=writer)
     answer.staging_completion.result()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(3)
-    answer.upload_completion.result()
-    say("async", digest=told)
+    where = answer.upload_completion.result().storage_meta.checkpoint_id
+    found, pending = store.stat(where), writer.pending
+    said = {"step": found.step, "metadata": found.metadata, "durability": [] if pending is None else pending.durability}
+    say("async", digest=told, where=where, **said)
     dcp.save({"model": net.state_dict()}, storage_writer=Writer(f"{folder}/planner", store=store), planner=Doubling())
     doubled = {"model": {key: value * 2 for key, value in net.state_dict().items()}}
     loaded = {"model": {key: torch.zeros_like(value) for key, value in net.state_dict().items()}}
@@ -136,7 +139,7 @@ def die(store: Store, folder: str, net: Net, optimizer: torch.optim.Optimizer) -
     state = state_of(net, optimizer, 12)
     told = digest(state)
     dist.barrier()
-    Writer(f"{folder}/die", store=store).stage(state)
+    Writer(f"{folder}/die", store=store).stage(state).result()
     say("staged", digest=told)
     os.kill(os.getpid(), signal.SIGKILL)
 

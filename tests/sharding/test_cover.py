@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ckptstore.boxes import Box, Grid, cover_fault
 from ckptstore.errors import InvalidInput
-from ckptstore.plain_leaves import write_leaves
+from ckptstore.plain_leaves import Content, Leaves, write_leaves
 from ckptstore.shard_merging import RankDocuments, merge
 from ckptstore.shards import Piece, read_index, read_plan_text, write_table, written_boxes
 
@@ -64,7 +64,7 @@ def test_a_box_that_is_missing_or_there_twice_is_found(made: tuple[tuple[int, ..
 
 
 def merged(*plans: bytes, leaves: list[bytes] | None = None, world_size: int | None = None) -> bytes:
-    leaves = leaves or [write_leaves({}, {})] * len(plans)
+    leaves = leaves or [write_leaves(Leaves({}, {}))] * len(plans)
     documents = {str(text): text for text in (*plans, *leaves)}
     ranks = [RankDocuments(rank, str(plan), str(leaf)) for rank, (plan, leaf) in enumerate(zip(plans, leaves, strict=True))]
     tables = {str(plan): read_plan_text(plan) for plan in plans}
@@ -121,9 +121,30 @@ def test_a_rank_whose_cell_is_empty_need_not_speak() -> None:
 
 def test_plain_leaves_are_sorted_into_equal_and_differing() -> None:
     empty = write_table({}, [])
-    leaves = [write_leaves({"step": "int 3", "rng": f"int {rank}"}, {}) for rank in range(3)]
+    leaves = [write_leaves(Leaves({"step": "int 3", "rng": f"int {rank}"}, {})) for rank in range(3)]
     index = read_index(merged(empty, empty, empty, leaves=leaves))
     assert index.per_rank == {"rng": [0, 1, 2]} and index.trees == [0]
+
+
+def having(digest: str, *, left_out: bool = False) -> bytes:
+    """Leaves of a rank with one plain tensor."""
+    return write_leaves(Leaves({}, {"t": Content("F32", (4,), digest)}, frozenset({"t"} if left_out else ())))
+
+
+def test_a_plain_tensor_is_looked_for_where_it_was_stored() -> None:
+    empty = write_table({}, [])
+    equal = read_index(merged(empty, empty, empty, leaves=[having("a", left_out=True), having("a"), having("a", left_out=True)]))
+    assert [piece.rank for piece in equal.tensor("t").pieces()] == [1] and not equal.copies
+    leaves = [having("a"), having("b"), having("a", left_out=True), having("b", left_out=True)]
+    differing = read_index(merged(*[empty] * 4, leaves=leaves))
+    assert differing.per_rank == {"t": [0, 1, 2, 3]}
+    assert {rank: copies["t"][0] for rank, copies in differing.copies.items()} == {2: 0, 3: 1}
+
+
+def test_a_plain_tensor_that_every_rank_left_to_another_is_refused_by_name() -> None:
+    empty = write_table({}, [])
+    with pytest.raises(InvalidInput, match="'t': rank 0 left it to another rank to store, and none did"):
+        merged(empty, empty, leaves=[having("a", left_out=True), having("a", left_out=True)])
 
 
 def test_the_index_of_ranks_that_are_alike_does_not_grow_with_ranks_times_tensors() -> None:

@@ -41,6 +41,9 @@ def test_a_job_saves_with_dcp_in_every_way_and_one_of_another_size_loads_the_sam
         assert all(said["same"] for said in job.expect("planner", range(4)))
     digests = {said["digest"] for said in (*saved, *staged_then_trained)}
     assert len(digests) == 1 and saved[0]["published"] == 4
+    for said in staged_then_trained:
+        told = (said["where"], said["step"], said["metadata"], said["durability"])
+        assert told == (f"{folder}/async", 13, {"loss": 0.5}, ["nvme"])
     with DcpJob(daemon.home, folder, "load", [[]] * 3) as job:
         loaded = job.expect("loaded", range(3))
     assert {said["save"] for said in loaded} == {said["async"] for said in loaded} == digests

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ckptstore.config import parse_duration
+from ckptstore.durations import parse_duration
 from ckptstore.errors import InvalidInput
 from ckptstore_bench.report import Report
 from ckptstore_bench.running import FolderOption, JsonFile, PageFile, Steps, run

@@ -34,12 +34,13 @@ def dcp(
         from ckptstore_bench.dcp.dcp_report import build
         from ckptstore_bench.dcp.measuring import Wanted
         from ckptstore_bench.dcp.measuring import measure as measure_dcp
+        from ckptstore_bench.dcp.ways import WAYS
         from ckptstore_bench.scratch import Scratch
         from ckptstore_bench.workspace import Workspace
 
         wanted = Wanted(size_bytes, ranks, min(others, ranks), tensors, planned, rounds)
         scratch = Scratch(home=invocation.home, folder=folder)
-        scratch.check_room(4 * size_bytes)
+        scratch.check_room(2 * len(WAYS) * size_bytes)
         with Workspace(scratch, memory_limit_bytes=3 * size_bytes + (256 << 20)) as workspace:
             described = machine.describe(workspace.folder, "torch")
             results = measure_dcp(wanted, workspace, steps)

@@ -31,29 +31,36 @@ class Way:
     close: Callable[[], None] = lambda: None
 
 
+def path_of(turn: int) -> str:
+    """Where a turn's checkpoint is in the store."""
+    return f"/bench/{turn}"
+
+
+def folder_of(folder: Path, way: str, turn: int) -> Path:
+    """Where another way puts its files."""
+    return folder / way / str(turn)
+
+
 def ways(store: Store, folder: Path) -> dict[str, Way]:
     kept = StagingOptions(use_pinned_memory=False, use_shared_memory=True, use_async_staging=False, use_non_blocking_copy=False)
     stager = DefaultStager(kept)
 
-    def place(name: str, turn: int) -> str:
-        return str(folder / name / str(turn))
-
     return {
         STORE: Way(
-            lambda turn: {"storage_writer": Writer(f"/bench/{turn}", store=store)},
-            lambda turn: {"storage_reader": Reader(f"/bench/{turn}", store=store)},
+            lambda turn: {"storage_writer": Writer(path_of(turn), store=store)},
+            lambda turn: {"storage_reader": Reader(path_of(turn), store=store)},
         ),
         AS_CALLED: Way(
-            lambda turn: {"storage_writer": FileSystemWriter(place(AS_CALLED, turn))},
-            lambda turn: {"storage_reader": FileSystemReader(place(AS_CALLED, turn))},
+            lambda turn: {"storage_writer": FileSystemWriter(folder_of(folder, AS_CALLED, turn))},
+            lambda turn: {"storage_reader": FileSystemReader(folder_of(folder, AS_CALLED, turn))},
         ),
         BEST: Way(
             lambda turn: {
-                "storage_writer": FileSystemWriter(place(BEST, turn), thread_count=2),
+                "storage_writer": FileSystemWriter(folder_of(folder, BEST, turn), thread_count=2),
                 "async_stager": stager,
                 "planner": DefaultSavePlanner(enable_plan_caching=True),
             },
-            lambda turn: {"storage_reader": FileSystemReader(place(BEST, turn))},
+            lambda turn: {"storage_reader": FileSystemReader(folder_of(folder, BEST, turn))},
             stager.close,
         ),
     }

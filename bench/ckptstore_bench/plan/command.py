@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckptstore.config import parse_duration, parse_size
+from ckptstore.config import parse_size
+from ckptstore.durations import parse_duration
 from ckptstore.errors import InvalidInput
 from ckptstore_bench.plan.job import BYTES_PER_PARAM, NODE_LOSSES, Job, mtbf_of
 from ckptstore_bench.plan.quantities import parse_count

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from ckptstore.config import parse_duration
+from ckptstore.durations import parse_duration
 from ckptstore.errors import InvalidInput
 from ckptstore_client.cli.invocation import CommandGroup, Invocation
 from ckptstore_client.cli.namespace_commands import PathArgument

@@ -23,9 +23,9 @@ from ckptstore.config import (
     QuietSettings,
     Settings,
     TierSettings,
-    parse_duration,
     parse_size,
 )
+from ckptstore.durations import parse_duration
 
 EXAMPLE_TIERS = """\
 # Three tiers, as a training cluster has them. The order is the order of the tiers: from fastest to most durable.

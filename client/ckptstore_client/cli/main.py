@@ -23,11 +23,14 @@ from ckptstore_client.cli import (
     catalog_commands,
     config_commands,
     daemon_commands,
+    diff_commands,
     model_commands,
     mount_commands,
     namespace_commands,
     retention_commands,
     snapshot_commands,
+    tag_commands,
+    tensor_commands,
     transfer_commands,
 )
 from ckptstore_client.cli.invocation import CommandGroup, Invocation, with_global_options
@@ -47,6 +50,9 @@ def build() -> CommandGroup:
     cache_commands.register(root)
     retention_commands.register(root)
     snapshot_commands.register(root)
+    tag_commands.register(root)
+    tensor_commands.register(root)
+    diff_commands.register(root)
     mount_commands.register(root)
     model_commands.register(root)
     root.add("config", config_commands.group)

@@ -249,7 +249,7 @@ def watch(
     since: Annotated[int | None, typer.Option("--since", metavar="N", help="Also what came after the event of this number.")] = None,
     count: Annotated[int | None, typer.Option("-n", "--count", min=1, help="End after so many events.")] = None,
 ) -> None:
-    """Tell what is published at or below a path, and when it becomes safer, as it happens.
+    """Tell what is published at or below a path, when it becomes safer, and what is said about it (`tag`), as it happens.
 
     With --json it prints one JSON document a line. It ends with Ctrl-C.
 
@@ -262,5 +262,5 @@ def watch(
                 terminal.document(event)
             else:
                 step = "" if event.step is None else f"  step {event.step}"
-                what = "published" if event.event == "published" else f"in {event.tier}"
+                what = f"in {event.tier}" if event.event == "durable" else event.event
                 terminal.show(Text(f"{what:<12}") + terminal.name(event.path) + Text(step))

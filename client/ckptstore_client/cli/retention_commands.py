@@ -16,6 +16,9 @@ from ckptstore_client.cli.namespace_commands import PathArgument
 from ckptstore_client.cli.status_view import table
 from ckptstore_client.cli.terminal import age, size, visible
 
+#: What a plan shows of a checkpoint in a tier, where it does not stay for a reason.
+_FATES = {"stays": "", "goes": "goes", "absent": "-"}
+
 
 def register(root: CommandGroup) -> None:
     root.command("keep")(keep)
@@ -31,15 +34,18 @@ def keep(
     path: Annotated[str, typer.Argument(metavar="[FOLDER]", help="A folder of checkpoints; none: list what is kept everywhere.")] = "",
     policies: Annotated[list[str] | None, typer.Argument(metavar="[POLICY]...", help="What to keep, such as latest:3.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Keep everything there from now on.")] = False,
-    tier: Annotated[str, typer.Option("--tier", help="Which must hold a newer checkpoint first; the deepest, unless said.")] = "",
+    tier: Annotated[str, typer.Option("--tier", help="What to keep in this tier; the others go by the folder's own policies.")] = "",
+    safe_in: Annotated[str, typer.Option("--safe-in", metavar="TIER", help="Which must hold a newer checkpoint first.")] = "",
     trash_s: Annotated[float, typer.Option("--trash", metavar="SECONDS", help="How long what goes can be had back.")] = TRASH_S,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing: show what would go.")] = False,
 ) -> None:
-    """Say which of a folder's checkpoints stay. What no policy wants goes once something newer is safe.
+    """Say which of a folder's checkpoints stay, or stay in one tier. What no policy wants goes once something newer is safe.
 
-    Policies: latest:N, every-steps:N, every-seconds:N, best:N:METRIC:min|max, steps:N,N,…; several are added up.
+    Policies: latest:N, every-steps:N, every-seconds:N, within:1h, best:N:METRIC:min|max, steps:N,N,…; several are added up.
 
     Example: ckptstore keep /runs/gpt latest:3 every-steps:1000 best:1:loss:min --dry-run
+
+    Example: ckptstore keep /runs/gpt within:1h --tier nvme
     """
     if not path and (policies or everything):
         raise InvalidInput("no folder was given", operation="keep")
@@ -51,10 +57,13 @@ def keep(
             folders = store.retention.folders()
             terminal.result({"folders": [folder.model_dump(mode="json") for folder in folders]}, _folders(folders))
         elif everything:
-            was = store.retention.keep_all(path)
-            terminal.result(was, Text(f"everything in {visible(was.path)} is kept; until now: {_words(was)}"))
+            was = store.retention.keep_all(path, tier=tier or None)
+            where = f"in {tier} what the folder's own policies want" if tier else "everything"
+            until_now = "; ".join(f"{_words(one)}{f' in {one.tier}' if one.tier else ''}" for one in was)
+            shown = Text(f"{where} of {visible(path)} is kept from now on; until now: {visible(until_now)}")
+            terminal.result({"folders": [one.model_dump(mode="json") for one in was]}, shown)
         else:
-            plan = store.retention.keep(path, *(policies or []), tier=tier, trash_s=trash_s, dry_run=dry_run)
+            plan = store.retention.keep(path, *(policies or []), tier=tier, safe_in=safe_in, trash_s=trash_s, dry_run=dry_run)
             terminal.result(plan, _plan(plan, dry_run))
 
 
@@ -126,18 +135,21 @@ def _words(folder: RetentionInfo) -> str:
 def _folders(folders: list[RetentionInfo]) -> RenderableType:
     if not folders:
         return Text("everything is kept everywhere")
-    shown = table("folder", "keeps", "once newer is in", "trash")
+    shown = table("folder", "tier", "keeps", "once newer is in", "trash")
     for folder in folders:
-        shown.add_row(visible(folder.path), _words(folder), folder.tier or "the deepest tier", age(folder.trash_s))
+        safe_in = folder.safe_in or folder.tier or "the deepest tier"
+        shown.add_row(visible(folder.path), folder.tier or "all others", _words(folder), safe_in, age(folder.trash_s))
     return shown
 
 
 def _plan(plan: RetentionPlan, dry_run: bool) -> RenderableType:
     going = [judged for judged in plan.checkpoints if judged.goes]
-    shown = table("checkpoint", "step", "size", "goes" if not dry_run else "would go", "why")
+    tiers = [place.tier for place in plan.checkpoints[0].tiers] if plan.checkpoints else []
+    shown = table("checkpoint", "step", "size", "goes" if not dry_run else "would go", *(tiers or ["why"]))
     for judged in plan.checkpoints:
         step = "" if judged.step is None else str(judged.step)
-        shown.add_row(visible(judged.path), step, size(judged.size_bytes), "yes" if judged.goes else "", visible(judged.why))
+        whys = [_FATES[place.fate] or place.why for place in judged.tiers] or [judged.why]
+        shown.add_row(visible(judged.path), step, size(judged.size_bytes), "yes" if judged.goes else "", *map(visible, whys))
     shown.caption = f"{len(going)} of {len(plan.checkpoints)}, {size(sum(judged.size_bytes for judged in going))}"
     return shown
 

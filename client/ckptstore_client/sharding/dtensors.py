@@ -127,3 +127,9 @@ def wanted_box(value: Any) -> tuple[Box, tuple[int, ...], torch.Tensor]:
     (chunk,) = value.__create_chunk_list__()
     (local,) = local_tensors([value])
     return Box(tuple(chunk.offsets), tuple(chunk.sizes)), tuple(value.shape), local.detach()
+
+
+def is_unreplicated(value: DTensor) -> bool:
+    """Whether no other rank holds the same elements of it."""
+    mesh = value.device_mesh
+    return all(mesh.size(i) == 1 or not isinstance(placement, Replicate) for i, placement in enumerate(value.placements))

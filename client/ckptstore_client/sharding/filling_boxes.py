@@ -44,6 +44,8 @@ class Want:
     box: Box
     framework: TensorFramework
     destination: Any
+    #: other processes of this node may want the same box
+    common: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ def fill_boxes(wants: Iterable[Want], open_part: Callable[[int], AbstractContext
 
     def read_part(rank: int) -> None:
         with open_part(rank) as file:
+            if not _is_common(moves[rank]):
+                file.reader.read_alone()
             _read_part(file, moves[rank])
 
     if len(moves) == 1:
@@ -77,6 +81,12 @@ def fill_boxes(wants: Iterable[Want], open_part: Callable[[int], AbstractContext
         for done in [executor.submit(read_part, rank) for rank in sorted(moves)]:
             done.result()
     return None
+
+
+def _is_common(moves: Sequence[_Move]) -> bool:
+    """Whether other processes may want most of what is wanted here of a file."""
+    common = sum(prod(move.size) for move in moves if move.want.common)
+    return 2 * common >= sum(prod(move.size) for move in moves)
 
 
 def _relative(box: Box, within: Box) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ from ckptstore_client.rank_file import OpenObject, RankFile
 from ckptstore_client.reading import VerifiedObject
 from ckptstore_client.sharding.filling_boxes import Want, fill_boxes
 from ckptstore_client.sharding.slices import Extent
-from ckptstore_client.sharding.spreading import dtensor_type
+from ckptstore_client.sharding.spreading import dtensor_type, is_alone
 
 #: What becomes of a plain leaf that ranks had their own of: that of a saved rank, by its number or by what a function makes of the leaf's
 #: place and the ranks that have one; or "keep": what is in `into` stays.
@@ -73,7 +73,7 @@ def _shown(ranks: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class _OwnRef:
-    """In an outline: a plain tensor of one rank. Stands for the key that the virtual header has for it."""
+    """In an outline: a plain tensor of one rank, in whose file it is. Stands for the key that the virtual header has for it."""
 
     rank: int
     key: str
@@ -152,6 +152,7 @@ class ShardedCheckpoint:
         own: dict[str, TensorEntry] = {}
         for rank, part in self._parts.items():
             own |= {_OwnRef(rank, key).virtual: entry for key, entry in part.header.tensors.items() if key not in self.index}
+            own |= {_OwnRef(home, key).virtual: entry for key, (home, entry) in self.index.copies.get(rank, {}).items()}
         return merged, Header(whole.tensors | own, {}, 0)
 
     def _outline_of(self, rank: int, whole: Header, selection: Selection) -> Any:
@@ -160,7 +161,8 @@ class ShardedCheckpoint:
             reader.__enter__()
             self._parts[rank] = RankFile.of(reader, self._open_object)
         header = self._parts[rank].header
-        return parse_part(Header(header.tensors | whole.tensors, header.metadata, 0), selection, leaf_decoders())
+        copies = {key: entry for key, (_, entry) in self.index.copies.get(rank, {}).items()}
+        return parse_part(Header(header.tensors | whole.tensors | copies, header.metadata, 0), selection, leaf_decoders())
 
 
 def _choice(share: Share, place: str, ranks: Sequence[int]) -> int | _Refused | None:
@@ -197,7 +199,8 @@ class _Merging:
             ]
             return merged if type(first) is list else tuple(merged)
         if type(first) is TensorRef and first.key not in self._index:
-            return TensorRef(first.tag, _OwnRef(rank, first.key).virtual)
+            home, _ = self._index.copies.get(rank, {}).get(first.key, (rank, None))
+            return TensorRef(first.tag, _OwnRef(home, first.key).virtual)
         return first
 
     def _mapping(self, kind: type[dict[Any, Any]], nodes: Sequence[tuple[int, dict[Any, Any]]], place: str | None) -> Any:
@@ -246,7 +249,7 @@ class _ShareMatch(Match):
         size = tensor_size_bytes(entry.dtype, box.size)
         target.check_destination(local, TensorEntry(ref.key, entry.dtype, box.size, 0, size), shown_place(place))
         if prod(box.size):
-            self.wants.append(Want(spread, box, target, local))
+            self.wants.append(Want(spread, box, target, local, common=not is_alone(value)))
 
     def _wanted(self, value: Any, spread: Spread, place: str | None) -> tuple[Box, Any]:
         """Which box of the whole a tensor wants, and the memory for it."""

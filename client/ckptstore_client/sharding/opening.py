@@ -74,13 +74,19 @@ class Indexes:
         file: Callable[[str], FileInfo],
         open_file: Callable[[FileInfo], VerifiedObject],
         open_object: OpenObject,
+        *,
+        part_of: int | None = None,
     ) -> ShardedCheckpoint:
-        """The checkpoint, open for reading. `file` gives one of its files by name. One that a single rank saved is spread over that one."""
+        """The checkpoint, open for reading. `file` gives one of its files by name. One that a single rank saved is spread over that one.
+
+        Of one whose ranks saved states of their own: that of the rank `part_of`.
+        """
         world_size = publication.world_size
         if is_sharded(publication):
             index = self._index(file(SHARDS_NAME), open_file)
-        elif world_size == 1:
-            index = _of_one_rank(file(part_file_name(0, 1)), open_file, open_object)
+        elif world_size == 1 or part_of is not None:
+            rank = part_of or 0
+            index = _of_one_rank(file(part_file_name(rank, world_size)), rank, world_size, open_file, open_object)
         else:
             why = f"{world_size} ranks saved parts of their own, and nothing says that they make a whole"
             raise InvalidInput(why, operation="load", subject=publication.path, hint="load the parts one by one, with rank=k")
@@ -102,14 +108,16 @@ class Indexes:
         return known
 
 
-def _of_one_rank(file: FileInfo, open_file: Callable[[FileInfo], VerifiedObject], open_object: OpenObject) -> ShardTable:
+def _of_one_rank(
+    file: FileInfo, rank: int, world_size: int, open_file: Callable[[FileInfo], VerifiedObject], open_object: OpenObject
+) -> ShardTable:
     with open_file(file) as reader:
         header = RankFile.of(reader, open_object).header
     whole = {
-        key: [entry.dtype, list(entry.shape), written_boxes([ShardPiece(0, Box.whole(entry.shape), key)])]
+        key: [entry.dtype, list(entry.shape), written_boxes([ShardPiece(rank, Box.whole(entry.shape), key)])]
         for key, entry in header.tensors.items()
     }
-    return ShardTable([], whole, world_size=1, trees=[0])
+    return ShardTable([], whole, world_size=world_size, trees=[rank])
 
 
 def _content(reader: VerifiedObject) -> memoryview:

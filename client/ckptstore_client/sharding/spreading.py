@@ -46,6 +46,15 @@ def dtensor_type() -> type | None:
     return getattr(module, "DTensor", None)
 
 
+def is_alone(value: Any) -> bool:
+    """Whether a value says itself that no other rank holds the same elements: a DTensor that is not replicated."""
+    if type(value) is not dtensor_type():
+        return False
+    from ckptstore_client.sharding.dtensors import is_unreplicated
+
+    return is_unreplicated(value)
+
+
 @dataclass(frozen=True)
 class Stored:
     """A leaf as it is stored: its number, its key, and what of it: some rows of the local tensor, or one of its pieces, or all."""

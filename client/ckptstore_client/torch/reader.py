@@ -38,6 +38,7 @@ from ckptstore_client.frameworks import framework
 from ckptstore_client.loading import assembled, references
 from ckptstore_client.sharding.filling_boxes import Want, fill_boxes
 from ckptstore_client.sharding.loading import PerRanks, ShardedCheckpoint, refuse
+from ckptstore_client.sharding.spreading import is_alone
 from ckptstore_client.store import Store
 from ckptstore_client.tensors_torch import DTYPES
 from ckptstore_client.torch.leaves import without_pickled_leaves
@@ -99,6 +100,7 @@ class Reader(StorageReader):
         assert self._checkpoint is not None, "read_metadata comes first"
         tensors = framework("$torch")
         wants, targets = [], []
+        state = getattr(planner, "state_dict", {})  # of DCP's own planners, and those made of them
         for item in plan.items:
             fqn = item.storage_index.fqn
             if item.type is LoadItemType.BYTE_IO:
@@ -107,7 +109,8 @@ class Reader(StorageReader):
             target = planner.resolve_tensor(item).detach()
             chunk = item.storage_index.offset or (0,) * len(item.lengths)
             offset = tuple(start + inside for start, inside in zip(chunk, item.storage_offsets, strict=True))
-            wants.append(Want(self._spread(self._leaves[fqn]), Box(offset, tuple(item.lengths)), tensors, target))
+            common = not is_alone(state.get(item.dest_index.fqn))
+            wants.append(Want(self._spread(self._leaves[fqn]), Box(offset, tuple(item.lengths)), tensors, target, common))
             targets.append((item, target))
         fill_boxes(wants, self._checkpoint.part)
         for item, target in targets:

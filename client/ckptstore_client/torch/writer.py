@@ -1,8 +1,10 @@
 """How does `dcp.save` or `dcp.async_save` save into the store? As `Store.save` does: one copy, one safetensors file a rank, no pickle.
 
-`async_save`: the writer is its own stager. `stage` copies the state into the daemon's memory and hands it over together with what this rank
-says of its shards, so from then on the trainer may die: the daemon stores and publishes without DCP. What DCP does afterwards, in its
-thread, is to gather plans (empty ones, since nothing is left to plan), and to wait until the checkpoint is published.
+`async_save`: the writer is its own stager. `stage` copies the state into the daemon's memory, and training may change it. Behind that it is
+handed over together with what this rank says of its shards; when `staging_completion` is done, the trainer may die: the daemon stores and
+publishes without DCP. What DCP does afterwards, in its thread, is to gather plans (empty ones, since nothing is left to plan), and to wait
+until the checkpoint is published. What goes wrong after the copy is told there, by `upload_completion`, to all ranks: a stager whose future
+failed would leave the other ranks waiting for this one's plan.
 
 `save`: with DCP's default planner the same, inside `write_data`. Another planner may change what is saved; then its items are taken as
 they are, tensors by `resolve_data`, everything else by `lookup_object`. With `async_save` a planner of the user's comes too late, and
@@ -67,12 +69,13 @@ class Writer(StorageWriter, AsyncStager):
     # --- AsyncStager -----------------------------------------------------------------------------------------------------------
 
     def stage(self, state_dict: dict[str, Any]) -> Any:
-        """The state is the daemon's when this returns. What DCP is left with is an empty state."""
-        self._staged.append(self._save(state_dict))
+        """The state is in the daemon's memory when this returns, and handed over when its future is done. DCP is left with an empty one."""
+        pending = self._save(state_dict, behind=True)
+        self._staged.append(pending)
         if not _TAKES_FUTURES:
             return {}
         staged: StagingFuture[dict[str, Any]] = StagingFuture()
-        staged.set_result({})
+        pending.when_handed_over(lambda: staged.set_result({}))
         return staged
 
     @property
@@ -85,9 +88,10 @@ class Writer(StorageWriter, AsyncStager):
     def close(self) -> None:
         """The store stays open: it is the caller's, or the process's."""
 
-    def _save(self, state: Any) -> PendingCheckpoint:
+    def _save(self, state: Any, *, behind: bool = False) -> PendingCheckpoint:
         store = default_store() if self._store is None else self._store
-        self.pending = store.save(self._path, with_pickled_leaves(state) if self._pickle else state, **self._options)
+        told = with_pickled_leaves(state) if self._pickle else state
+        self.pending = store.save(self._path, told, **{"behind": behind} | self._options)
         return self.pending
 
     # --- StorageWriter ---------------------------------------------------------------------------------------------------------
@@ -134,7 +138,8 @@ class Writer(StorageWriter, AsyncStager):
         return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """The catalog has published it already."""
+        """The catalog has published it already. `metadata` is what DCP gives to those who ask its future: at least where it is."""
+        metadata.storage_meta = self.storage_meta()
 
 
 def _nested(flat: dict[str, Any], planner: SavePlanner) -> Any:

@@ -23,19 +23,23 @@ from ckptstore_client.pending import PendingCheckpoint
 from ckptstore_client.process_group import resolved_together
 from ckptstore_client.saving import OnBusy
 from ckptstore_client.store import Store
-from ckptstore_client.trainers.leaves import restored, stored
+from ckptstore_client.trainers.leaves import Word, restored, stored
 
 _log = logging.getLogger(__name__)
 _SCHEME = "ckpt://"
 
 
 class RunFolder:
-    def __init__(self, folder: str, *, store: Store | None, pickle: bool, on_busy: OnBusy, incremental: bool) -> None:
+    def __init__(
+        self, folder: str, *, store: Store | None, pickle: bool, on_busy: OnBusy, incremental: bool, words: Sequence[Word] = ()
+    ) -> None:
+        """`words`: for types of leaves that only this trainer has."""
         self.path = check_path(folder, operation="use folder")
         self._given = store
         self._pickle = pickle
         self._on_busy: OnBusy = on_busy
         self._incremental = incremental
+        self._words = words
         self._pending: list[PendingCheckpoint] = []
         self._last: PendingCheckpoint | None = None
         self._removals: list[_Removal] = []
@@ -69,7 +73,7 @@ class RunFolder:
         ranks: dict[str, Any] = {"rank": 0, "world_size": 1} if alone else {}
         pending = self.store.save(
             path,
-            stored(state, with_pickle=self._pickle),
+            stored(state, with_pickle=self._pickle, words=self._words),
             replace=True,
             on_busy=self._on_busy,
             incremental=self._incremental,
@@ -84,7 +88,8 @@ class RunFolder:
     def load(self, path: str, *, only: str | Sequence[str] | None = None, rank: int = 0) -> Any:
         """What a rank saved, or a part of it ("model/*"). New tensors on the CPU."""
         self.copied()
-        return restored(self.store.load(path, only=only, rank=rank), with_pickle=self._pickle, place=path)
+        loaded = self.store.load(path, only=only, rank=rank)
+        return restored(loaded, with_pickle=self._pickle, place=path, words=self._words)
 
     def copied(self) -> None:
         """Wait until nothing reads the trainer's tensors: before they are changed by other means than a guarding optimizer's step."""

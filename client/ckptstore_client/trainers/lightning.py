@@ -2,7 +2,7 @@
 
 The hook is Lightning's own `CheckpointIO` plugin: every checkpoint that a strategy writes as one file goes through it, whoever asked for
 it (`ModelCheckpoint`, `OnExceptionCheckpoint`, `trainer.save_checkpoint`), and so does every `ckpt_path` that is loaded. Sharded
-checkpoints of `FSDPStrategy` and `ModelParallelStrategy` do not.
+checkpoints of `FSDPStrategy` and `ModelParallelStrategy` do not: `lightning_sharded` is for these.
 
 A checkpoint keeps the last part of the name that Lightning gives it: `<dirpath>/epoch=0-step=40.ckpt` is
 `/runs/gpt/epoch=0-step=40.ckpt`. Lightning has two packages with the same classes: this module is for `pytorch_lightning` if that, and
@@ -28,8 +28,9 @@ from ckptstore_client.trainers.folder import RunFolder
 from ckptstore_client.trainers.random_states import random_states, set_random_states
 
 _USES_OLD_NAME = find_spec("lightning") is None or ("pytorch_lightning" in sys.modules and "lightning" not in sys.modules)
+PYTORCH_PACKAGE = "pytorch_lightning" if _USES_OLD_NAME else "lightning.pytorch"
 _CheckpointIO: Any = import_module("lightning_fabric.plugins" if _USES_OLD_NAME else "lightning.fabric.plugins").CheckpointIO
-_Callback: Any = import_module("pytorch_lightning" if _USES_OLD_NAME else "lightning.pytorch").Callback
+_Callback: Any = import_module(PYTORCH_PACKAGE).Callback
 _Path = str | PathLike[str]
 
 
@@ -63,7 +64,7 @@ class StoreCheckpointIO(_CheckpointIO):  # type: ignore[misc]
             raise InvalidInput("storage_options mean nothing here", operation="save", subject=str(path), hint="leave them out")
         guard = self._guard() if callable(self._guard) else self._guard
         place = self.folder.path_of(fspath(path))
-        self.folder.save(place, checkpoint, guard=guard, alone=True, step=checkpoint.get("global_step"), metadata=_numbers(checkpoint))
+        self.folder.save(place, checkpoint, guard=guard, alone=True, step=checkpoint.get("global_step"), metadata=numbers_of(checkpoint))
 
     def load_checkpoint(self, path: _Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """On the CPU; `map_location` is Lightning's to carry out. There is no pickle in it unless `pickle` was asked for."""
@@ -78,7 +79,7 @@ class StoreCheckpointIO(_CheckpointIO):  # type: ignore[misc]
         self.folder.finish()
 
 
-def _numbers(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def numbers_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What `ls` and policies may sort by: the epoch, and what a ModelCheckpoint watches."""
     found: dict[str, Any] = {"epoch": checkpoint["epoch"]} if "epoch" in checkpoint else {}
     for state in checkpoint.get("callbacks", {}).values():

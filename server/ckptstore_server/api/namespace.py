@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from ckptstore.tag_messages import Tag
 from ckptstore.wire import EntryInfo, EntryPage, FilePage, Move, Moved, PublicationInfo, Removed, Text, Usage
 from ckptstore_server.api.dependencies import TheServices, bounded_wait, check_id
 
@@ -65,3 +66,12 @@ async def move(services: TheServices, message: Move) -> Moved:
     await services.deletion.soon()
     await services.models.arrived(moved.moved)
     return moved
+
+
+@router.post("/entries/tag")
+async def tag(services: TheServices, message: Tag) -> PublicationInfo:
+    """Say something else about what is published, in one transaction."""
+    tagged = await services.namespace.tag(message)
+    await services.changes.told()
+    await services.publisher.soon()  # a catalog that is lost right after this comes back with it
+    return tagged

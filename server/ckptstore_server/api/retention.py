@@ -9,7 +9,6 @@ from ckptstore.retention_messages import (
     HoldList,
     HoldPath,
     Restored,
-    RetentionInfo,
     RetentionList,
     RetentionPlan,
     SetRetention,
@@ -34,8 +33,9 @@ async def kept(services: TheServices) -> RetentionList:
 
 
 @router.delete("/retention")
-async def keep_everything(services: TheServices, path: Text) -> RetentionInfo:
-    return await services.keeper.clear(path)
+async def keep_everything(services: TheServices, path: Text, tier: Text | None = None) -> RetentionList:
+    """Forget a folder's policies, or those of one tier; `tier` empty: those of all tiers that have none of their own."""
+    return await services.keeper.clear(path, tier)
 
 
 @router.post("/holds")
