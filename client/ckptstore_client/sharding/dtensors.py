@@ -129,7 +129,7 @@ def wanted_box(value: Any) -> tuple[Box, tuple[int, ...], torch.Tensor]:
     return Box(tuple(chunk.offsets), tuple(chunk.sizes)), tuple(value.shape), local.detach()
 
 
-def is_unreplicated(value: DTensor) -> bool:
-    """Whether no other rank holds the same elements of it."""
+def is_unreplicated(value: Any) -> bool:
+    """Whether no other rank holds the same elements of a DTensor."""
     mesh = value.device_mesh
     return all(mesh.size(i) == 1 or not isinstance(placement, Replicate) for i, placement in enumerate(value.placements))

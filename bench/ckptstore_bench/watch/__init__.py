@@ -1,0 +1,1 @@
+"""`ckptstore bench watch`: how soon does a process that watches a folder hold the weights that were just published there?"""

@@ -1,0 +1,51 @@
+"""`ckptstore bench dcp` and `bench watch` as an operator calls them, with tiny states: every measure is there, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PROGRAM = Path(sys.executable).with_name("ckptstore")
+
+
+def bench(tmp_path: Path, command: str, *arguments: str) -> dict[str, Any]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CKPTSTORE_")}
+    out, scratch = tmp_path / "report.json", tmp_path / "scratch"
+    whole = [PROGRAM, "bench", command, "--folder", scratch, "--json", out, *arguments]
+    done = subprocess.run(whole, env=inherited, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not scratch.exists()
+    report: dict[str, Any] = json.loads(out.read_text("utf-8"))
+    return report
+
+
+def bounds(report: dict[str, Any]) -> dict[str, float]:
+    assert all(len(figure["values"]) == report["rounds"] for figure in report["figures"])
+    return {figure["name"]: round(figure["bound"], 3) for figure in report["figures"]}
+
+
+def test_saves_and_loads_with_dcp_are_measured_beside_its_own_writer_and_reader(tmp_path: Path) -> None:
+    tiny = ["--size", "8MiB", "--ranks", "2", "--others", "1", "--tensors", "4", "--planned", "300", "--rounds", "1"]
+    report = bench(tmp_path, "dcp", *tiny)
+    assert bounds(report) == {
+        "dcp.stall.fs": 0.333,
+        "dcp.stall.fs-best": 1.0,
+        "dcp.durable.fs": 0.5,
+        "dcp.durable.fs-best": 0.7,
+        "dcp.load.same_ranks.fs": 0.5,
+        "dcp.load.other_ranks.fs": 0.5,
+        "dcp.plan": 500.0,
+    }
+    assert [row["way"] for row in report["tables"][0]["rows"]] == ["store", "fs", "fs-best"]
+
+
+def test_a_watcher_is_measured_from_the_publish_until_it_holds_the_weights(tmp_path: Path) -> None:
+    report = bench(tmp_path, "watch", "--size", "8MiB", "--tensors", "4", "--rounds", "2")
+    assert bounds(report) == {"watch.loaded": 0.3}
+    taken = {row["what"]: row["taken_s"] for row in report["tables"][0]["rows"]}
+    heard, held = (taken[f"from the publish until {what}"]["values"] for what in ("the watcher hears of it", "it holds the weights"))
+    assert all(0 <= told < loaded for told, loaded in zip(heard, held, strict=True))
