@@ -119,7 +119,7 @@ def _agreement(tx: Connection, asked: SnapshotRequest, token: str) -> Agreement:
 
 def _agreements(tx: Connection, asked: SnapshotRequest) -> list[Agreement]:
     counted = select(_said.token, func.count(), func.max(_said.world_size), func.max(_said.holds_at))
-    rows = tx.execute(counted.where(_said.request_id == asked.request_id).group_by(_said.token)).tuples()
+    rows = tx.execute(counted.where(_said.request_id == asked.request_id).group_by(_said.token)).all()
     return [
         Agreement(token, ranks, world_size, holds_at if ranks == world_size else None, ranks < world_size and not asked.is_open)
         for token, ranks, world_size, holds_at in rows

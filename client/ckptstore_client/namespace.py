@@ -7,16 +7,30 @@ one may have worked. Thread-safe.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from ckptstore.cache_messages import WarmLine
-from ckptstore.paths import check_folder, check_path
+from ckptstore.errors import NotFound
+from ckptstore.paths import LATEST, check_folder, check_path, parent_and_name
 from ckptstore.snapshot_messages import SnapshotInfo
 from ckptstore.tag_messages import Tag, check_tags
 from ckptstore.tree_messages import REFRESH_S, AttachmentInfo, AttachmentList, AttachStorage
 from ckptstore.watch_messages import WatchEvent
-from ckptstore.wire import EntryInfo, EntryPage, Hello, Move, Moved, PublicationInfo, Removed, Status, Usage, VerifyLine
+from ckptstore.wire import (
+    EntryInfo,
+    EntryPage,
+    FileInfo,
+    FilePage,
+    Hello,
+    Move,
+    Moved,
+    PublicationInfo,
+    Removed,
+    Status,
+    Usage,
+    VerifyLine,
+)
 from ckptstore_client.api import Api
 from ckptstore_client.connection import Connection
 from ckptstore_client.hot_cache import HotCache, followed
@@ -27,6 +41,10 @@ from ckptstore_client.watching import watch
 
 Result = TypeVar("Result")
 _PAGE = 1000
+
+
+def _file_page(route: str, after: str, api: Api) -> FilePage:
+    return api.call("GET", route, FilePage, after=after, limit=_PAGE)
 
 
 class Namespace:
@@ -122,6 +140,41 @@ class Namespace:
         check_tags(given, gone, path)
         api = self._connection.transport().api
         return api.call("POST", "entries/tag", PublicationInfo, Tag(path=path, values=given, remove=gone)).metadata
+
+    # --- publications and their files --------------------------------------------------------------------------------------------
+
+    def _resolve(self, path: str) -> PublicationInfo:
+        return self._ask(lambda api: api.call("GET", "publications", PublicationInfo, path=path))
+
+    def _find(self, path: str) -> tuple[PublicationInfo, str | None]:
+        """The publication at `path`; or the one that it lies in, and the name inside."""
+        publication, inner = path, ""
+        while True:
+            try:
+                return self._resolve(publication), inner or None
+            except NotFound as error:
+                publication, name = parent_and_name(publication)
+                if publication == "/" or name == LATEST:
+                    raise NotFound("nothing is published there", operation="get", subject=path) from error
+                inner = f"{name}/{inner}" if inner else name
+
+    def _file(self, publication: PublicationInfo, name: str) -> FileInfo:
+        page = self._ask(lambda api: api.call("GET", f"publications/{publication.publication_id}/files", FilePage, name=name))
+        for file in page.files:
+            if file.name == name:
+                return file
+        raise NotFound(f"the {publication.kind} has no file {name!r}", operation="read", subject=publication.path)
+
+    def _object(self, object_id: str) -> FileInfo:
+        return self._ask(lambda api: api.call("GET", f"objects/{object_id}", FileInfo))
+
+    def _files(self, publication: PublicationInfo) -> Iterator[FileInfo]:
+        after: str | None = ""
+        while after is not None:
+            route = f"publications/{publication.publication_id}/files"
+            page = self._ask(partial(_file_page, route, after))
+            yield from page.files
+            after = page.after
 
     # --- storage of others -------------------------------------------------------------------------------------------------------
 

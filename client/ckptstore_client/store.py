@@ -13,21 +13,20 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptstore.durability import is_as_safe_as
 from ckptstore.errors import InvalidInput, NotFound
 from ckptstore.manifest import part_file_name
-from ckptstore.paths import INDEX_NAME, LATEST, SHARDS_NAME, check_folder, check_path, parent_and_name
+from ckptstore.paths import INDEX_NAME, LATEST, SHARDS_NAME, check_folder, check_path
 from ckptstore.wire import (
     LONG_POLL_S,
     FileInfo,
-    FilePage,
     Hello,
     Message,
     PublicationInfo,
@@ -53,8 +52,17 @@ from ckptstore_client.waiting import SNAPSHOT, not_yet
 from ckptstore_client.whole_copy import write_whole
 from ckptstore_client.whole_file import NOT_IN_MEMORY, whole_file
 
+if TYPE_CHECKING:
+    from ckptstore_client.inspecting.comparing import Comparison
+
 Answer = TypeVar("Answer", bound=Message)
-_PAGE = 1000
+
+
+def _refuse_files(found: PublicationInfo, operation: str, path: str) -> None:
+    if found.kind != "checkpoint":
+        why = f"it is a {found.kind} of files that were put, not a checkpoint that was saved"
+        hint = f"fetch it with get, or read it as what it is, at ckpt://{found.path}"
+        raise InvalidInput(why, operation=operation, subject=path, hint=hint)
 
 
 def _call(method: str, route: str, answer: type[Answer], api: Api, **params: Any) -> Answer:
@@ -246,10 +254,7 @@ class Store(Namespace):
         if mmap and into is not None:
             raise InvalidInput("mmap makes new tensors; into fills existing ones", operation="load", subject=path, hint="leave one out")
         publication = self._resolve_for_all(path) if path.endswith(f"/{LATEST}") else self._resolve(path)
-        if publication.kind != "checkpoint":
-            why = f"it is a {publication.kind} of files that were put, not a checkpoint that was saved"
-            hint = f"fetch it with get, or read it as what it is, at ckpt://{publication.path}"
-            raise InvalidInput(why, operation="load", subject=path, hint=hint)
+        _refuse_files(publication, "load", path)
         if is_sharded(publication) or (publication.world_size == 1 and (shards is not None or holds_dtensors(into))):
             share = share_of(publication, rank, shards, per_rank)
             with self._open_sharded(publication, share, shared) as checkpoint:
@@ -282,15 +287,17 @@ class Store(Namespace):
     def open_tensors(self, path: str, *, rank: int | None = None) -> ShardedCheckpoint:
         """A checkpoint to look at its tensors, whole ones by name; the caller closes it. `rank`: where each saved a state of its own."""
         publication = self._resolve(check_path(path, operation="look into checkpoint", latest_allowed=True))
-        if publication.kind != "checkpoint":
-            why = f"it is a {publication.kind} of files that were put, not a checkpoint that was saved"
-            raise InvalidInput(why, operation="look into checkpoint", subject=path)
-        if rank is not None and not 0 <= rank < publication.world_size:
-            why = f"rank {rank} is outside the {publication.world_size} ranks that saved it"
-            raise InvalidInput(why, operation="look into checkpoint", subject=path)
+        _refuse_files(publication, "look into checkpoint", path)
+        rank = None if rank is None else rank_to_load(publication.path, publication.world_size, rank)
         open_file = partial(self._open, path=publication.path, operation="look into checkpoint")
         find = partial(self._file, publication)
         return self._indexes.open(publication, find, open_file, lambda i: open_file(self._object(i)), part_of=rank)
+
+    def diff(self, before: str, after: str, *, only: str | Sequence[str] | None = None, rank: int | None = None) -> Comparison:
+        """Which tensors differ between two checkpoints, and by how much; equal ones are mostly known to be so without reading them."""
+        from ckptstore_client.inspecting.comparing import compare
+
+        return compare(self, before, after, only, rank=rank)
 
     def _open_sharded(self, publication: PublicationInfo, share: Share, shared: bool | None) -> ShardedCheckpoint:
         """Other ranks' files are read as other processes of this node may read them, too; its own is not."""
@@ -342,42 +349,9 @@ class Store(Namespace):
     def _open(self, file: FileInfo, path: str, operation: str, *, shared: bool = False) -> VerifiedObject:
         return VerifiedObject(file, self._connection.transport(), operation=operation, path=path, shared=shared)
 
-    def _resolve(self, path: str) -> PublicationInfo:
-        return self._ask(lambda api: api.call("GET", "publications", PublicationInfo, path=path))
-
     def _resolve_for_all(self, path: str) -> PublicationInfo:
         found = resolved_together(lambda: self._resolve(path).publication_id)
         return self._ask(lambda api: api.call("GET", f"publications/{found}", PublicationInfo))
-
-    def _find(self, path: str) -> tuple[PublicationInfo, str | None]:
-        """The publication at `path`; or the one that it lies in, and the name inside."""
-        publication, inner = path, ""
-        while True:
-            try:
-                return self._resolve(publication), inner or None
-            except NotFound as error:
-                publication, name = parent_and_name(publication)
-                if publication == "/" or name == LATEST:
-                    raise NotFound("nothing is published there", operation="get", subject=path) from error
-                inner = f"{name}/{inner}" if inner else name
-
-    def _file(self, publication: PublicationInfo, name: str) -> FileInfo:
-        page = self._ask(lambda api: api.call("GET", f"publications/{publication.publication_id}/files", FilePage, name=name))
-        for file in page.files:
-            if file.name == name:
-                return file
-        raise NotFound(f"the {publication.kind} has no file {name!r}", operation="read", subject=publication.path)
-
-    def _object(self, object_id: str) -> FileInfo:
-        return self._ask(lambda api: api.call("GET", f"objects/{object_id}", FileInfo))
-
-    def _files(self, publication: PublicationInfo) -> Iterator[FileInfo]:
-        after: str | None = ""
-        while after is not None:
-            route = f"publications/{publication.publication_id}/files"
-            page = self._ask(partial(_call, "GET", route, FilePage, after=after, limit=_PAGE))
-            yield from page.files
-            after = page.after
 
     # --- waiting ---------------------------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ def postgres() -> Iterator[Postgres]:
 
 class TestPostgresCatalog(
     CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract, RetentionContract, LeavingContract,
-    FingerprintsContract,
+    FingerprintsContract, SnapshotsContract, TaggingContract,
 ):
     @pytest.fixture
     def url(self, postgres: Postgres) -> str:

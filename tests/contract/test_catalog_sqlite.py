@@ -37,7 +37,7 @@ SMALL_TABLES = {"tiers", "nodes", "counters", "store", "attachments", "shallower
 
 class TestSqliteCatalog(
     CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract, RetentionContract, LeavingContract,
-    FingerprintsContract,
+    FingerprintsContract, SnapshotsContract, TaggingContract,
 ):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
