@@ -75,14 +75,22 @@ class Holder:
     def _one_life(self, successor: bool, served: int | None) -> int:
         """Start a serving process and wait until it is dead; its exit code, negative for a signal."""
         self._has_served = False
-        self._start(successor)
-        assert self._worker is not None
-        pidfd = os.pidfd_open(self._worker.pid)
+        worker = self._start(successor)
+        try:
+            if worker.poll() is None:  # else it died before it was told what is kept; and until we ask again, its pid stays its own
+                self._attend(worker, served)
+        finally:
+            self._kept.receive()
+        return worker.returncode
+
+    def _attend(self, worker: subprocess.Popen[bytes], served: int | None) -> None:
+        """Keep what it sends, until it is dead."""
+        pidfd = os.pidfd_open(worker.pid)
         poll = select.poll()
         for fd in (pidfd, self._kept.fileno(), self._wake_reader):
             poll.register(fd, select.POLLIN)
         try:
-            while self._worker.poll() is None:
+            while worker.poll() is None:
                 for fd, event in poll.poll(self._wait_ms()):
                     if fd == self._kept.fileno():
                         if event & select.POLLHUP:
@@ -95,22 +103,21 @@ class Holder:
                     elif fd == self._wake_reader:
                         os.read(self._wake_reader, 4096)
                 if self._stop_at_s is not None and time.monotonic() >= self._stop_at_s:
-                    self._worker.kill()
+                    worker.kill()
         finally:
             os.close(pidfd)
-            self._kept.receive()
-        return self._worker.returncode
 
-    def _start(self, successor: bool) -> None:
+    def _start(self, successor: bool) -> subprocess.Popen[bytes]:
         theirs = self._kept.connect()
         task = Task(self._options, self._device_fd, self._journal_fds, theirs.fileno(), successor)
         fds = (self._device_fd, *self._journal_fds, theirs.fileno())
-        self._worker = subprocess.Popen([sys.executable, "-m", "ckptstore_client.mount.worker", task.argument()], pass_fds=fds)
+        worker = self._worker = subprocess.Popen([sys.executable, "-m", "ckptstore_client.mount.worker", task.argument()], pass_fds=fds)
         theirs.close()
         try:
             self._kept.hand_over()
         except OSError:
-            self._worker.kill()
+            worker.kill()
+        return worker
 
     def _wait_ms(self) -> float | None:
         return None if self._stop_at_s is None else max(0.0, self._stop_at_s - time.monotonic()) * 1000
