@@ -139,7 +139,7 @@ def _rename(tx: Connection, moved: Sequence[tuple[Row[*tuple[Any, ...]], str]], 
         {"moved_id": row.publication_id, "path": path, "parent": paths.parent_and_name(path)[0], "sequence": sequence + position}
         for position, (row, path) in enumerate(moved)
     ]
-    changed = {name: bindparam(name) for name in ("path", "parent", "sequence")}
+    changed: dict[str, Any] = {name: bindparam(name) for name in ("path", "parent", "sequence")}
     tx.execute(renamed.values(**changed, published_sequence=None), rows)
 
 
