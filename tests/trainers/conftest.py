@@ -78,11 +78,11 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
     return [] if same else [place]
 
 
-def place_of(folder: Path, example: str) -> Iterator[Place]:
-    """A place where one of the examples can be run; for a fixture of a test file."""
+def place_of(folder: Path, example: str, *, scripts: Path = EXAMPLES) -> Iterator[Place]:
+    """A place where one of the examples, or another such script, can be run; for a fixture of a test file."""
     write_config(folder, tiers=[{"name": "nvme", "kind": "posix", "path": folder / "nvme"}], grace_s=0)
     environment = os.environ | {"CKPTSTORE_HOME": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(NURSERY), str(EXAMPLES / f"{example}_run.py")]
+    command = [sys.executable, str(NURSERY), str(scripts / f"{example}_run.py")]
     with DaemonProcess(folder), ckptstore.connect(home=folder, start=False) as connected, open(folder / LOG, "w") as log:
         process = subprocess.Popen(
             command, env=environment, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True

@@ -31,7 +31,6 @@ def run(folder: str, killed_at: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     register_optimizer_step_pre_hook(count)
-    os.dup2(2, 1)
     sys.argv = [SCRIPT, folder]
     runpy.run_path(SCRIPT, run_name="__main__")
 
@@ -84,11 +83,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def without_compiling() -> None:
+    """DeepSpeed would compile kernels for collectives among processes of a CPU, which takes a minute; it does without them, too."""
+    if (deepspeed := sys.modules.get("deepspeed")) is not None:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what scripts and frameworks print belongs into the log
 SCRIPT = sys.argv[1]
 runpy.run_path(SCRIPT, run_name="imports")
+without_compiling()
 importlib.import_module("ckptstore_client.local")
 for line in sys.stdin:
     asked = json.loads(line)
     count, port = asked["ranks"], free_port()
     environments = [of_torchrun(rank, count, port) if count > 1 else {} for rank in range(count)]
-    print(first_failure({forked(asked["folder"], asked["killed_at"], environment) for environment in environments}), flush=True)
+    children = {forked(asked["folder"], asked["killed_at"], environment) for environment in environments}
+    print(first_failure(children), file=answers, flush=True)
