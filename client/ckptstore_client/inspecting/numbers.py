@@ -89,7 +89,8 @@ def slabs(shape: Sequence[int], most: int) -> Iterator[Box]:
 def as_numbers(words: Array, dtype: str) -> Array:
     """Doubles; complex numbers stay complex, and integers and truth values what they are."""
     if dtype == "BF16":
-        return (words.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+            return (words.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     if dtype == "F8_E8M0":
         return np.where(words == 0xFF, np.nan, np.ldexp(1.0, words.astype(np.int32) - 127))
     if dtype in _FLOATS_OF_8_BITS:

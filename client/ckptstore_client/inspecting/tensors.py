@@ -121,11 +121,10 @@ class Running:
         self._mean = 0.0
         self._squares = 0.0
         self._nans = self._infinities = self._zeros = 0
-        self._first: tuple[float | int | bool | str, ...] | None = None
+        self._first: list[float | int | bool | str] = []
 
     def add(self, values: Array) -> None:
-        if self._first is None:
-            self._first = tuple(_plain(value) for value in values[:FIRST].tolist())
+        self._first += map(_plain, values[: FIRST - len(self._first)].tolist())
         self._zeros += int(np.count_nonzero(values == 0))
         if values.dtype.kind in "fc":
             self._nans += int(np.count_nonzero(np.isnan(values)))
@@ -156,7 +155,7 @@ class Running:
             "nans": self._nans,
             "infinities": self._infinities,
             "zeros": self._zeros,
-            "first": self._first or (),
+            "first": tuple(self._first),
         }
 
 
