@@ -13,6 +13,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The tests start hundreds of processes: what is compiled once is kept, also where the environment says otherwise.
+export PYTHONDONTWRITEBYTECODE :=
 # Debian puts the servers of a file system where the PATH of an ordinary user does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
