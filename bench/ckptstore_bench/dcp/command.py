@@ -18,7 +18,7 @@ def dcp(
     others: Annotated[int, typer.Option(min=1, max=64, help="Processes of the other job that loads; no more than save.")] = 2,
     tensors: Annotated[int, typer.Option(min=1, help="Tensors of the state.")] = 64,
     planned: Annotated[int, typer.Option(min=0, help="Tensors whose plan is timed, on one of 64 simulated ranks; 0: none.")] = 100_000,
-    rounds: RoundsOption = 5,
+    rounds: RoundsOption = 3,
     folder: FolderOption = None,
     as_json: JsonFile = None,
     report: PageFile = None,
