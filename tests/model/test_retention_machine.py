@@ -163,8 +163,8 @@ class Retention(RuleBasedStateMachine):
     def checkpoints(self) -> dict[str, Publication]:
         return {found.path: found for found in self.catalog.checkpoints(FOLDER)}
 
-    @rule(target=saved, refer=st.booleans())
-    def save(self, refer: bool) -> str:
+    @rule(target=saved, refer=st.booleans(), drained=st.booleans())
+    def save(self, refer: bool, drained: bool) -> str:
         self.number += 1
         path = f"{FOLDER}/{self.number:04}"
         bases = [self.catalog.resolve(max(self.present))] if refer and self.present else []
@@ -174,6 +174,8 @@ class Retention(RuleBasedStateMachine):
         if bases:
             self.refers[published.publication_id] = {self.saver.object_of(base) for base in bases}
         self.present[path] = published.publication_id
+        if drained:
+            self.saver.settle_all()
         return path
 
     @rule()
@@ -214,8 +216,8 @@ class Retention(RuleBasedStateMachine):
         with suppress(NotFound):
             self.catalog.clear_retention(FOLDER, tier)
 
-    @rule(lives=st.one_of(st.none(), st.integers(0, 3)))
-    def apply(self, lives: int | None) -> None:
+    @rule(lives=st.one_of(st.none(), st.integers(0, 3)), deleted=st.booleans())
+    def apply(self, lives: int | None, deleted: bool) -> None:
         before = self.checkpoints()
         keeper, node = self.keeper()
         node.lives = lives
@@ -233,6 +235,8 @@ class Retention(RuleBasedStateMachine):
             as_safe = [newer for newer in now.values() if newer.opened > found.opened and depth(newer) >= max(0, depth(found))]
             assert as_safe, f"{path} went though nothing newer was as safe"
         self._check_tiers(before, now)
+        if deleted:
+            self.saver.work_off()
         lying = {trashed.publication.publication_id for trashed in self.catalog.trashed()}
         self.trashed += sorted((path, found.publication_id) for path, found in gone.items() if found.publication_id in lying)
 
