@@ -2,7 +2,7 @@
 
     POST /v1/snapshots                                    AskSnapshot → SnapshotInfo
     GET  /v1/snapshots/{id}?until=U&timeout_s=S           SnapshotInfo       (U: answered, heard; answers then, or when it is too late)
-    GET  /v1/snapshots?path=P&token=T&after=N&timeout_s=S SnapshotRequests   (what is asked of a job, as soon as something is)
+    GET  /v1/snapshots?path=P&token=T&after=N&timeout_s=S&grace_s=G SnapshotRequests   (what is asked of a job, as soon as something is)
     POST /v1/snapshots/{id}/ranks                         RankHold → SnapshotAgreement
     GET  /v1/snapshots/{id}/agreement?token=T&timeout_s=S SnapshotAgreement  (answers early when all ranks have said how far they go)
 
@@ -21,6 +21,8 @@ from ckptstore.wire import Count, Message, Text
 
 #: How long a request waits for a job that heeds it, in seconds.
 ASKED_FOR_S = 3600.0
+#: The longest that a job can have for its last snapshot, in seconds.
+MAX_GRACE_S = 3600.0
 Token = Annotated[Text, Field(max_length=128)]
 Step = Annotated[int, Field(ge=-(1 << 62), lt=1 << 62)]
 

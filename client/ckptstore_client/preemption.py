@@ -31,7 +31,15 @@ from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 from ckptstore.errors import CkptStoreError, InvalidInput, NotFound
-from ckptstore.snapshot_messages import AskSnapshot, RankHold, SnapshotAgreement, SnapshotInfo, SnapshotRequest, SnapshotRequests
+from ckptstore.snapshot_messages import (
+    MAX_GRACE_S,
+    AskSnapshot,
+    RankHold,
+    SnapshotAgreement,
+    SnapshotInfo,
+    SnapshotRequest,
+    SnapshotRequests,
+)
 from ckptstore.wire import Message, Status
 from ckptstore_client.connection import Connection
 from ckptstore_client.pending import PendingCheckpoint
@@ -194,15 +202,25 @@ class Preemption:
         after = 0
         while not self._over.is_set() and not self._connection.closed:
             try:
-                news = self._call(
-                    "GET", "snapshots", SnapshotRequests, path=self.folder, token=self._member.token, after=after, timeout_s=FOLLOW_S
-                )
+                news = self._ask_for_news(after)
             except CkptStoreError:
                 self._over.wait(PAUSE_S)  # a daemon that is away: saves will say so
                 continue
             for request in news.requests:
                 self._agree(request)
                 after = request.number
+
+    def _ask_for_news(self, after: int) -> SnapshotRequests:
+        return self._call(
+            "GET",
+            "snapshots",
+            SnapshotRequests,
+            path=self.folder,
+            token=self._member.token,
+            after=after,
+            timeout_s=FOLLOW_S,
+            grace_s=min(self._grace_s, MAX_GRACE_S),
+        )
 
     def _agree(self, request: SnapshotRequest) -> None:
         """Until the ranks have agreed, or never will."""

@@ -100,7 +100,7 @@ class Services:
             content=Content(node, replicas, recall),
             verifier=Verifier(node, replicas, publisher),
             watching=Watching(node, changes),
-            snapshots=Snapshots(node),
+            snapshots=Snapshots(node, sessions),
             attached=attached,
             tree=tree,
             changes=changes,

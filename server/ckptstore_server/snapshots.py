@@ -1,13 +1,15 @@
 """Passing on to running jobs that somebody wants a checkpoint, their ranks' agreement among them, and what came of it to who asked.
 
 All of it is in the catalog, so jobs on several nodes hear of it, and a daemon that is started again goes on. The ranks that follow on this
-node share one look at what is open, every `LOOK_S` and when something was asked for here. On the event loop.
+node share one look at what is open, every `LOOK_S` and when something was asked for here. A signal that ends a job often is for the daemon,
+too: one that is told to end stays for the jobs that follow, as long as they have time for their last snapshot. On the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import Literal
 
 from ckptstore.catalog.model import Agreement
@@ -17,11 +19,24 @@ from ckptstore.paths import check_folder
 from ckptstore.snapshot_messages import AskSnapshot, RankHold, SnapshotAgreement, SnapshotInfo, SnapshotRequest, SnapshotRequests
 from ckptstore_server.node import Node
 from ckptstore_server.readers.changes import LOOK_S
+from ckptstore_server.sessions import Sessions
+
+#: Between two questions of a rank that follows, in seconds.
+BETWEEN_S = 2.0
+
+
+@dataclass
+class _Follower:
+    grace_s: float
+    asking: int = 0
+    heard_s: float = 0.0
 
 
 class Snapshots:
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, sessions: Sessions) -> None:
         self._node = node
+        self._sessions = sessions
+        self._followers: dict[str, _Follower] = {}
         self._catalog = node.catalog
         self._open: list[Asked] = []
         self._looked_s = float("-inf")
@@ -74,9 +89,35 @@ class Snapshots:
 
     # --- the ranks of jobs -------------------------------------------------------------------------------------------------------
 
-    async def following(self, path: str, token: str, after: int, timeout_s: float) -> SnapshotRequests:
+    async def jobs_over(self) -> None:
+        """Return when no rank on this node follows any more, or the longest that any of them may take is over."""
+        deadline = time.monotonic() + max((follower.grace_s for follower in self._present()), default=0.0)
+        while self._present() and time.monotonic() < deadline:
+            await self._node.board.heard(self._node.board.ticket(), LOOK_S)
+
+    def _present(self) -> list[_Follower]:
+        now_s = time.monotonic()
+        self._followers = {
+            session: follower
+            for session, follower in self._followers.items()
+            if self._sessions.is_open(session) and (follower.asking or now_s - follower.heard_s < BETWEEN_S)
+        }
+        return [*self._followers.values()]
+
+    async def following(
+        self, path: str, token: str, after: int, timeout_s: float, *, session: str, grace_s: float
+    ) -> SnapshotRequests:
         """What is asked of a job that saves in a folder, after the request of that number: as soon as something is."""
         path = check_folder(path, operation="follow requests")
+        follower = self._followers.setdefault(session, _Follower(grace_s))
+        follower.asking += 1
+        try:
+            return await self._following(path, token, after, timeout_s)
+        finally:
+            follower.asking -= 1
+            follower.heard_s = time.monotonic()
+
+    async def _following(self, path: str, token: str, after: int, timeout_s: float) -> SnapshotRequests:
         deadline = time.monotonic() + timeout_s
         while True:
             ticket = self._node.board.ticket()

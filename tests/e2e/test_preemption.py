@@ -146,6 +146,20 @@ def test_a_signal_is_heeded_at_the_next_safe_point_and_its_handler_goes_away_aga
     assert (notice.kept.path, notice.kept.until, notice.kept.reached) == ("/run/step-2", "pfs", True)
 
 
+def test_a_daemon_that_gets_the_signal_too_stays_for_the_last_snapshot(daemon: DaemonProcess, store: Store) -> None:
+    with store.preemption("/run", signals=(), grace_s=60) as notice:
+        store.snapshot("/run")
+        save(store, step := asked(notice, 0))  # so the daemon knows that this job follows
+        os.kill(daemon.pid, signal.SIGTERM)
+        notice.preempt("SIGTERM")
+        assert notice.wanted(step + 1)
+        save(store, step + 1)
+    assert notice.kept is not None
+    assert (notice.kept.path, notice.kept.reached) == (f"/run/step-{step + 1}", True)
+    store.close()
+    assert daemon.wait_exit() == 0
+
+
 def test_when_time_runs_out_it_says_where_the_snapshot_got(daemon: DaemonProcess, store: Store) -> None:
     pfs = daemon.home.parent / "pfs"
     pfs.rename(pfs.with_name("away"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,26 @@ def test_the_best_model_is_loaded_at_the_end_and_nothing_is_on_disk(place: Place
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 6
     assert again.state.best_model_checkpoint.startswith("/best/checkpoint-")
+
+
+def test_a_signal_stops_it_after_one_more_checkpoint(place: Place, tmp_path: Path) -> None:
+    from transformers import TrainerCallback
+
+    from ckptstore_client.trainers.huggingface import SaveWhenAsked
+
+    class Signalled(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = trainer_on(place, tmp_path, "/asked", max_steps=50, save_steps=1000)
+    asked = SaveWhenAsked(trainer, grace_s=60)
+    for callback in (asked, Signalled()):
+        trainer.add_callback(callback)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert asked.notice.kept.path == trainer.latest() == "/asked/checkpoint-3"
+    assert asked.notice.kept.reached
 
 
 def test_resuming_where_nothing_was_saved_is_refused(place: Place, tmp_path: Path) -> None:

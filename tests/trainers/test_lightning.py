@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,31 @@ def test_killed_in_the_middle_and_started_again_it_ends_as_if_nothing_had_happen
     whole, resumed, left = place.whole_and_resumed("lightning", killed_at=8)
     assert left and left[-1] < 8, "the kill left nothing to resume from"
     assert differences(whole, resumed) == []
+
+
+def test_a_signal_stops_it_after_one_more_checkpoint(place: Place, tmp_path: Path) -> None:
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    from ckptstore_client.trainers.lightning import SaveWhenAsked, StoreCheckpointIO
+
+    class Signalled(BoringModel):
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
+            if batch_idx == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().training_step(batch, batch_idx)
+
+    checkpoints = StoreCheckpointIO("/asked", store=place.store)
+    asked = SaveWhenAsked(checkpoints, grace_s=60)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(
+        plugins=[checkpoints], callbacks=[asked], max_steps=50, limit_val_batches=0, accelerator="cpu", default_root_dir=tmp_path, **quiet
+    )
+    trainer.fit(Signalled())
+    assert trainer.global_step == 3
+    assert asked.notice is not None and asked.notice.kept is not None
+    assert asked.notice.kept.path == checkpoints.latest() == "/asked/asked-step=3.ckpt"
+    assert asked.notice.kept.reached
 
 
 def fitted(place: Place, tmp_path: Path, checkpoints: str) -> Any:

@@ -20,6 +20,7 @@ from ckptstore.errors import CkptStoreError, NotFound
 from ckptstore.paths import LATEST, check_path
 from ckptstore_client.connecting import connect
 from ckptstore_client.pending import PendingCheckpoint
+from ckptstore_client.preemption import Preemption
 from ckptstore_client.process_group import resolved_together
 from ckptstore_client.saving import OnBusy
 from ckptstore_client.store import Store
@@ -47,6 +48,10 @@ class RunFolder:
     @cached_property
     def store(self) -> Store:
         return self._given or connect()
+
+    def preemption(self, **options: Any) -> Preemption:
+        """As `Store.preemption`, of this folder."""
+        return self.store.preemption(self.path, **options)
 
     def holds(self, name: object) -> bool:
         """Whether this is a path of the store: one in the folder, or one with the scheme."""

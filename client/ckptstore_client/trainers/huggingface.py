@@ -17,6 +17,7 @@ One thread, the trainer's.
 from __future__ import annotations
 
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import transformers
 
 from ckptstore.errors import InvalidInput, NotFound
 from ckptstore.retention import BestN, LatestN
+from ckptstore_client.preemption import Preemption
 from ckptstore_client.saving import OnBusy
 from ckptstore_client.store import Store
 from ckptstore_client.trainers.folder import RunFolder
@@ -234,6 +236,28 @@ class StoreCheckpoints:
 
 class StoreTrainer(StoreCheckpoints, transformers.Trainer):  # type: ignore[misc]
     """`transformers.Trainer`, with the argument `checkpoints`: a folder in the store."""
+
+
+class SaveWhenAsked(transformers.TrainerCallback):  # type: ignore[misc]
+    """`trainer.add_callback(SaveWhenAsked(trainer))`: a checkpoint for `ckptstore snapshot`, and a last one, after which training stops,
+    when the job is about to be ended. Further arguments are `Store.preemption`'s."""
+
+    def __init__(self, trainer: StoreCheckpoints, **options: Any) -> None:
+        self._folder = trainer.folder
+        self._options = options
+        self._training = ExitStack()
+        self.notice: Preemption | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.notice = self._training.enter_context(self._folder.preemption(**self._options))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.notice is not None and self.notice.wanted(state.global_step):
+            control.should_save = True
+            control.should_training_stop = control.should_training_stop or self.notice.leaving
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._training.close()
 
 
 def _refuse_other_ways(trainer: Any) -> None:

@@ -13,6 +13,7 @@ when `fit` has returned, all of them are published.
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from importlib import import_module
 from importlib.util import find_spec
 from os import PathLike, fspath
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 from ckptstore.errors import InvalidInput
+from ckptstore_client.preemption import Preemption
 from ckptstore_client.process_group import initialised
 from ckptstore_client.saving import OnBusy
 from ckptstore_client.store import Store
@@ -121,3 +123,31 @@ class RandomStates(_Callback):  # type: ignore[misc]
         if self._states is not None and batch_idx > 0:
             set_random_states(self._states)
         self._states = None
+
+
+class SaveWhenAsked(_Callback):  # type: ignore[misc]
+    """`Trainer(plugins=[checkpoints], callbacks=[SaveWhenAsked(checkpoints)])`: a checkpoint for `ckptstore snapshot`, and a last one,
+    after which training stops, when the job is about to be ended. Further arguments are `Store.preemption`'s.
+
+    The signal's handler is this one's while it trains, not Lightning's own.
+    """
+
+    def __init__(self, checkpoints: StoreCheckpointIO, **options: Any) -> None:
+        self._folder = checkpoints.folder
+        self._options = options
+        self._training = ExitStack()
+        self.notice: Preemption | None = None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.notice = self._training.enter_context(self._folder.preemption(**self._options))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.notice is not None and self.notice.wanted(trainer.global_step):
+            trainer.save_checkpoint(f"{self._folder.path}/asked-step={trainer.global_step}.ckpt")
+            trainer.should_stop = trainer.should_stop or self.notice.leaving
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._training.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._training.close()

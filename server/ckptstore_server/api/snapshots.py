@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 
-from ckptstore.snapshot_messages import AskSnapshot, RankHold, SnapshotAgreement, SnapshotInfo, SnapshotRequests
+from ckptstore.snapshot_messages import MAX_GRACE_S, AskSnapshot, RankHold, SnapshotAgreement, SnapshotInfo, SnapshotRequests
 from ckptstore.wire import Text
-from ckptstore_server.api.dependencies import TheServices, bounded_wait, check_id
+from ckptstore_server.api.dependencies import TheServices, TheSession, bounded_wait, check_id
 
 router = APIRouter(prefix="/v1/snapshots", tags=["snapshots"])
 
@@ -21,9 +21,17 @@ async def ask(services: TheServices, message: AskSnapshot) -> SnapshotInfo:
 
 @router.get("")
 async def following(
-    services: TheServices, path: Text, token: Text = "", after: Annotated[int, Query(ge=0, lt=1 << 63)] = 0, timeout_s: float = 0.0
+    services: TheServices,
+    session: TheSession,
+    path: Text,
+    token: Text = "",
+    after: Annotated[int, Query(ge=0, lt=1 << 63)] = 0,
+    grace_s: Annotated[float, Query(ge=0, le=MAX_GRACE_S)] = 0.0,
+    timeout_s: float = 0.0,
 ) -> SnapshotRequests:
-    return await services.snapshots.following(path, token, after, bounded_wait(timeout_s))
+    """Of a job's ranks: what is asked of them. A daemon that is told to end stays for them, `grace_s` at most."""
+    wait_s = bounded_wait(timeout_s)
+    return await services.snapshots.following(path, token, after, wait_s, session=session, grace_s=grace_s)
 
 
 @router.get("/{request_id}")
