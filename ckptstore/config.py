@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 from ckptstore.durations import parse_duration
 from ckptstore.errors import ConfigInvalid, InvalidInput
 from ckptstore.faults import first_faults
+from ckptstore.keep_settings import KeepSettings
 from ckptstore.paths import check_path
 from ckptstore.sockets import socket_path
 
@@ -195,6 +196,7 @@ class Settings(BaseSettings):
     cache: CacheSettings = Field(default_factory=CacheSettings)
     hugging_face: HuggingFaceSettings = Field(default_factory=HuggingFaceSettings)
     tiers: tuple[TierSettings, ...] = Field((), description="empty: one NVMe tier under the home")
+    keep: tuple[KeepSettings, ...] = Field((), description="what is kept of folders' checkpoints, besides what the catalog knows")
     catalog_url: str | None = Field(
         None, description="sqlite:////path or postgresql://…; unset: SQLite under the home", examples=["postgresql://user@host/ckptstore"]
     )
@@ -224,6 +226,10 @@ class Settings(BaseSettings):
             raise ValueError(f"two tiers have the same name: {', '.join(names)}")
         if not any(tier.durable for tier in self.effective_tiers):
             raise ValueError("no tier is durable: nothing could ever be published")
+        durable = ["", *(tier.name for tier in self.effective_tiers if tier.durable)]
+        for kept in self.keep:
+            for name in {kept.tier, kept.safe_in}.difference(durable):
+                raise ValueError(f"keep {kept.folder}: there is no durable tier {name!r}")
         if self.listen is not None:
             host, _, port = self.listen.rpartition(":")
             if not host or not port.isdigit() or not 0 <= int(port) <= 65535:

@@ -58,6 +58,17 @@ class Keeper:
         others = [said for said in await self._node.query(self._catalog.retentions, retention.path) if said.tier != retention.tier]
         return await self._plan(retention.path, [*others, retention])
 
+    async def set_configured(self) -> None:
+        """At start: what the configuration says of folders holds, in place of what was said of them before.
+
+        It is carried out before anything is drained: after a rebuild everything waits for that, also what no tier wants.
+        """
+        for kept in self._node.settings.keep:
+            wanted = Retention(kept.folder, write_policies(kept.parsed), kept.tier, kept.safe_in, kept.trash)
+            await self._node.query(self._catalog.set_retention, wanted)
+        if self._node.settings.keep:
+            await self.apply()
+
     async def _plan(self, path: str, said: Sequence[Retention]) -> RetentionPlan:
         judgement = await self._judging.folder(path, said)
         by_tier = any(one.tier for one in said)

@@ -22,7 +22,8 @@ from ckptstore.config import (
     read_settings,
 )
 from ckptstore.errors import ConfigInvalid
-from ckptstore_client.cli.config_template import EXAMPLE_TIERS, as_toml, fields, round_size, template, toml
+from ckptstore.retention import EveryNSteps, LatestN
+from ckptstore_client.cli.config_template import EXAMPLE_KEEP, EXAMPLE_TIERS, as_toml, fields, round_size, template, toml
 from ckptstore_tiers.s3_options import S3Options
 
 
@@ -170,12 +171,29 @@ def test_the_whole_template_switched_on_is_valid(tmp_path: Path) -> None:
     settings = read_settings(written(tmp_path, settings_lines(template())))
     assert settings.listen == "127.0.0.1:8900"
     assert len(settings.tiers) == 3
+    assert [(kept.folder, kept.parsed) for kept in settings.keep] == [("/runs/gpt", (LatestN(n=3), EveryNSteps(steps=1000)))]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('policies = "newest:3"', "newest:3"),
+        ('policies = ""', "between 1 and"),
+        ('policies = "latest:3"\ntier = "tape"', "'tape'"),
+        ('policies = "latest:3"\nsafe_in = "tape"', "'tape'"),
+        ('policies = "latest:3"\ntrash = "soon"', "soon"),
+    ],
+)
+def test_what_is_kept_is_checked_before_a_daemon_starts(tmp_path: Path, line: str, fault: str) -> None:
+    with pytest.raises(ConfigInvalid, match=fault):
+        read_settings(written(tmp_path, f'[[keep]]\nfolder = "/runs/gpt"\n{line}\n'))
 
 
 def test_what_config_show_prints_gives_the_same_settings_again(tmp_path: Path) -> None:
-    settings = read_settings(written(tmp_path, "grace_s = 7\n" + settings_lines(EXAMPLE_TIERS)))
+    settings = read_settings(written(tmp_path, "grace_s = 7\n" + settings_lines(EXAMPLE_TIERS + EXAMPLE_KEEP)))
     again = read_settings(written(tmp_path, as_toml(settings)))
     assert (again.tiers, again.grace_s, again.memory, again.home) == (settings.tiers, 7.0, settings.memory, settings.home)
+    assert again.keep == settings.keep
 
 
 def test_config_show_tells_no_secret(tmp_path: Path) -> None:

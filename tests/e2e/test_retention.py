@@ -199,12 +199,26 @@ def test_each_tier_keeps_what_its_own_policies_want(home: Path, daemon: DaemonPr
         store.wait("/run/step-5", "pfs", timeout_s=60)
 
 
-def test_a_catalog_that_is_lost_comes_back_with_what_only_one_tier_keeps(home: Path) -> None:
+KEPT = """
+[[keep]]
+folder = "/run"
+tier = "nvme"
+policies = "latest:9"
+
+[[keep]]
+folder = "/run"
+tier = "pfs"
+policies = ["every-steps:2"]
+"""
+
+
+def test_what_only_one_tier_keeps_comes_back_after_the_catalog_is_lost_with_the_configured_policies(home: Path) -> None:
+    with open(home / "config.toml", "a", encoding="utf-8") as config:
+        config.write(KEPT)
     daemon = DaemonProcess(home)
     daemon.turn_s = 0.2
     with daemon, connect(home=home, start=False) as store:
-        store.retention.keep("/run", "latest:9", tier="nvme")
-        store.retention.keep("/run", "every-steps:2", tier="pfs")
+        assert [(said.tier, str(*said.policies)) for said in store.retention.folders()] == [("nvme", "latest:9"), ("pfs", "every-steps:2")]
         save(store, 2)
         for step in (3, 4, 5):
             store.save(f"/run/step-{step}", {"w": np.full(1000, step)}, step=step, rank=0, world_size=1).wait("nvme", timeout_s=60)
@@ -216,8 +230,11 @@ def test_a_catalog_that_is_lost_comes_back_with_what_only_one_tier_keeps(home: P
     assert run_rebuild(home) == 0
     with daemon.start(), connect(home=home, start=False) as store:
         assert steps(store) == [2, 3, 4, 5]
-        store.wait("/run/step-5", "pfs", timeout_s=60)
+        assert len(store.retention.folders()) == 2
+        until("the tiers are as they were", lambda: lies_in(home, "pfs") == [2, 4])
         assert store.load("/run/step-3")["w"][0] == 3
+        with pytest.raises(errors.InvalidInput, match="never comes there"):
+            store.wait("/run/step-5", "pfs", timeout_s=60)
 
 
 def test_the_command_line_keeps_holds_and_brings_back(home: Path, daemon: DaemonProcess) -> None:

@@ -27,6 +27,13 @@ from ckptstore.config import (
 )
 from ckptstore.durations import parse_duration
 
+EXAMPLE_KEEP = """\
+# What stays of a folder's checkpoints, or in one tier of it; `ckptstore keep` says it, too.
+#[[keep]]
+#folder = "/runs/gpt"
+#policies = "latest:3 every-steps:1000"
+"""
+
 EXAMPLE_TIERS = """\
 # Three tiers, as a training cluster has them. The order is the order of the tiers: from fastest to most durable.
 #[[tiers]]
@@ -124,7 +131,7 @@ def template() -> str:
         *(f"#   {setting.name}: {_reason(setting)}" for setting in fields(TierSettings)),
         "#",
     ]
-    return "\n".join(lines) + "\n" + EXAMPLE_TIERS
+    return "\n".join(lines) + "\n" + EXAMPLE_TIERS + "\n" + EXAMPLE_KEEP
 
 
 def toml(value: Any) -> str:
@@ -142,6 +149,7 @@ def as_toml(settings: Settings) -> str:
     if settings.token is not None:
         document["token"] = "(set)"
     document["tiers"] = [tier.model_dump(mode="json", exclude_none=True) for tier in settings.effective_tiers]
+    document["keep"] = [kept.model_dump(mode="json") for kept in settings.keep]
     document["catalog_url"] = shown_url(settings.effective_catalog_url)
     return tomlkit.dumps(document)
 
