@@ -2,7 +2,8 @@
 
 Start, in order: the home and its lock (a second daemon is refused by name), the catalog, the tiers (a root of another store is refused,
 a tier that does not answer is not), attempts that died with the last daemon are aborted and interrupted publishes finished, then the
-sockets. Stop: no new saves, what was handed over is stored, drains stay in the catalog for the next daemon.
+sockets. Stop, for SIGTERM when the jobs here have taken their last snapshots: no new saves, what was handed over is stored, drains stay in
+the catalog for the next daemon.
 """
 
 from __future__ import annotations
@@ -119,6 +120,7 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
+        self._ending: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         lock = lock_home(self._settings.home)
@@ -137,14 +139,13 @@ class Daemon:
         services = Services.build(node, self._stop.set)
         lost = await node.query(node.catalog.abandon, node.node_id, "the daemon that held its snapshot was restarted")
         services.attempts.ended(lost)
-        await services.keeper.set_configured()
         await services.publisher.resume()
         upkeep = Upkeep(services)
         await node.run(node.upkeep_executor, services.cache.start)
         upkeep.start()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGINT, self._stop.set)
+        loop.add_signal_handler(signal.SIGTERM, self._told_to_end, services)
         lending = Lending(node, services.sessions, services.attempts, services.replicas, CopyLending(services.cache, loop), loop)
         descriptors = DescriptorServer(self._settings.fd_socket, lending)
         servers = [(server, asyncio.create_task(server.serve())) for server in self._http_servers(services)]
@@ -166,6 +167,14 @@ class Daemon:
             await asyncio.to_thread(services.cache.close)
             await asyncio.to_thread(services.attached.close)
             self._settings.api_socket.unlink(missing_ok=True)
+
+    def _told_to_end(self, services: Services) -> None:
+        """By a signal that the jobs of this node may have got as well: they take their last snapshot first. The second time, at once."""
+        if self._ending is not None:
+            self._stop.set()
+        else:
+            self._ending = asyncio.create_task(services.snapshots.jobs_over())
+            self._ending.add_done_callback(lambda _: self._stop.set())
 
     async def _open_tiers(self, node: Node) -> None:
         """A wrong root stops the start; a tier that is down does not."""
