@@ -156,8 +156,7 @@ class Store(Namespace):
             raise InvalidInput(f"on_busy is 'wait', 'skip' or 'fail', not {on_busy!r:.80}", operation="save", subject=path)
         metadata = checked_metadata(metadata, operation="save", path=path)
         wanted = (expect,) if isinstance(expect, str) else tuple(expect)
-        step = checked_step(step, path)
-        request = SaveRequest(path, step, bool(replace), metadata, on_busy, bool(incremental), shards, wanted, bool(behind))
+        request = SaveRequest(path, checked_step(step, path), bool(replace), metadata, on_busy, bool(incremental), shards, wanted, behind)
         self._newest = self._pending(path, self._saver.save(request, state, rank, world_size, guard))
         return self._newest
 

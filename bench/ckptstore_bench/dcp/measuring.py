@@ -77,8 +77,7 @@ def running(workspace: Workspace, wanted: Wanted, count: int) -> Iterator[Job]:
 
 def measure(wanted: Wanted, workspace: Workspace, steps: Steps) -> Results:
     results = Results()
-    sizes = {"load, same ranks": wanted.ranks, "load, other ranks": wanted.others}
-    steps.plan((wanted.rounds + 1) * len(WAYS) + len(sizes) * wanted.rounds * len(WAYS) + 1)
+    steps.plan((3 * wanted.rounds + 1) * len(WAYS) + 1)
     with running(workspace, wanted, wanted.ranks) as job:
         for turn in range(wanted.rounds + 1):
             for way in _in_turn(turn):
@@ -88,20 +87,25 @@ def measure(wanted: Wanted, workspace: Workspace, steps: Steps) -> Results:
                     _remove(workspace, way, turn - 1)
                     for name, seconds in taken.items():
                         results.seconds[name][way].append(seconds)
-    for name, count in sizes.items():
-        with running(workspace, wanted, count) as job:
-            for turn in range(wanted.rounds):
-                for way in _in_turn(turn):
-                    steps.next(f"{name}: {way}")
-                    _make_cold(workspace)
-                    job.ask(do="connect")
-                    results.seconds[name][way].append(job.ask(do="load", way=way, turn=wanted.rounds)["load"])
+        _load(job, "load, same ranks", wanted, workspace, results, steps)
+    with running(workspace, wanted, wanted.others) as job:
+        _load(job, "load, other ranks", wanted, workspace, results, steps)
     steps.next("planning")
     if wanted.planned:
         from ckptstore_bench.dcp.planning import plan_seconds
 
         results.plan_s = plan_seconds(wanted.planned, wanted.rounds)
     return results
+
+
+def _load(job: Job, name: str, wanted: Wanted, workspace: Workspace, results: Results, steps: Steps) -> None:
+    """What was saved last, with each way in turn, cold each time."""
+    for turn in range(wanted.rounds):
+        for way in _in_turn(turn):
+            steps.next(f"{name}: {way}")
+            _make_cold(workspace)
+            job.ask(do="connect")
+            results.seconds[name][way].append(job.ask(do="load", way=way, turn=wanted.rounds)["load"])
 
 
 def _in_turn(turn: int) -> list[str]:
