@@ -199,6 +199,24 @@ def test_each_tier_keeps_what_its_own_policies_want(home: Path, daemon: DaemonPr
         store.wait("/run/step-5", "pfs", timeout_s=60)
 
 
+@pytest.mark.parametrize("point", ["retention.before_leaving", "retention.after_leaving", "delete.before_delete_record"])
+def test_a_daemon_that_dies_while_something_leaves_a_tier_loses_nothing_and_finishes(home: Path, point: str) -> None:
+    daemon = DaemonProcess(home, failpoints=f"{point}=kill@2")
+    daemon.turn_s = 0.2
+    with daemon:
+        with connect(home=home, start=False) as store:
+            save(store, 1, 2, 3)
+            store.retention.keep("/run", "latest:1", tier="nvme")
+            assert daemon.wait_exit() is not None, "it has died"
+        assert daemon.was_killed
+        daemon.failpoints = ""
+        daemon.start()
+        with connect(home=home, start=False) as store:
+            until("the others have left", lambda: lies_in(home, "nvme") == [3] and recorded_in(home, "nvme") == 1)
+            assert [store.load(f"/run/step-{step}")["w"][0] for step in (1, 2, 3)] == [1, 2, 3]
+            assert [line for line in store.verify("/") if line.problem] == []
+
+
 KEPT = """
 [[keep]]
 folder = "/run"
