@@ -61,6 +61,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo 'make: installing into $(VENV) (some minutes the first time)' >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@# Its own dependencies bring wandb and tensorboard, and hold datasets back; what its checkpointer needs is in [test].
+	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --no-deps torchtitan==0.3.0
 	@touch $@
 
 debian:
