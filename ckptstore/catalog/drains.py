@@ -27,7 +27,7 @@ from ckptstore.catalog.model import (
     record_key,
     tombstone_key,
 )
-from ckptstore.catalog.references import References
+from ckptstore.catalog.references import References, needed_ids
 from ckptstore.catalog.replicas import objects_lacking
 from ckptstore.catalog.schema import attempts, chores, drains, now_s, objects, owed_records, publications, replicas, tier_commits, unkept
 from ckptstore.catalog.views import deepest, durabilities, file_columns, publication_row, read_publication, stored_file
@@ -49,6 +49,19 @@ class Drains(References):
             return found
 
         return self._db.read("list drains", work, tier)
+
+    def drain_first(self, publication_id: str) -> Publication:
+        """What of it, and of what it refers to, waits to be drained goes before all else, into every tier and on every node."""
+
+        def work(tx: Connection) -> Publication:
+            found = publication_row(tx, publication_id)
+            if found is None:
+                raise NotFound("no such publication is known", operation="drain first", subject=publication_id)
+            waiting = update(drains).where(drains.c.object_id.in_(needed_ids([publication_id])))
+            tx.execute(waiting.values(opened=0, due_s=now_s()))
+            return read_publication(tx, found, self._tiers)
+
+        return self._db.write("drain first", work, publication_id)
 
     def drain_failed(self, object_id: str, tier: str, error: str, retry_in_s: float) -> None:
         """Try the drain again later."""

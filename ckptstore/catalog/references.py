@@ -48,7 +48,7 @@ ENDED = ("deleted", "remains")
 
 def needed(publication_ids: Iterable[str]) -> ColumnElement[bool]:
     """Condition on `objects`: one of these publications, or attempts, owns it or refers to it."""
-    return objects.c.object_id.in_(_needed_ids(list(publication_ids)))
+    return objects.c.object_id.in_(needed_ids(list(publication_ids)))
 
 
 def needed_objects(publication_id: str) -> Join:
@@ -57,11 +57,11 @@ def needed_objects(publication_id: str) -> Join:
     Joined to the ids, not filtered by them as `needed` does: of IN with a subquery SQLite guesses the number of ids, and where its
     statistics are those of a young store it reads all objects rather than looking so many up, also when they have become a million.
     """
-    ids = _needed_ids([publication_id]).subquery()
+    ids = needed_ids([publication_id]).subquery()
     return ids.join(objects, objects.c.object_id == ids.c.object_id)
 
 
-def _needed_ids(ids: list[str]) -> CompoundSelect[Any]:
+def needed_ids(ids: list[str]) -> CompoundSelect[Any]:
     own = objects.alias("own")
     return union(
         select(own.c.object_id).where(own.c.attempt_id.in_(ids)),

@@ -40,7 +40,7 @@ from ckptstore.snapshot_messages import (
     SnapshotRequest,
     SnapshotRequests,
 )
-from ckptstore.wire import Message, Status
+from ckptstore.wire import Message, PublicationInfo, Status
 from ckptstore_client.connection import Connection
 from ckptstore_client.pending import PendingCheckpoint
 from ckptstore_client.process_group import Membership
@@ -167,14 +167,16 @@ class Preemption:
         """Wait for the last snapshot as long as there is time, and tell where it got."""
         assert self._noticed is not None
         reason, noticed_s = self._noticed
-        pending, left_s = self._newest(), max(0.0, noticed_s + self._grace_s - time.monotonic())
+        pending, deadline_s = self._newest(), noticed_s + self._grace_s
         if pending is None or pending is self._before:
             if self._member.rank == 0:  # where one rank has the whole state, it saves for the others
                 _log.warning("%s: no snapshot was taken", reason)
             return Kept(None, self._until, False, (), "nothing was saved after the notice")
         why = ""
         try:
-            pending.wait(self._until, timeout_s=left_s)
+            pending.wait_published(timeout_s=max(0.0, deadline_s - time.monotonic()))
+            self._drain_first(pending)
+            pending.wait(self._until, timeout_s=max(0.0, deadline_s - time.monotonic()))
         except CkptStoreError as error:
             why = str(error)
         durability: tuple[str, ...] = ()
@@ -183,6 +185,12 @@ class Preemption:
         where = ", ".join(durability) or "no durable tier"
         _log.log(logging.WARNING if why else logging.INFO, "%s: %s is in %s%s", reason, pending.path, where, why and f" ({why})")
         return Kept(pending.path, self._until, not why, durability, why)
+
+    def _drain_first(self, pending: PendingCheckpoint) -> None:
+        """Older checkpoints that still wait to be drained are of less use now. Without this it only comes after them."""
+        if self._member.rank == 0:
+            with contextlib.suppress(CkptStoreError):
+                self._call("POST", f"publications/{pending.attempt_id}/drain-first", PublicationInfo)
 
     # --- threads -----------------------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,11 @@ class Namespace:
 
         return publication_info(await self._node.settled(look, is_there, timeout_s))
 
+    async def drain_first(self, publication_id: str) -> PublicationInfo:
+        found = await self._node.query(self._node.catalog.drain_first, publication_id)
+        self._node.board.announce()
+        return publication_info(found)
+
     async def files(self, publication_id: str, *, rank: int | None, name: str | None, after: str, limit: int) -> FilePage:
         files = self._node.catalog.files
         page = await self._node.query(files, publication_id, rank=rank, name=name, after=after, limit=limit)

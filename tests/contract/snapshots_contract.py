@@ -61,6 +61,18 @@ class SnapshotsContract:
         late = catalog.hold_rank(asked.request_id, JOB, 1, 2, 11)
         assert (late.ranks, late.at_step, late.closed) == (1, None, True)
 
+    def test_what_is_to_be_drained_first_goes_before_what_was_opened_earlier(self, saver: Saver, catalog: Catalog) -> None:
+        earlier, base = saver.save("/run/1"), saver.save("/run/2")
+        last = saver.save_referring("/run/3", base)
+        first = {drain.publication_id for drain in catalog.pending_drains("pfs", limit=1)}
+        assert first == {earlier.publication_id}
+        assert catalog.drain_first(last.publication_id).path == "/run/3"
+        wanted = [drain.publication_id for drain in catalog.pending_drains("pfs", limit=9)]
+        assert {*wanted[:2]} == {base.publication_id, last.publication_id}
+        assert wanted[2:] == [earlier.publication_id]
+        with pytest.raises(NotFound):
+            catalog.drain_first("0" * 32)
+
     def test_what_makes_no_sense_is_refused(self, catalog: Catalog) -> None:
         asked = catalog.ask_for_snapshot("/run", "", for_s=60.0)
         catalog.hold_rank(asked.request_id, JOB, 0, 2, 10)

@@ -32,7 +32,9 @@ from tests.contract.snapshots_contract import SnapshotsContract
 from tests.contract.tagging_contract import TaggingContract
 
 #: Tables that do not grow with what is stored. The documents are those of saves under way.
-SMALL_TABLES = {"tiers", "nodes", "counters", "store", "attachments", "shallower_tier", "rank_documents", "shard_documents"}
+SMALL_TABLES = {
+    "tiers", "nodes", "counters", "store", "attachments", "shallower_tier", "rank_documents", "shard_documents", "snapshot_requests"
+}  # fmt: skip
 
 
 class TestSqliteCatalog(
@@ -367,6 +369,11 @@ def test_no_operation_reads_a_growing_table_from_end_to_end(saver: Saver) -> Non
         "session_lost": lambda: catalog.session_lost("nobody", "gone"),
         "expire": lambda: catalog.expire(3600.0),
         "abandon": lambda: catalog.abandon("node-a", "restarted"),
+        "tag": lambda: catalog.tag("/run/1", {"loss": 1}, []),
+        "ask": lambda: catalog.ask_for_snapshot("/run", "", token="token-of-a-job", for_s=60.0),
+        "asked": catalog.open_snapshot_requests,
+        "hold": lambda: catalog.hold_rank(catalog.open_snapshot_requests()[0].request_id, "token-of-a-job", 0, 1, 1),
+        "drain_first": lambda: catalog.drain_first(catalog.resolve("/run/4").publication_id),
         "move": lambda: catalog.move("/run", "/moved/run"),
         "remove": lambda: catalog.remove("/moved", recursive=True),
     }

@@ -6,7 +6,9 @@ import contextlib
 import itertools
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from tests.e2e.two_nodes import (
     assert_part,
     part,
     published,
+    trained,
 )
 from tests.services.postgres import Postgres
 from tests.until import until
@@ -228,6 +231,20 @@ def test_a_node_that_dies_and_stays_away_aborts_the_attempt_for_all_by_expiry(fr
 
 def is_gone(node: Node, path: str) -> bool:
     return not node.objects(path) and not any((node.nvme / "records").iterdir())
+
+
+def test_ranks_on_both_nodes_save_at_one_step_whichever_node_is_asked(cluster: Cluster) -> None:
+    leave, steps = threading.Event(), [[] for _ in range(WORLD_SIZE)]  # type: ignore[var-annotated]
+    with cluster.ranks(next(GROUPS)) as ranks, cluster.b.connect() as other:
+        loops = [InBackground(partial(trained, store, rank, steps[rank], leave)) for rank, store in enumerate(ranks)]
+        asked = other.snapshot("/asked", wait=True, timeout_s=PATIENCE_S)
+        leave.set()
+        kept = [loop.result() for loop in loops]
+        last = steps[0][-1]
+        assert steps == [[asked.step, last]] * WORLD_SIZE
+        assert [(one.path, one.reached, one.until) for one in kept] == [(f"/asked/{last}", True, "pfs")] * WORLD_SIZE
+        for rank, store in enumerate(ranks):
+            assert_part(store.load(f"/asked/{last}", rank=rank), rank, last)
 
 
 def test_what_was_removed_while_a_node_was_away_goes_from_its_nvme_when_it_is_back(fresh: Cluster) -> None:

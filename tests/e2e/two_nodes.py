@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ import numpy as np
 
 import ckptstore
 from ckptstore.errors import NotFound
+from ckptstore_client.preemption import Kept
 from ckptstore_client.store import Store
 from tests.daemon_process import DaemonProcess, write_config
 
@@ -152,3 +155,18 @@ class InBackground(threading.Thread):
         self.join(PATIENCE_S)
         assert not self.is_alive(), "it still waits"
         return self.outcome
+
+
+def trained(store: Store, rank: int, steps: list[int], leave: threading.Event) -> Kept | None:
+    """A loop at a pace of this rank's own, which saves when it is asked to, until it is told to leave."""
+    with store.preemption("/asked", rank=rank, world_size=WORLD_SIZE, signals=(), grace_s=PATIENCE_S) as notice:
+        for step in itertools.count(1):
+            time.sleep(0.002 * (rank + 1))
+            if leave.is_set() and rank == WORLD_SIZE - 1:
+                notice.preempt("the machine is taken away")
+            if notice.wanted(step):
+                store.save(f"/asked/{step}", part(rank, step), step=step, rank=rank, world_size=WORLD_SIZE)
+                steps.append(step)
+            if notice.leaving:
+                break
+    return notice.kept

@@ -27,6 +27,12 @@ async def publication(services: TheServices, publication_id: str, wait: str | No
     return await services.namespace.publication(check_id(publication_id), wait=wait, timeout_s=bounded_wait(timeout_s))
 
 
+@router.post("/publications/{publication_id}/drain-first")
+async def drain_first(services: TheServices, publication_id: str) -> PublicationInfo:
+    """Nothing is drained before it from now on: somebody's time is short."""
+    return await services.namespace.drain_first(check_id(publication_id))
+
+
 @router.get("/publications/{publication_id}/files")
 async def files(
     services: TheServices, publication_id: str, rank: Rank = None, name: Text | None = None, after: Text = "", limit: Limit = 1000
