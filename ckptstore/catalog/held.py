@@ -23,6 +23,11 @@ def is_held(tx: Connection, publication_id: str) -> bool:
     return tx.execute(select(holds.c.why).where(holds.c.publication_id == publication_id)).first() is not None
 
 
+def is_any_held(tx: Connection, publication_ids: Iterable[str]) -> bool:
+    query = select(holds.c.publication_id).limit(1)
+    return any(tx.execute(query.where(holds.c.publication_id.in_(ids))).first() is not None for ids in chunks(publication_ids))
+
+
 def refuse_held(tx: Connection, publication_ids: Iterable[str], operation: str, path: str) -> None:
     """AlreadyExists, which names it, if one of them is held."""
     for ids in chunks(publication_ids):

@@ -1,26 +1,23 @@
 """Which checkpoint of a folder is the newest? The one opened last of those whose every object is within reach of this node.
 
 Two kinds are looked at. A checkpoint that was saved is one publication. One that torch.distributed.checkpoint wrote, file by file, is a
-folder of files; it counts from the moment when `.metadata`, which is written last, has come to its place in it, and is as old as that.
+folder of files: see `written_by_file`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 from sqlalchemy import ColumnElement, Connection, exists, select, true
 
 from ckptstore import paths
-from ckptstore.catalog.entries import below
 from ckptstore.catalog.model import Kind, Publication, TierRow
 from ckptstore.catalog.references import needed_objects
-from ckptstore.catalog.schema import entries, objects, publications, replicas
+from ckptstore.catalog.schema import objects, publications, replicas
 from ckptstore.catalog.views import read_publication
+from ckptstore.catalog.written_by_file import inside, written_by_file
 from ckptstore.errors import NotFound
 
-#: What torch.distributed.checkpoint renames into a folder when all else is in it.
-WRITTEN_LAST = ".metadata"
 #: Checkpoints that are looked at in one go.
 _PAGE = 16
 
@@ -34,7 +31,7 @@ def latest(tx: Connection, node: str, folder: str, tiers: Mapping[str, TierRow])
             found = publication
             break
         skipped += 1
-    for publication in _written_by_file(tx, folder, tiers, after=found.opened if found is not None else 0):
+    for publication in written_by_file(tx, folder, tiers, after=found.opened if found is not None else 0):
         if _is_folder_within_reach(tx, node, publication.path):
             return publication
         skipped += 1
@@ -61,20 +58,6 @@ def _saved(tx: Connection, folder: str, tiers: Mapping[str, TierRow]) -> Iterato
         opened = rows[-1].opened
 
 
-def _written_by_file(tx: Connection, folder: str, tiers: Mapping[str, TierRow], *, after: int) -> Iterator[Publication]:
-    """The folders in this one that have a `.metadata`, newest first, if they are newer than `after`."""
-    inner, last = entries.alias("inner_folder"), entries.alias("written_last")
-    query = (
-        select(publications)
-        .select_from(inner)
-        .join(last, (last.c.parent == inner.c.path) & (last.c.name == WRITTEN_LAST))
-        .join(publications, publications.c.publication_id == last.c.publication_id)
-        .where(inner.c.parent == folder, inner.c.publication_id.is_(None), publications.c.opened > after)
-    )
-    for row in tx.execute(query.order_by(publications.c.opened.desc())).all():
-        yield replace(read_publication(tx, row, tiers), path=paths.parent_and_name(row.path)[0], kind=Kind.FOLDER)
-
-
 def _here(node: str) -> ColumnElement[bool]:
     """Condition on `objects`: an undamaged replica is in a shared tier or on this node."""
     return exists().where(replicas.c.object_id == objects.c.object_id, replicas.c.place.in_(("", node)), ~replicas.c.damaged)
@@ -86,7 +69,5 @@ def _is_within_reach(tx: Connection, node: str, publication_id: str) -> bool:
 
 
 def _is_folder_within_reach(tx: Connection, node: str, folder: str) -> bool:
-    low, high = below(folder)
-    live = (publications.c.path >= low, publications.c.path < high, publications.c.state == "live")
     held = select(objects.c.object_id).join(publications, publications.c.publication_id == objects.c.attempt_id)
-    return tx.execute(held.where(*live, ~_here(node)).limit(1)).first() is None
+    return tx.execute(held.where(*inside(folder), ~_here(node)).limit(1)).first() is None

@@ -20,7 +20,7 @@ from ckptstore.catalog.deletion import leave_tier
 from ckptstore.catalog.drains import free_superseded
 from ckptstore.catalog.entries import below
 from ckptstore.catalog.held import is_held
-from ckptstore.catalog.model import Act, Publication
+from ckptstore.catalog.model import Act, Kind, Publication
 from ckptstore.catalog.publish import queue_drains
 from ckptstore.catalog.replicas import Replicas
 from ckptstore.catalog.retention import Retaining
@@ -41,7 +41,7 @@ class Leaving(Retaining, Replicas):
         def work(tx: Connection) -> bool:
             lock_namespace(tx)
             leaving = self._live(tx, publication_id, locked=True)
-            if leaving is None or is_held(tx, publication_id):
+            if leaving is None or leaving.kind is Kind.FOLDER or is_held(tx, publication_id):
                 return False
             elsewhere = [other for other in leaving.durability if other in wanted_in or self._tier(other).position > row.position]
             if not {*elsewhere} - {tier}:

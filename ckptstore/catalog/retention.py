@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from heapq import merge
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, select, true
@@ -20,12 +21,13 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, select, true
 from ckptstore import paths
 from ckptstore.catalog.core import chunks, clock, lock_namespace, upsert
 from ckptstore.catalog.entries import below
-from ckptstore.catalog.held import hold, is_held
+from ckptstore.catalog.held import hold, is_any_held
 from ckptstore.catalog.model import Kind, Publication, Retention, Trashed
 from ckptstore.catalog.moving import Moving
 from ckptstore.catalog.namespace import Namespace
 from ckptstore.catalog.schema import entries, now_s, publications, tier_retentions
 from ckptstore.catalog.views import publication_row, read_publication, read_publications
+from ckptstore.catalog.written_by_file import WRITTEN_LAST, as_folder, inside, measured, written_by_file
 from ckptstore.durability import is_as_safe_as
 from ckptstore.errors import InvalidInput, NotFound
 
@@ -92,7 +94,17 @@ class Retaining(Moving, Namespace):
         return self._db.read("look at the clock", clock)
 
     def checkpoints(self, folder: str) -> Iterator[Publication]:
-        """The checkpoints that are directly in the folder, oldest first, a page at a time."""
+        """The checkpoints that are directly in the folder, oldest first; those too that were written file by file, and are complete."""
+
+        def written(tx: Connection) -> list[Publication]:
+            found = [measured(tx, one, self._tiers) for one in written_by_file(tx, folder, self._tiers, after=-1)]
+            return [one for one in reversed(found) if one is not None]
+
+        by_file = self._db.read("list checkpoints", written, folder)
+        yield from merge(self._saved(folder), by_file, key=lambda one: one.opened)
+
+    def _saved(self, folder: str) -> Iterator[Publication]:
+        """Those that were saved as one, a page at a time."""
         opened = -1
         while page := self._db.read("list checkpoints", lambda tx, after=opened: self._checkpoints(tx, folder, after), folder):  # type: ignore[misc]
             yield from page
@@ -118,18 +130,26 @@ class Retaining(Moving, Namespace):
             if going is None or newer is None or not self._may_go(tx, going, newer, tier):
                 return None
             if trash_s <= 0:
-                self._remove(tx, going.path, False)
+                self._remove(tx, going.path, going.kind is Kind.FOLDER)
                 return ""
-            return self._move(tx, going.path, _free_place(tx, going.path, clock(tx) + trash_s), False)[0]
+            place = _free_place(tx, going.path, clock(tx) + trash_s)
+            self._move(tx, going.path, place, False)
+            return place
 
         return self._db.write("discard", work, publication_id)
 
     def _live(self, tx: Connection, publication_id: str, *, locked: bool = False) -> Publication | None:
         row = publication_row(tx, publication_id, locked=locked)
-        return read_publication(tx, row, self._tiers) if row is not None and row.state == "live" else None
+        if row is None or row.state != "live":
+            return None
+        found = as_folder(read_publication(tx, row, self._tiers))
+        return measured(tx, found, self._tiers) if found.kind is Kind.FOLDER else found
 
     def _may_go(self, tx: Connection, going: Publication, newer: Publication, tier: str) -> bool:
-        return self._is_followed(going, newer, tier) and not is_held(tx, going.publication_id)
+        ids = [going.publication_id]
+        if going.kind is Kind.FOLDER:
+            ids = list(tx.execute(select(publications.c.publication_id).where(*inside(going.path))).scalars())
+        return self._is_followed(going, newer, tier) and not is_any_held(tx, ids)
 
     def _is_followed(self, going: Publication, newer: Publication, tier: str) -> bool:
         beside = paths.parent_and_name(going.path)[0] == paths.parent_and_name(newer.path)[0]
@@ -140,7 +160,12 @@ class Retaining(Moving, Namespace):
 
         def work(tx: Connection) -> list[Trashed]:
             rows = tx.execute(select(publications).where(_in_trash()).order_by(publications.c.path)).all()
-            return [_trashed(publication) for page in chunks(rows) for publication in read_publications(tx, page, self._tiers)]
+            found = [one for page in chunks(rows) for one in read_publications(tx, page, self._tiers)]
+            folders = [folder for last in found if (folder := as_folder(last)) is not last]
+            whole = [one for one in (measured(tx, folder, self._tiers) for folder in folders) if one is not None]
+            inner = {one.path for one in found for folder in whole if paths.is_below(one.path, folder.path)}
+            lying = [*whole, *(one for one in found if one.path not in inner)]
+            return [_trashed(one) for one in sorted(lying, key=lambda one: one.path)]
 
         return self._db.read("list trash", work)
 
@@ -152,14 +177,12 @@ class Retaining(Moving, Namespace):
         paths.check_path(path, operation="undo")
 
         def work(tx: Connection) -> str:
-            ends_so = publications.c.path.endswith(path, autoescape=True)
-            lying = tx.execute(select(publications.c.path).where(_in_trash(), ends_so)).scalars()
-            found = [there for there in lying if (was := paths.from_trash(there)) is not None and was[0] == path]
+            found = _lying(tx, path) or [paths.parent_and_name(last)[0] for last in _lying(tx, paths.join(path, WRITTEN_LAST))]
             if not found:
                 raise NotFound("the trash has nothing from there", operation="undo", subject=path, hint="see `ckptstore trash`")
-            (back,) = self._move(tx, max(found), path, False)
-            hold(tx, self._published_at(tx, back), why)
-            return back
+            back = self._move(tx, max(found), path, False)
+            hold(tx, self._published_at(tx, path if path in back else paths.join(path, WRITTEN_LAST)), why)
+            return path
 
         return self._db.write("undo", work, path)
 
@@ -191,6 +214,12 @@ def _trashed(publication: Publication) -> Trashed:
 def _in_trash() -> ColumnElement[bool]:
     low, high = below(f"/{paths.TRASH}")
     return (publications.c.path >= low) & (publications.c.path < high) & (publications.c.state == "live")
+
+
+def _lying(tx: Connection, path: str) -> list[str]:
+    """Where in the trash what was published at `path` lies."""
+    lying = tx.execute(select(publications.c.path).where(_in_trash(), publications.c.path.endswith(path, autoescape=True))).scalars()
+    return [there for there in lying if (was := paths.from_trash(there)) is not None and was[0] == path]
 
 
 def _free_place(tx: Connection, path: str, until_s: float) -> str:

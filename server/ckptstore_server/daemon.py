@@ -139,6 +139,7 @@ class Daemon:
         services = Services.build(node, self._stop.set)
         lost = await node.query(node.catalog.abandon, node.node_id, "the daemon that held its snapshot was restarted")
         services.attempts.ended(lost)
+        await services.keeper.set_configured()
         await services.publisher.resume()
         upkeep = Upkeep(services)
         await node.run(node.upkeep_executor, services.cache.start)

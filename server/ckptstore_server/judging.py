@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ckptstore.catalog.model import AttemptView, Kind, Publication, Retention
 from ckptstore.errors import InvalidInput
-from ckptstore.paths import parent_and_name
+from ckptstore.paths import ancestors, parent_and_name
 from ckptstore.retention import Candidate, read_policies
 from ckptstore.tier_retention import Fate, Rule, Standing, judge
 from ckptstore_server.node import Node
@@ -36,11 +36,12 @@ class Judging:
         """By what was said of the folder and its tiers."""
         found = await self._node.query(lambda: list(self._catalog.checkpoints(path)))
         unkept = await self._node.query(self._catalog.unkept, [one.publication_id for one in found])
-        held = {hold.publication_id for hold in await self._node.query(self._catalog.holds)}
+        # What holds a file holds the folder that it was written into, if that is a checkpoint.
+        held = {place for hold in await self._node.query(self._catalog.holds) for place in (hold.path, *ancestors(hold.path))}
         now_s = await self._node.query(self._catalog.clock_s)
         standings = [
             Standing(
-                _candidate(one, one.opened_at_s, now_s, held=one.publication_id in held),
+                _candidate(one, one.opened_at_s, now_s, held=one.path in held),
                 one.durability,
                 unkept.get(one.publication_id, frozenset()),
             )

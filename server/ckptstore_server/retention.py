@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-from ckptstore.catalog.model import Hold, Retention, Trashed
+from ckptstore.catalog.model import Hold, Kind, Retention, Trashed
 from ckptstore.errors import CkptStoreError
 from ckptstore.failpoints import declare, failpoint
 from ckptstore.retention import NOT_YET, read_policies, write_policies
@@ -155,6 +155,8 @@ class Keeper:
 
         if fate.goes:
             return [discard]
+        if judgement.found[fate.path].kind is Kind.FOLDER:
+            return []  # what was written file by file stays in all tiers, or in none
         leaving = [partial(leave, tier) for tier in fate.leaves if tier not in unkept]
         return [*leaving, *(partial(come_back, tier) for tier in fate.returns)]
 

@@ -125,6 +125,51 @@ class RetentionContract:
             catalog.release("/kept/1")
         catalog.remove("/kept/1")
 
+    def test_a_folder_written_file_by_file_is_a_checkpoint_once_its_metadata_is_there(self, saver: Saver, catalog: Catalog) -> None:
+        def write(folder: str, *names: str) -> None:
+            for name in names:
+                saver.save(f"{folder}/{name}", kind=Kind.FILE)
+
+        write("/run/1", "__0_0.distcp", "__1_0.distcp")
+        assert list(catalog.checkpoints("/run")) == []
+        write("/run/1", ".metadata")
+        safe(saver, "/run/2")
+        write("/run/3", "__0_0.distcp", ".metadata", "__1_0.distcp")  # it is being written again
+        (first, second) = catalog.checkpoints("/run")
+        assert (first.path, first.kind, first.size_bytes, first.file_count) == ("/run/1", Kind.FOLDER, 30, 3)
+        assert first.durability == ("nvme", "pfs", "object")
+        catalog.hold("/run/1/__0_0.distcp", "mine")
+        assert catalog.discard(first.publication_id, because_of=second.publication_id, tier="", trash_s=60.0) is None
+        catalog.release("/run/1/__0_0.distcp")
+        write("/run/1", "__2_0.distcp")
+        assert catalog.discard(first.publication_id, because_of=second.publication_id, tier="", trash_s=60.0) is None
+        catalog.remove("/run/1/__2_0.distcp")
+
+        place = catalog.discard(first.publication_id, because_of=second.publication_id, tier="", trash_s=60.0)
+        assert place is not None
+        assert [found.path for found in catalog.checkpoints("/run")] == ["/run/2"]
+        assert [(lying.path, lying.publication.file_count) for lying in catalog.trashed()] == [("/run/1", 3)]
+        assert catalog.undo("/run/1") == "/run/1"
+        assert [found.path for found in catalog.checkpoints("/run")] == ["/run/1", "/run/2"]
+        assert [hold.path for hold in catalog.holds()] == ["/run/1/.metadata"]
+        catalog.release("/run/1/.metadata")
+        assert not catalog.leave_tier(first.publication_id, "nvme", wanted_in=["pfs"], because_of=(second.publication_id, "nvme"))
+        assert catalog.discard(first.publication_id, because_of=second.publication_id, tier="", trash_s=0.0) == ""
+        assert catalog.trashed() == []
+        assert [entry.path for entry in catalog.list_folder("/run")] == ["/run/2", "/run/3"]
+
+    def test_what_is_saved_goes_once_a_newer_one_written_file_by_file_is_safe(self, saver: Saver, catalog: Catalog) -> None:
+        old = safe(saver, "/run/1")
+        saver.save("/run/2/__0_0.distcp", kind=Kind.FILE)
+        saver.settle_all()
+        saver.save("/run/2/.metadata", kind=Kind.FILE)
+        (_, new) = catalog.checkpoints("/run")
+        assert new.durability == ()
+        assert catalog.discard(old.publication_id, because_of=new.publication_id, tier="", trash_s=0.0) is None
+        saver.settle_all()
+        assert catalog.discard(old.publication_id, because_of=new.publication_id, tier="", trash_s=0.0) == ""
+        assert catalog.resolve("/run/@latest").path == "/run/2"
+
     def test_users_cannot_name_what_lies_in_the_trash(self, saver: Saver, catalog: Catalog) -> None:
         old, new = safe(saver, "/run/1"), safe(saver, "/run/2")
         place = catalog.discard(old.publication_id, because_of=new.publication_id, tier="", trash_s=60.0)

@@ -19,10 +19,12 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ckptstore.errors import InvalidInput, NotFound
+from ckptstore.paths import is_below, parent_and_name
 from ckptstore_client import Store
 from ckptstore_client.fsspec_files.filesystem import CkptFileSystem
 from tests.contract.store_place import folder
 from tests.readers.fsspec_place import FilesPlace, files_place
+from tests.until import until
 
 __all__ = ["files_place", "folder"]
 
@@ -156,3 +158,22 @@ def test_a_dcp_folder_is_not_taken_for_a_checkpoint_of_ours(store: Store, folder
         store.load(f"{folder}/@latest")
     with pytest.raises(NotFound):
         store.load(f"{folder}/step-1")
+
+
+def test_folders_that_dcp_wrote_go_and_come_back_as_wholes_and_incomplete_ones_are_left_alone(store: Store, folder: str) -> None:
+    filesystem: CkptFileSystem = fsspec.filesystem("ckpt")
+    filesystem.pipe(f"{folder}/half/__0_0.distcp", b"somebody writes here")
+    for value in (1, 2, 3):
+        dcp.save(state(value), checkpoint_id=f"ckpt://{folder}/step-{value}", no_dist=True)
+    planned = store.retention.keep(folder, "latest:1", dry_run=True)
+    assert [(parent_and_name(judged.path)[1], judged.goes) for judged in planned.checkpoints] == [
+        ("step-1", True), ("step-2", True), ("step-3", False),
+    ]  # fmt: skip
+    store.retention.keep(folder, "latest:1")
+    until("the older ones are gone", lambda: [entry.name for entry in store.ls(folder)] == ["half", "step-3"])
+    assert [parent_and_name(lying.path)[1] for lying in store.retention.trash() if is_below(lying.path, folder)] == ["step-1", "step-2"]
+    assert store.retention.undo(f"{folder}/step-2") == f"{folder}/step-2"
+    found = state(0)
+    dcp.load(found, checkpoint_id=f"ckpt://{folder}/step-2", no_dist=True)
+    assert found["step"] == 2
+    store.retention.keep_all(folder)
