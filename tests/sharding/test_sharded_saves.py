@@ -292,6 +292,32 @@ def test_a_load_reads_hardly_more_than_the_blocks_it_needs(
     assert read <= 1.05 * needed * BLOCK_BYTES
 
 
+def test_what_no_other_rank_wants_is_read_past_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a node with several ranks: from replicated tensors they all read the same, from sharded ones each its own."""
+    cached: list[bool] = []
+    read = OpenFile.read
+
+    def noted(self: OpenFile, offset: int, views: Any, *, again: bool) -> None:
+        if offset:  # the first block has the header, which all want
+            cached.append(not self.bounces)
+        read(self, offset, views, again=again)
+
+    write_config(tmp_path, tiers=[{"name": "nvme", "kind": "posix", "path": tmp_path / "nvme"}], memory={"limit": "256MiB"})
+    whole = torch.randn(3 << 10, 2 << 10)
+    with DaemonProcess(tmp_path) as process, Ranks(tmp_path) as ranks:
+        ranks.save("/x", states_of(2, lambda _: {"w": dtensor(whole, mesh_of((2,)), [Shard(0)])}))
+        process.stop()
+        process.start()  # so that nothing is left in memory
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+        monkeypatch.setattr(OpenFile, "read", noted)
+        for how, shared in (Shard(0), False), (Replicate(), True):
+            (_, state, _) = states_of(3, lambda _, how=how: {"w": dtensor(whole, mesh_of((3,)), [how], empty=True)})
+            cached.clear()
+            ranks[0].load("/x", into=state)
+            assert torch.equal(state["w"].to_local(), full(state["w"], whole))
+            assert cached and set(cached) == {shared}
+
+
 def _needed_blocks(ranks: Ranks, state: Any) -> int:
     """Blocks of the ranks' files that hold a byte of the state's boxes, or a header that must be read to know where they are."""
     checkpoint, _ = ranks[0].open_sharded("/x")
