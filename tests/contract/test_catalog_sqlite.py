@@ -341,6 +341,13 @@ def test_no_operation_reads_a_growing_table_from_end_to_end(saver: Saver) -> Non
         "stored_bytes": lambda: catalog.stored_bytes(catalog.resolve("/run/1").publication_id),
         "usage": lambda: catalog.usage("/run"),
         "path_of": lambda: catalog.path_of(base),
+        "checkpoints": lambda: list(catalog.checkpoints("/run")),
+        "leave_tier": lambda: catalog.leave_tier(
+            catalog.resolve("/run/1").publication_id, "nvme", wanted_in=[], because_of=(catalog.resolve("/run/2").publication_id, "nvme")
+        ),
+        "is_wanted_in": lambda: catalog.is_wanted_in(file.object_id, "nvme"),
+        "unkept": lambda: catalog.unkept([catalog.resolve("/run/1").publication_id]),
+        "return_to_tier": lambda: catalog.return_to_tier(catalog.resolve("/run/1").publication_id, "nvme"),
         "attach": lambda: catalog.attach(Attachment("/models", "s3://bucket", 1.0)),
         "attached_over": lambda: catalog.attached_over("/models/a/b"),
         "pending_drains": lambda: catalog.pending_drains("pfs", limit=5),
