@@ -18,6 +18,7 @@ import socket
 import sys
 import traceback
 
+import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 
@@ -83,9 +84,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def without_compiling() -> None:
-    """DeepSpeed would compile kernels for collectives among processes of a CPU, which takes a minute; it does without them, too."""
+def prepare() -> None:
+    """What each process would do anew, for seconds: import what is imported at the first use."""
+    torch.optim.SGD([torch.zeros(1)])
+    importlib.import_module("ckptstore_client.local")
     if (deepspeed := sys.modules.get("deepspeed")) is not None:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+        # Kernels for collectives among processes of a CPU would be compiled for a minute; it does without them, too.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
@@ -93,8 +98,7 @@ answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what scripts and frameworks print belongs into the log
 SCRIPT = sys.argv[1]
 runpy.run_path(SCRIPT, run_name="imports")
-without_compiling()
-importlib.import_module("ckptstore_client.local")
+prepare()
 for line in sys.stdin:
     asked = json.loads(line)
     count, port = asked["ranks"], free_port()
