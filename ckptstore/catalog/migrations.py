@@ -134,6 +134,19 @@ def _add_published_sequence(tx: Connection) -> None:
     tx.execute(text("ALTER TABLE publications ADD COLUMN published_sequence BIGINT"))
 
 
+def _add_snapshot_jobs(tx: Connection) -> None:
+    """12: what a job's ranks have said of a request is summed up as it is said."""
+    name = 'TEXT COLLATE "C"' if tx.dialect.name == "postgresql" else "TEXT"
+    tx.execute(
+        text(
+            f"CREATE TABLE snapshot_jobs (request_id {name} NOT NULL, token {name} NOT NULL, world_size BIGINT NOT NULL, "
+            "ranks BIGINT NOT NULL, holds_at BIGINT NOT NULL, PRIMARY KEY (request_id, token))"
+        )
+    )
+    summed = "SELECT request_id, token, MAX(world_size), COUNT(*), MAX(holds_at) FROM snapshot_ranks GROUP BY request_id, token"
+    tx.execute(text(f"INSERT INTO snapshot_jobs {summed}"))
+
+
 #: version → what makes the next version of it. A step spells out its DDL: it must not change when `schema` does.
 STEPS: dict[int, Callable[[Connection], None]] = {
     1: _add_references,
@@ -146,6 +159,7 @@ STEPS: dict[int, Callable[[Connection], None]] = {
     8: _add_snapshot_requests,
     9: _add_retention_by_tier,
     10: _add_published_sequence,
+    11: _add_snapshot_jobs,
 }
 
 #: Any number that no other program uses: nodes that start together migrate one after the other.

@@ -287,5 +287,10 @@ class Agreement:
     token: str
     ranks: int  # that have spoken
     world_size: int  # 0 before one has
-    at_step: int | None  # once all have
-    closed: bool  # they have not, and never will
+    holds_at: int | None  # the furthest that any of them goes without knowing more
+    closed: bool  # they have not all spoken, and never will
+
+    @property
+    def at_step(self) -> int | None:
+        """What they have agreed on, once all have spoken."""
+        return self.holds_at if self.ranks == self.world_size > 0 else None

@@ -33,7 +33,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 #: The version of the schema below; `migrations` brings older ones up to it.
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 
 metadata = MetaData()
 _Text = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
@@ -287,6 +287,17 @@ snapshot_ranks = Table(
     _whole("world_size"),
     _whole("holds_at"),
     PrimaryKeyConstraint("request_id", "token", "rank"),
+)
+#: What the ranks of one job have said in all, so that no rank has to look at all the others' rows.
+snapshot_jobs = Table(
+    "snapshot_jobs",
+    metadata,
+    _text("request_id"),
+    _text("token"),
+    _whole("world_size"),
+    _whole("ranks"),  # that have spoken
+    _whole("holds_at"),  # the greatest
+    PrimaryKeyConstraint("request_id", "token"),
 )
 
 replicas = Table(

@@ -3,9 +3,9 @@
 A request has a number of the counter that attempts get theirs from, so "begun after it was asked for" is one comparison: the publish of a
 checkpoint in the folder whose attempt has a greater number answers it, in the same transaction.
 
-The ranks of a job (one token) agree by what each has said of how far it goes. It is decided by the last one's row, under the lock of the
-request's row, and for good: rows of a job that has agreed do not change, and one that has not agreed when the request is answered or too
-late never will. A request is forgotten when a new one is made and it has been over for `REMEMBERED_S`.
+The ranks of a job (one token) agree by what each has said of how far it goes, which its job's row sums up. It is decided by the last one's
+word, under the lock of the request's row, and for good: what a job has agreed on does not change, and one that has not agreed when the
+request is answered or too late never will. A request is forgotten when a new one is made and it has been over for `REMEMBERED_S`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, select, update
 
 from ckptstore import paths
 from ckptstore.catalog.core import Core, clock, insert_unless_there, next_value, upsert
 from ckptstore.catalog.model import Agreement, Kind, SnapshotRequest
-from ckptstore.catalog.schema import now_s, snapshot_ranks, snapshot_requests
+from ckptstore.catalog.schema import now_s, snapshot_jobs, snapshot_ranks, snapshot_requests
 from ckptstore.errors import InvalidInput, NotFound
 
 #: How long what became of a request is told, in seconds.
 REMEMBERED_S = 86400.0
 _asked = snapshot_requests.c
-_said = snapshot_ranks.c
+_job = snapshot_jobs.c
 
 
 class Snapshots(Core):
@@ -67,7 +67,10 @@ class Snapshots(Core):
                 why = f"the others are {agreed.world_size} ranks, this one says {world_size}"
                 raise InvalidInput(why, operation="agree on a snapshot", subject=asked.path)
             row = {"request_id": request_id, "token": token, "rank": rank, "world_size": world_size, "holds_at": holds_at}
-            upsert(tx, snapshot_ranks, row, ("holds_at",))
+            spoke = tx.execute(insert_unless_there(tx, snapshot_ranks).values(**row)).rowcount
+            job = {"request_id": request_id, "token": token, "world_size": world_size}
+            so_far = {"ranks": agreed.ranks + spoke, "holds_at": holds_at if agreed.holds_at is None else max(agreed.holds_at, holds_at)}
+            upsert(tx, snapshot_jobs, job | so_far, tuple(so_far))
             return _agreement(tx, asked, token)
 
         return self._db.write("agree on a snapshot", work, request_id)
@@ -114,19 +117,23 @@ def _read(row: Row[Any]) -> SnapshotRequest:
 
 
 def _agreement(tx: Connection, asked: SnapshotRequest, token: str) -> Agreement:
-    return next((found for found in _agreements(tx, asked) if found.token == token), Agreement(token, 0, 0, None, not asked.is_open))
+    """Under the lock of the request's row, or for who only looks."""
+    row = tx.execute(select(snapshot_jobs).where(_job.request_id == asked.request_id, _job.token == token)).first()
+    return Agreement(token, 0, 0, None, not asked.is_open) if row is None else _read_job(row, asked)
+
+
+def _read_job(row: Row[Any], asked: SnapshotRequest) -> Agreement:
+    whole = row.ranks == row.world_size
+    return Agreement(row.token, row.ranks, row.world_size, row.holds_at, not whole and not asked.is_open)
 
 
 def _agreements(tx: Connection, asked: SnapshotRequest) -> list[Agreement]:
-    counted = select(_said.token, func.count(), func.max(_said.world_size), func.max(_said.holds_at))
-    rows = tx.execute(counted.where(_said.request_id == asked.request_id).group_by(_said.token)).all()
-    return [
-        Agreement(token, ranks, world_size, holds_at if ranks == world_size else None, ranks < world_size and not asked.is_open)
-        for token, ranks, world_size, holds_at in rows
-    ]
+    rows = tx.execute(select(snapshot_jobs).where(_job.request_id == asked.request_id)).all()
+    return [_read_job(row, asked) for row in rows]
 
 
 def _forget_old(tx: Connection) -> None:
     old = select(_asked.request_id).where(_asked.until_s < now_s() - REMEMBERED_S)
-    tx.execute(delete(snapshot_ranks).where(_said.request_id.in_(old)))
+    for table in (snapshot_ranks, snapshot_jobs):
+        tx.execute(delete(table).where(table.c.request_id.in_(old)))
     tx.execute(delete(snapshot_requests).where(_asked.until_s < now_s() - REMEMBERED_S))

@@ -10,8 +10,8 @@
 
 A signal, or `notice.preempt(why)` from whatever hears that the machine is taken away, asks for the last snapshot; `ckptstore snapshot`
 asks for one more. `wanted` costs a lock when nothing is asked. With several ranks a notice to any of them is all ranks' notice, and all
-are told True at the same step, without a collective call (`safe_points`). At the end of the `with` a job that leaves waits, for what is
-left of `grace_s` since the notice, until `until` holds its newest checkpoint, and `kept` says truthfully how far that got.
+are told True at the same step, without a collective call (`safe_points`). At the end of the `with` a job that had a notice waits, for what
+is left of `grace_s` since then, until `until` holds its newest checkpoint, and `kept` says truthfully how far that got.
 
 Two threads: one follows what the daemon is asked, one passes a notice on to it. The signal handler itself only notes the time. Handlers
 that were set before are not called, and come back at the end.
@@ -57,7 +57,7 @@ PAUSE_S = 0.5
 
 @dataclass(frozen=True)
 class Kept:
-    """What became of the last snapshot within the grace time. `path` is None if none was taken."""
+    """Where the job's newest checkpoint got within the grace time. `path` is None if none was saved after it was asked for."""
 
     path: str | None
     until: str
@@ -82,7 +82,7 @@ class Preemption:
     ) -> None:
         """`newest` is what was saved last through the same store."""
         self.folder = folder
-        #: set at the end of the `with`, if the job leaves
+        #: set at the end of the `with`, if there was a notice
         self.kept: Kept | None = None
         #: the last snapshot was asked for at this safe point or an earlier one: save it and leave the loop
         self.leaving = False
@@ -125,7 +125,7 @@ class Preemption:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            if self.leaving:
+            if self._noticed is not None:
                 self.kept = self._keep()
         finally:
             self._over.set()

@@ -1,7 +1,7 @@
 """Passing on to running jobs that somebody wants a checkpoint, their ranks' agreement among them, and what came of it to who asked.
 
 All of it is in the catalog, so jobs on several nodes hear of it, and a daemon that is started again goes on. The ranks that follow on this
-node share one look at what is open, every `LOOK_S` and when something was asked for here. A signal that ends a job often is for the daemon,
+node share one look, every `LOOK_S` and when something was asked for or said here. A signal that ends a job often is for the daemon,
 too: one that is told to end stays for the jobs that follow, as long as they have time for their last snapshot. On the event loop.
 """
 
@@ -23,6 +23,8 @@ from ckptstore_server.sessions import Sessions
 
 #: Between two questions of a rank that follows, in seconds.
 BETWEEN_S = 2.0
+#: Jobs whose agreements are remembered for a moment.
+JOBS_AT_ONCE = 64
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Snapshots:
         self._open: list[Asked] = []
         self._looked_s = float("-inf")
         self._looking = asyncio.Lock()
+        self._agreed: dict[tuple[str, str], tuple[float, Agreement]] = {}  # when it was looked at
         self.stopping = False
 
     def stop(self) -> None:
@@ -138,17 +141,30 @@ class Snapshots:
     async def hold(self, request_id: str, message: RankHold) -> SnapshotAgreement:
         given = message.token, message.rank, message.world_size, message.holds_at
         agreed = await self._node.query(self._catalog.hold_rank, request_id, *given)
+        async with self._looking:  # after a look that is under way, which may have been before this
+            self._agreed.pop((request_id, message.token), None)
         self._node.board.announce()
         return _agreement(agreed)
 
     async def agreement(self, request_id: str, token: str, timeout_s: float) -> SnapshotAgreement:
         """Once all ranks of the job have spoken, or never will; at the latest after `timeout_s`."""
         agreed = await self._node.settled(
-            lambda: self._node.query(self._catalog.agreement, request_id, token),
+            lambda: self._look_at_job(request_id, token),
             lambda found: self.stopping or found.closed or found.at_step is not None,
             timeout_s,
         )
         return _agreement(agreed)
+
+    async def _look_at_job(self, request_id: str, token: str) -> Agreement:
+        """What the ranks of a job have said; all that are on this node share a look."""
+        async with self._looking:
+            looked_s, found = self._agreed.get((request_id, token), (float("-inf"), None))
+            if found is None or time.monotonic() - looked_s >= LOOK_S:
+                looked_s, found = time.monotonic(), await self._node.query(self._catalog.agreement, request_id, token)
+                if len(self._agreed) >= JOBS_AT_ONCE:
+                    self._agreed.clear()
+                self._agreed[request_id, token] = looked_s, found
+            return found
 
 
 def _request(asked: Asked) -> SnapshotRequest:

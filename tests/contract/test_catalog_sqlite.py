@@ -219,6 +219,7 @@ TAKEN_BACK = {
     8: ("DROP INDEX publications_by_sequence",),
     9: ("DROP TABLE snapshot_requests", "DROP TABLE snapshot_ranks"),
     11: ("ALTER TABLE publications DROP COLUMN published_sequence",),
+    12: ("DROP TABLE snapshot_jobs",),
     10: (
         "CREATE TABLE retentions (path TEXT NOT NULL, policies TEXT NOT NULL, tier TEXT NOT NULL, trash_s DOUBLE NOT NULL, "
         "set_at_s DOUBLE NOT NULL, PRIMARY KEY (path))",

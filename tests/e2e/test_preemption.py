@@ -80,7 +80,8 @@ def test_whoever_asks_gets_a_checkpoint_that_was_begun_afterwards_and_the_job_go
     shell = Shell(daemon.home)
     with LoopJob(daemon.home, "/run", "job-1", [["0.001"], ["0.003"]]) as job:
         job.expect("ready", [0, 1])
-        told: list[Any] = [shell.ok("snapshot", "/run", "--wait", "--timeout", "60", "--json").document for _ in range(2)]
+        told: list[Any] = [shell.ok("snapshot", "/run", "--wait", "--timeout", "60", "--json").document]
+        told.append(store.snapshot("/run", wait=True, timeout_s=60).model_dump())
         assert all(process.poll() is None for process in job.processes)
     assert [document["state"] for document in told] == ["answered", "answered"]
     assert told[0]["step"] < told[1]["step"]
@@ -95,7 +96,7 @@ def test_a_rank_that_is_dead_costs_the_snapshot_and_leaves_no_half_of_one(daemon
         job.processes[1].kill()
         job.processes[1].wait()
         with pytest.raises(WaitTimeout, match="1 ranks have heard"):
-            store.snapshot("/run", wait=True, timeout_s=5)
+            store.snapshot("/run", wait=True, timeout_s=3)
         assert job.processes[0].poll() is None
     assert list(store.ls("/")) == []
 
@@ -182,6 +183,15 @@ def test_a_loop_that_does_not_save_is_told_that_nothing_is_kept(store: Store) ->
         assert notice.wanted()
     assert notice.kept is not None
     assert (notice.kept.path, notice.kept.reached) == (None, False)
+
+
+def test_a_loop_that_ends_by_itself_after_a_notice_waits_for_what_it_saved_last(store: Store) -> None:
+    with store.preemption("/run", signals=(), grace_s=60) as notice:
+        assert not notice.wanted(1)
+        save(store, 1)
+        notice.preempt("soon")
+    assert notice.kept is not None
+    assert (notice.kept.path, notice.kept.reached) == ("/run/step-1", True)
 
 
 def test_what_cannot_be_heeded_is_refused(store: Store) -> None:

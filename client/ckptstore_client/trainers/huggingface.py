@@ -100,10 +100,15 @@ class StoreCheckpoints:
             resume_from_checkpoint = self.latest()
             if resume_from_checkpoint is None:
                 raise NotFound("there is no checkpoint to resume from", operation="train", subject=self.folder.path)
-        if not self.folder.holds(resume_from_checkpoint):
-            result = self._trainer.train(resume_from_checkpoint or None, *args, **kwargs)
-        else:
-            result = self._resumed(self.folder.path_of(str(resume_from_checkpoint)), *args, **kwargs)
+        try:
+            if not self.folder.holds(resume_from_checkpoint):
+                result = self._trainer.train(resume_from_checkpoint or None, *args, **kwargs)
+            else:
+                result = self._resumed(self.folder.path_of(str(resume_from_checkpoint)), *args, **kwargs)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, SaveWhenAsked):
+                    callback.end()  # `Trainer` does not tell its callbacks of a training that failed
         self.folder.finish()
         return result
 
@@ -257,6 +262,10 @@ class SaveWhenAsked(transformers.TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = control.should_training_stop or self.notice.leaving
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Heed signals no longer. Again does nothing."""
         self._training.close()
 
 
