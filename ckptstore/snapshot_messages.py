@@ -5,6 +5,7 @@
     GET  /v1/snapshots?path=P&token=T&after=N&timeout_s=S&grace_s=G SnapshotRequests   (what is asked of a job, as soon as something is)
     POST /v1/snapshots/{id}/ranks                         RankHold → SnapshotAgreement
     GET  /v1/snapshots/{id}/agreement?token=T&timeout_s=S SnapshotAgreement  (answers early when all ranks have said how far they go)
+    POST /v1/publications/{id}/drain-first                PublicationInfo    (nothing is drained before it from now on)
 
 All ranks of a job must save at the same step, and they make no collective call for it. Each says, once it has heard of a request, at which
 step it waits unless it knows more by then (`RankHold`). When all have said so, the greatest of these steps is the one: no rank is past it,

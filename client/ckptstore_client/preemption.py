@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
+import os
 import queue
 import signal
 import threading
@@ -100,6 +102,7 @@ class Preemption:
         self._over = threading.Event()
         self._signals = tuple(signals)
         self._handlers: dict[int, Any] = {}
+        self._process = os.getpid()
 
     def _tier(self, until: str | None) -> str:
         """The tier to wait for: unless named, the nearest durable one that other nodes see."""
@@ -131,8 +134,7 @@ class Preemption:
             self._over.set()
             self._points.end()
             self._news.put(None)
-            for number, former in self._handlers.items():
-                signal.signal(number, signal.SIG_DFL if former is None else former)
+            self._restore_handlers()
 
     # --- the loop's --------------------------------------------------------------------------------------------------------------
 
@@ -140,7 +142,7 @@ class Preemption:
         """A safe point: whether to save now, which all ranks are told at the same one. All ranks come by with the same steps, each greater
         than the last; without, the calls count. Waits for the other ranks for a moment, if at all, and only when something is asked."""
         self._calls += 1
-        due = self._points.reach(self._calls if step is None else step)
+        due = self._points.reach(self._calls if step is None else operator.index(step))
         ending = next((request.why for request in due if request.ends_job), None)
         if ending is None and self._member.world_size == 1 and self._noticed is not None:
             ending = self._noticed[0]
@@ -159,7 +161,15 @@ class Preemption:
                 self._news.put(why)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.preempt(signal.Signals(number).name)
+        if os.getpid() == self._process:
+            self.preempt(signal.Signals(number).name)
+            return
+        self._restore_handlers()  # in a forked child, such as a worker that loads data: it is meant to end
+        os.kill(os.getpid(), number)
+
+    def _restore_handlers(self) -> None:
+        for number, former in self._handlers.items():
+            signal.signal(number, signal.SIG_DFL if former is None else former)
 
     # --- the end -----------------------------------------------------------------------------------------------------------------
 

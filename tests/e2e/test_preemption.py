@@ -147,6 +147,20 @@ def test_a_signal_is_heeded_at_the_next_safe_point_and_its_handler_goes_away_aga
     assert (notice.kept.path, notice.kept.until, notice.kept.reached) == ("/run/step-2", "pfs", True)
 
 
+def test_a_forked_child_dies_of_the_signal_as_ever(store: Store) -> None:
+    with store.preemption("/run", signals=(signal.SIGUSR2,)) as notice:
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+        os.kill(child, signal.SIGUSR2)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status)
+        assert os.WTERMSIG(status) == signal.SIGUSR2
+        assert not notice.wanted(np.int64(1))
+    assert notice.kept is None
+
+
 def test_a_daemon_that_gets_the_signal_too_stays_for_the_last_snapshot(daemon: DaemonProcess, store: Store) -> None:
     with store.preemption("/run", signals=(), grace_s=60) as notice:
         store.snapshot("/run")
