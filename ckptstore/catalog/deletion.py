@@ -111,6 +111,7 @@ def delete_publications(tx: Connection, me: str, publication_ids: Iterable[str])
         _queue_tombstones(tx, me, ids)
         _queue_unrecorded(tx, me, ids)
         _stop_drains(tx, needed(ids) & ~wanted())
+        _leave_with(tx, me, needed(ids))
         for table in (owed_records, tier_commits, unkept):
             tx.execute(delete(table).where(table.c.publication_id.in_(ids)))
 
@@ -124,16 +125,35 @@ def leave_tier(tx: Connection, me: str, publication_id: str, tier: str) -> None:
     _queue(tx, _chore(literal(publication_id), Act.DELETE_RECORD, there.c.name, there.c.place, there.c.owner))
     for table in (owed_records, tier_commits):
         tx.execute(delete(table).where(table.c.publication_id == publication_id, table.c.tier == tier))
-    gone = needed([publication_id]) & ~wanted(tier)
-    # What was on its way there nobody reads; readers may hold what has arrived.
+    _give_up(tx, me, tier, needed([publication_id]) & ~wanted(tier))
+
+
+def _leave_with(tx: Connection, me: str, which: ColumnElement[bool]) -> None:
+    """After somebody who needed these objects has gone: those that now only such need as are kept from a tier leave it, if they have a
+    good replica in another one."""
+    owned = select(unkept.c.tier).join(objects, objects.c.attempt_id == unkept.c.publication_id).where(which)
+    user = select(unkept.c.tier).join(references, references.c.attempt_id == unkept.c.publication_id)
+    referred = user.join(objects, objects.c.object_id == references.c.object_id).where(which)
+    other = replicas.alias("other")
+    for tier in sorted(tx.execute(union(owned, referred)).scalars()):
+        elsewhere = (other.c.object_id == objects.c.object_id, other.c.tier != tier, ~other.c.damaged, other.c.place.in_(("", me)))
+        _give_up(tx, me, tier, which & wanted() & ~wanted(tier) & exists(select(other.c.tier).where(*elsewhere).correlate(objects)))
+
+
+def _give_up(tx: Connection, me: str, tier: str, gone: ColumnElement[bool]) -> None:
+    """Forget objects in a tier, in all places, and queue the deletion of their bytes there; `gone` is a condition on `objects`.
+
+    What was on its way there nobody reads; readers may hold what has arrived.
+    """
     for table, graced in ((drains, False), (replicas, True)):
         here = objects.join(table, table.c.object_id == objects.c.object_id)
         owner = func.coalesce(func.nullif(table.c.place, ""), literal(me))
         rows = _chore(objects.c.attempt_id, Act.DELETE_OBJECT, table.c.tier, table.c.place, owner, objects.c.object_id, graced=graced)
         already = _already_queued(objects.c.object_id, table.c.tier, table.c.place)
-        _queue(tx, rows.select_from(here).where(table.c.tier == tier, gone, ~already))
-        in_question = select(objects.c.object_id).where(gone)
-        tx.execute(delete(table).where(table.c.tier == tier, table.c.object_id.in_(in_question)))
+        in_question = list(tx.execute(select(objects.c.object_id).select_from(here).where(table.c.tier == tier, gone)).scalars())
+        for ids in chunks(in_question):
+            _queue(tx, rows.select_from(here).where(table.c.tier == tier, objects.c.object_id.in_(ids), ~already))
+            tx.execute(delete(table).where(table.c.tier == tier, table.c.object_id.in_(ids)))
 
 
 def release_references(tx: Connection, me: str, attempt_id: str) -> None:
@@ -149,6 +169,7 @@ def release_references(tx: Connection, me: str, attempt_id: str) -> None:
         unwanted = objects.c.object_id.in_(ids) & objects.c.attempt_id.in_(ended) & ~wanted()
         _stop_drains(tx, unwanted)
         queue_object_deletions(tx, me, unwanted, graced=True)
+        _leave_with(tx, me, objects.c.object_id.in_(ids))
     for owner in ended:
         finish_if_done(tx, owner, me)
 

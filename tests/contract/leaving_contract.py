@@ -81,6 +81,24 @@ class LeavingContract:
         assert tiers_of(saver, base) == ["object", "pfs"], "the last who needed it has left, too"
         assert catalog.resolve("/run/2").durability == ("pfs", "object")
 
+    def test_what_is_needed_only_by_those_that_are_kept_from_a_tier_leaves_it(self, saver: Saver, catalog: Catalog) -> None:
+        base = safe(saver, "/run/1")
+        user = saver.save_referring("/run/2", base)
+        newest = safe(saver, "/run/3")
+        assert leave(saver, user, "object", newest, "nvme")
+        assert "object" in tiers_of(saver, base)
+        catalog.remove("/run/1")
+        assert tiers_of(saver, base) == ["nvme", "pfs"]
+        saver.work_off()
+        assert catalog.resolve("/run/2").durability == ("nvme", "pfs")
+        ticket = saver.join("/run/4")
+        saver.refer(ticket, user)
+        assert leave(saver, user, "pfs", newest, "nvme")
+        assert "pfs" in tiers_of(saver, user)
+        catalog.abort(ticket.attempt_id, "enough")
+        assert tiers_of(saver, user) == ["nvme"]
+        assert catalog.resolve("/run/2").durability == ("nvme",)
+
     def test_what_an_attempt_refers_to_stays(self, saver: Saver, catalog: Catalog) -> None:
         base, newest = safe(saver, "/run/1"), safe(saver, "/run/3")
         ticket = saver.join("/run/4")

@@ -21,9 +21,10 @@ from tests.until import until
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
+    """The deeper tier is compressed: nobody can open what lies in it, so that a read would recall it if it may."""
     tiers = [
         {"name": "nvme", "kind": "posix", "path": tmp_path / "nvme"},
-        {"name": "pfs", "kind": "posix", "path": tmp_path / "pfs", "shared": True},
+        {"name": "pfs", "kind": "posix", "path": tmp_path / "pfs", "shared": True, "compression": "zstd"},
     ]
     write_config(tmp_path / "home", tiers=tiers, grace_s=0)
     return tmp_path / "home"
