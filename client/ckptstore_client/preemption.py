@@ -119,7 +119,8 @@ class Preemption:
         for number in self._signals:
             try:
                 self._handlers[number] = signal.signal(number, self._on_signal)
-            except ValueError as error:
+            except (ValueError, OSError) as error:  # not the main thread, or no signal that can be heeded
+                self._restore_handlers()
                 hint = "signals=(), and call notice.preempt(why) where you hear of it"
                 raise InvalidInput(f"signal {number}: {error}", operation="heed preemption", subject=self.folder, hint=hint) from error
         for work in (self._follow, self._tell):

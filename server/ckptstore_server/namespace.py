@@ -19,8 +19,8 @@ from ckptstore_server.readers.attached import Attached
 #: How long `du` counts what lies in attached storage, in seconds.
 COUNT_S = 20.0
 
-
 MOVED = declare("move.after_catalog")
+TAGGED = declare("tag.after_catalog")
 
 
 class Namespace:
@@ -130,6 +130,7 @@ class Namespace:
     async def tag(self, message: Tag) -> PublicationInfo:
         check_tags(message.values, message.remove, message.path)
         found = await self._node.query(self._node.catalog.tag, message.path, message.values, message.remove)
+        failpoint(TAGGED)
         self._node.board.announce()
         return publication_info(found)
 

@@ -215,6 +215,10 @@ def test_what_cannot_be_heeded_is_refused(store: Store) -> None:
         store.preemption("relative")
     with pytest.raises(InvalidInput):
         store.snapshot("relative")
+    former = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(InvalidInput, match="signal 9"), store.preemption("/run", signals=(signal.SIGUSR1, signal.SIGKILL)):
+        pass
+    assert signal.getsignal(signal.SIGUSR1) is former
     refused: list[str | None] = []
 
     def elsewhere() -> None:

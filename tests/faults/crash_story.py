@@ -2,10 +2,10 @@
 
 `tell` is the client's side: it saves, some of it incrementally, so that checkpoints refer to others that are replaced and removed, and
 some of it guarded, by an optimizer that changes its weights at once; it waits, replaces, removes, fills a tier until it evicts, moves
-something to another path, reads back what was evicted, and finds a damaged replica; before each act it notes in `Facts` what may be true
-from here on, and after each acknowledgement what must be. The daemon may die anywhere in between: then the story ends. `check_recovered`
-starts a daemon without faults on what is left and holds it to the facts; `check_tiers_agree` compares catalog and tiers file by file when
-that daemon has stopped.
+something to another path, says something about it, reads back what was evicted, and finds a damaged replica; before each act it notes in
+`Facts` what may be true from here on, and after each acknowledgement what must be. The daemon may die anywhere in between: then the story
+ends. `check_recovered` starts a daemon without faults on what is left and holds it to the facts; `check_tiers_agree` compares catalog and
+tiers file by file when that daemon has stopped.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ class Facts:
     may: dict[str, set[int]] = field(default_factory=dict)
     #: (path, version) → shared tiers that `wait` has acknowledged for it
     held: dict[tuple[str, int], set[str]] = field(default_factory=dict)
+    #: what may be said of what was moved
+    said: set[str | None] = field(default_factory=lambda: {None})
     damaged: bool = False  # whether the story spoiled a replica itself
 
     def begun(self, path: str, version: int) -> None:
@@ -190,6 +192,11 @@ class Teller:
         self.facts.acknowledged(path, NOTHING)
         self.facts.acknowledged(to, version)
 
+    def tag(self, path: str, what: str) -> None:
+        self.facts.said.add(what)
+        self.store.tag(path, {"said": what})
+        self.facts.said = {what}
+
     def load(self, path: str, version: int, size_bytes: int) -> None:
         state = self.store.load(path)
         assert state["version"] == version
@@ -221,6 +228,7 @@ def tell(world: World, store: Store, facts: Facts) -> None:
     teller.put(FILLER, FILLER_VERSION, FILLER_BYTES)
     teller.until_evicted(BIG)
     teller.move(FILLER, MOVED, FILLER_VERSION)
+    teller.tag(MOVED, "it was checked")
     teller.load(BIG, 1, BIG_BYTES)
     teller.save(LAST, 6, SMALL_BYTES, "nvme", "pfs", incremental=True, guarded=True)
     teller.damage(LAST)
@@ -307,6 +315,8 @@ def check_facts(store: Store, facts: Facts) -> dict[str, int]:
         assert found[path] in may, f"{path}: version {found[path]} is there, acknowledged was one of {sorted(may)}"
     if MOVED in found:
         assert sorted([found[FILLER], found[MOVED]]) == [NOTHING, FILLER_VERSION], "what was moved is at one path, and at one only"
+        said = store.stat(MOVED).metadata.get("said") if found[MOVED] else None
+        assert said in facts.said, f"said of it is {said!r}, acknowledged was one of {facts.said}"
     published = [entry.path for folder in ("/run", "/files") for entry in entries(store, folder)]
     assert set(published) == {path for path, version in found.items() if version != NOTHING}
     return found
