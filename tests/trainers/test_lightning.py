@@ -26,6 +26,24 @@ def test_killed_in_the_middle_and_started_again_it_ends_as_if_nothing_had_happen
     assert differences(whole, resumed) == []
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    yield from place_of(tmp_path_factory.mktemp("ddp"), "lightning_ddp", scripts=Path(__file__).parent)
+
+
+def test_two_ranks_killed_in_the_middle_and_started_again_end_as_if_nothing_had_happened(pair: Place) -> None:
+    pair.run("/whole", ranks=2)
+    pair.run("/killed", killed_at=8, ranks=2)
+    left = pair.steps("/killed")
+    assert left and left[-1] < 8, "the kill left nothing to resume from"
+    pair.run("/killed", ranks=2)
+    whole, resumed = (pair.store.load(f"{folder}/@latest") for folder in ("/whole", "/killed"))
+    assert pair.steps("/killed") == pair.steps("/whole")
+    assert differences(whole, resumed) == []
+    of_ranks = whole["callbacks"]["RandomStates"]["ranks"]
+    assert len(of_ranks) == 2 and differences(*of_ranks), "each rank has its own random numbers"
+
+
 def test_a_signal_stops_it_after_one_more_checkpoint(place: Place, tmp_path: Path) -> None:
     from lightning.pytorch import Trainer
     from lightning.pytorch.demos.boring_classes import BoringModel

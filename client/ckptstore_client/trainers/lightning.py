@@ -23,7 +23,7 @@ import torch
 
 from ckptstore.errors import InvalidInput
 from ckptstore_client.preemption import Preemption
-from ckptstore_client.process_group import initialised
+from ckptstore_client.process_group import initialised, resolved_together
 from ckptstore_client.saving import OnBusy
 from ckptstore_client.store import Store
 from ckptstore_client.trainers.folder import RunFolder
@@ -69,8 +69,11 @@ class StoreCheckpointIO(_CheckpointIO):  # type: ignore[misc]
         self.folder.save(place, checkpoint, guard=guard, alone=True, step=checkpoint.get("global_step"), metadata=numbers_of(checkpoint))
 
     def load_checkpoint(self, path: _Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """On the CPU; `map_location` is Lightning's to carry out. There is no pickle in it unless `pickle` was asked for."""
-        loaded: dict[str, Any] = self.folder.load(self.folder.path_of(fspath(path)))
+        """On the CPU; `map_location` is Lightning's to carry out. There is no pickle in it unless `pickle` was asked for.
+
+        Lightning calls it on every rank. All load what rank 0 asks for: before the ranks know each other, each has asked for the newest.
+        """
+        loaded: dict[str, Any] = self.folder.load(resolved_together(lambda: self.folder.path_of(fspath(path))))
         return loaded
 
     def remove_checkpoint(self, path: _Path) -> None:
