@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from ckptstore.catalog.model import Hold, Kind, Retention, Trashed
-from ckptstore.errors import CkptStoreError
+from ckptstore.errors import CatalogUnavailable, CkptStoreError
 from ckptstore.failpoints import declare, failpoint
 from ckptstore.retention import NOT_YET, read_policies, write_policies
 from ckptstore.retention_messages import (
@@ -109,6 +109,8 @@ class Keeper:
         for path, rules in said.items():
             try:
                 stuck |= await self._apply(path, rules)
+            except CatalogUnavailable:
+                raise  # that concerns all of them
             except CkptStoreError as error:
                 stuck[path] = self._remarked(path, error)
         self._stuck = stuck
@@ -124,6 +126,8 @@ class Keeper:
             try:
                 for step in self._steps(fate, judgement, trash_s):
                     changed |= await step()
+            except CatalogUnavailable:
+                raise
             except CkptStoreError as error:
                 stuck[publication_id] = self._remarked(publication_id, error)
         if changed:
