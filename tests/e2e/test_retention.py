@@ -218,6 +218,23 @@ def test_a_daemon_that_dies_while_something_leaves_a_tier_loses_nothing_and_fini
             assert [line for line in store.verify("/") if line.problem] == []
 
 
+@pytest.mark.parametrize("point", ["retention.before_discard", "retention.after_discard"])
+def test_a_daemon_that_dies_while_something_goes_finishes(home: Path, point: str) -> None:
+    daemon = DaemonProcess(home, failpoints=f"{point}=kill@2")
+    daemon.turn_s = 0.2
+    with daemon:
+        with connect(home=home, start=False) as store:
+            save(store, 1, 2, 3)
+            store.retention.keep("/run", "latest:1")
+            assert daemon.wait_exit() is not None, "it has died"
+        assert daemon.was_killed
+        daemon.failpoints = ""
+        daemon.start()
+        with connect(home=home, start=False) as store:
+            until("the others have gone", lambda: steps(store) == [3])
+            assert [lying.path for lying in store.retention.trash()] == ["/run/step-1", "/run/step-2"]
+
+
 KEPT = """
 [[keep]]
 folder = "/run"

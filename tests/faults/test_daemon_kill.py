@@ -44,7 +44,9 @@ AFTER_A_DEATH = {
 REBUILD = "rebuild."
 #: What readers' copies do is killed in `test_cache_crash.py`: the story makes none.
 COPIES = "cache."
-NAMES = [name for name in failpoints.names() if not name.startswith(("test.", REBUILD, COPIES))]
+#: Carrying out what policies decide is killed in `tests/e2e/test_retention.py`: the story has none.
+POLICIES = "retention."
+NAMES = [name for name in failpoints.names() if not name.startswith(("test.", REBUILD, COPIES, POLICIES))]
 
 
 @dataclass(frozen=True)
