@@ -23,6 +23,11 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     yield from place_of(tmp_path_factory.mktemp("stages"), "deepspeed_stage", scripts=Path(__file__).parent)
 
 
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    yield from place_of(tmp_path_factory.mktemp("pipeline"), "deepspeed_pipeline", scripts=Path(__file__).parent)
+
+
 def test_two_ranks_killed_in_the_middle_and_started_again_end_as_if_nothing_had_happened(place: Place) -> None:
     whole, resumed, left = place.whole_and_resumed("pair", killed_at=8, ranks=2)
     assert left and left[-1] < 8, "the kill left nothing to resume from"
@@ -38,6 +43,13 @@ def test_at_other_stages_of_zero_it_ends_as_if_nothing_had_happened(stages: Plac
     whole, resumed, left = stages.whole_and_resumed(f"stage-{stage}", killed_at=8, ranks=2)
     assert left and left[-1] < 8, "the kill left nothing to resume from"
     assert differences(whole, resumed) == []
+
+
+def test_a_pipeline_killed_in_the_middle_and_started_again_ends_as_if_nothing_had_happened(pipeline: Place) -> None:
+    whole, resumed, left = pipeline.whole_and_resumed("pipeline", killed_at=8, ranks=2)
+    assert left and left[-1] < 8, "the kill left nothing to resume from"
+    assert differences(whole, resumed) == []
+    assert whole[0]["files"]["layer_01-model_states.pt"] == {}
 
 
 @pytest.mark.parametrize("way", ["zero_nvme_offload_optimizer", "load_universal_checkpoint"])

@@ -135,7 +135,8 @@ class StoreCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
     def load(self, path: str, map_location: Any = None) -> Any:
         """On the CPU: DeepSpeed carries it to where it belongs."""
         name = Path(path).name
-        return self._folder.load(self._path, only=f"files/{name}/*", rank=self._holders[name])["files"][name]
+        place = f"files/{name}"  # itself, too: the file of a layer without parameters is empty
+        return self._folder.load(self._path, only=[place, f"{place}/*"], rank=self._holders[name])["files"][name]
 
     def random_of(self, rank: int, ranks: int) -> Any:
         """The random number generators of this rank; None if the checkpoint is of another number of ranks."""
