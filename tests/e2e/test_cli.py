@@ -347,6 +347,7 @@ def test_config_check_names_the_fault(bare: Shell, tmp_path: Path) -> None:
     "command",
     [
         *("serve", "stop", "status", "ls", "stat", "du", "put", "get", "rm", "mv", "wait", "verify", "version"),
+        *("snapshot", "tag", "cat", "diff"),
         *("config init", "config show", "config path", "config check", "catalog rebuild"),
     ],
 )

@@ -22,7 +22,7 @@ def register(root: CommandGroup) -> None:
 def tag(
     invocation: Invocation,
     path: PathArgument,
-    values: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="What to set; none: show what is there.")] = None,
+    values: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What to set; none: show what is there.")] = None,
     remove: Annotated[list[str] | None, typer.Option("--remove", metavar="KEY", help="Take it away. May be given several times.")] = None,
 ) -> None:
     """Say something about what is published: a metric, a verdict. `ls --sort`, policies and watchers see it.

@@ -31,7 +31,7 @@ def cat(
     invocation: Invocation,
     path: PathArgument,
     tensors: Annotated[
-        list[str] | None, typer.Argument(metavar="[TENSOR]...", help="Names or patterns, such as model/*; none: list all.")
+        list[str] | None, typer.Argument(metavar="TENSOR", help="Names or patterns, such as model/*; none: list all.")
     ] = None,
     rank: RankOption = None,
 ) -> None:
