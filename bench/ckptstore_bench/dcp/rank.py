@@ -49,7 +49,7 @@ def main(home: str, folder: str, size_bytes: int, tensors: int) -> None:
         if order["do"] == "connect":
             answer = {"pid": float(store.hello().pid)}
         elif order["do"] == "save":
-            answer = _save(state, contenders[order["way"]].save(order["turn"]), began_s)
+            answer = _save(state, contenders[order["way"]].save(order["turn"]))
         else:
             load({"model": state}, **contenders[order["way"]].load(order["turn"]))
             answer = {"load": time.perf_counter() - began_s}
@@ -60,11 +60,12 @@ def main(home: str, folder: str, size_bytes: int, tensors: int) -> None:
     os._exit(0)
 
 
-def _save(state: dict[str, DTensor], arguments: dict[str, Any], began_s: float) -> dict[str, float]:
-    """Seconds until training may go on, and until all of it is durable."""
+def _save(state: dict[str, DTensor], arguments: dict[str, Any]) -> dict[str, float]:
+    """Seconds until training may go on, and until all of it is durable. The ranks begin together, as a training step leaves them."""
     with torch.no_grad():
         for value in state.values():
             value.to_local().add_(1e-6)
+    dist.barrier()
     began_s = time.perf_counter()
     answer: Any = async_save({"model": state}, **arguments)
     stall_s = time.perf_counter() - began_s
