@@ -43,6 +43,14 @@ def put_anew(target: Tier, key: str, source: BlockSource, digests: BlockDigests)
         target.put(key, source, expected=digests)
 
 
+def _is_there(tier: Tier, key: str) -> bool:
+    try:
+        tier.stat(key)
+    except NotFound:
+        return False
+    return True
+
+
 def mark_lost(catalog: Catalog, tier: str) -> int:
     """Mark every replica that the catalog knows in an emptied tier; each is copied there again from a deeper one. How many there were."""
     after, count = "", 0
@@ -160,11 +168,11 @@ class Replicas:
         `follower` is told what can be read of it meanwhile, by tiers that tell.
         `quietly`: out of training's way, for nobody waits for it; a replica that was lost is replaced without delay all the same.
         CalledOff when it is not wanted any more; then nothing is left of it.
-        A source that turns out damaged is marked and the next one taken; ChecksumMismatch when none is left. If the object was
-        deleted meanwhile, what was written is removed again.
+        A source that turns out damaged is marked and the next one taken; one that does not answer is passed over. ChecksumMismatch when
+        none is left, TierUnavailable if one of them may be good. If the object was deleted meanwhile, what was written is removed again.
         """
         digests = digests_of(file)
-        last: CkptStoreError | None = None
+        away: TierUnavailable | None = None
         for tier in self._copy_sources(file, into):
             try:
                 with ExitStack() as stack:
@@ -172,9 +180,9 @@ class Replicas:
                     target = stack.enter_context(into.watched())
                     stack.enter_context(self.place(file.object_id, into.name))
                     if repairs := self._is_damaged(file.object_id, into):
-                        # Wrong bytes are in the way, and an object that is there is never written over. They go only for better ones:
+                        # Wrong bytes may be in the way, and an object that is there is never written over. They go only for better ones:
                         # where every replica is damaged, each is left to whoever can save a part of it.
-                        if problem := self.check(file, tier):
+                        if _is_there(target, file.key) and (problem := self.check(file, tier)):
                             raise ChecksumMismatch(problem, operation="repair", subject=file.key, tier=tier)
                         target.delete(file.key)
                     # A repair that rested would keep the place locked, and `verify` or a reader's report waiting for its own repair.
@@ -187,17 +195,19 @@ class Replicas:
                     if not self._node.catalog.add_replica(file.object_id, into.name, stored_bytes=stored_bytes):
                         target.delete(file.key)
                 return
-            except NotFound as error:
-                last = error
+            except TierUnavailable as error:
+                if error.tier != tier:
+                    raise  # it is not the source that does not answer
+                away = error
+            except NotFound:
                 self.missing(file, tier)
-            except ChecksumMismatch as error:
-                last = error
+            except ChecksumMismatch:
                 if (found := self.check(file, tier)) is None:
                     raise  # the source is good: it is the target that stored something else
                 self.damaged(file, tier, found)
-        if isinstance(last, ChecksumMismatch | NotFound) or last is None:
-            raise ChecksumMismatch("no good replica is left to copy from", operation="copy", subject=file.key, tier=into.name)
-        raise last
+        if away is not None:
+            raise away
+        raise ChecksumMismatch("no good replica is left to copy from", operation="copy", subject=file.key, tier=into.name)
 
     def _copy_sources(self, file: StoredFile, into: TierHandle) -> list[str]:
         """Where to copy from: this node's own tiers before its memory, since reading a segment keeps its slot from the next save, and a

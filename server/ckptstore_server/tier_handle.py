@@ -124,8 +124,9 @@ class TierHandle:
         try:
             yield tier
         except (TierFull, TierUnavailable) as error:
-            with self._lock:
-                self._note_failure(error)
+            if error.tier in (self.name, None):  # else it is another tier that failed, from which something was to be copied here
+                with self._lock:
+                    self._note_failure(error)
             raise
         else:
             if self.state != "ok":
