@@ -133,7 +133,8 @@ class Folders:
                 self._listed[reader.path] = time.monotonic() + TOLD_S  # before asking: a change that comes meanwhile takes it out again
         page = self._source.list(reader.path, reader.starts[first])
         self._believed.note(asked, page.entries)
-        valid_s = min((self._believed.valid_s(info) for info in page.entries), default=0.0)
+        # Of an empty folder nothing tells who has it. (An empty page at the end says nothing: the one before it was full to the brim.)
+        valid_s = min((self._believed.valid_s(info) for info in page.entries), default=0.0 if first == 0 else TOLD_S)
         with self._lock:
             if reader.path in self._listed:
                 self._listed[reader.path] = min(self._listed[reader.path], time.monotonic() + valid_s)
