@@ -34,6 +34,8 @@ def measure(steps: Steps, only: Sequence[str], size_bytes: int, rounds: int, che
     if unknown := sorted(set(only) - set(FAMILIES)):
         raise InvalidInput(f"there are {', '.join(FAMILIES)}", operation="bench figures", subject=f"--only {', '.join(unknown)}")
     results: dict[str, Result] = {}
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ckptstore-figures-", dir=folder) as place:
         described = machine.describe(Path(place), "fastsafetensors", "runai-model-streamer")
         for name in FAMILIES:
