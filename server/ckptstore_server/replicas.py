@@ -183,7 +183,8 @@ class Replicas:
                         # Wrong bytes may be in the way, and an object that is there is never written over. They go only for better ones:
                         # where every replica is damaged, each is left to whoever can save a part of it.
                         if _is_there(target, file.key) and (problem := self.check(file, tier)):
-                            raise ChecksumMismatch(problem, operation="repair", subject=file.key, tier=tier)
+                            self.damaged(file, tier, problem)
+                            continue
                         target.delete(file.key)
                     # A repair that rested would keep the place locked, and `verify` or a reader's report waiting for its own repair.
                     movement = stack.enter_context(into.lane.moving(file.object_id, quietly=quietly and not repairs))
@@ -202,9 +203,10 @@ class Replicas:
             except NotFound:
                 self.missing(file, tier)
             except ChecksumMismatch:
-                if (found := self.check(file, tier)) is None:
+                problem = self.check(file, tier)
+                if problem is None:
                     raise  # the source is good: it is the target that stored something else
-                self.damaged(file, tier, found)
+                self.damaged(file, tier, problem)
         if away is not None:
             raise away
         raise ChecksumMismatch("no good replica is left to copy from", operation="copy", subject=file.key, tier=into.name)
