@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -200,39 +200,36 @@ def test_each_tier_keeps_what_its_own_policies_want(home: Path, daemon: DaemonPr
         store.wait("/run/step-5", "pfs", timeout_s=60)
 
 
-@pytest.mark.parametrize("point", ["retention.before_leaving", "retention.after_leaving", "delete.before_delete_record"])
-def test_a_daemon_that_dies_while_something_leaves_a_tier_loses_nothing_and_finishes(home: Path, point: str) -> None:
+@contextmanager
+def died_at(home: Path, point: str, *, tier: str = "") -> Iterator[Store]:
+    """Three checkpoints of which a policy keeps the newest, a daemon that died of carrying that out, and the one after it."""
     daemon = DaemonProcess(home, failpoints=f"{point}=kill@2")
     daemon.turn_s = 0.2
     with daemon:
         with connect(home=home, start=False) as store:
             save(store, 1, 2, 3)
-            store.retention.keep("/run", "latest:1", tier="nvme")
+            store.retention.keep("/run", "latest:1", tier=tier)
             assert daemon.wait_exit() is not None, "it has died"
         assert daemon.was_killed
         daemon.failpoints = ""
         daemon.start()
         with connect(home=home, start=False) as store:
-            until("the others have left", lambda: lies_in(home, "nvme") == [3] and recorded_in(home, "nvme") == 1)
-            assert [store.load(f"/run/step-{step}")["w"][0] for step in (1, 2, 3)] == [1, 2, 3]
-            assert [line for line in store.verify("/") if line.problem] == []
+            yield store
+
+
+@pytest.mark.parametrize("point", ["retention.before_leaving", "retention.after_leaving", "delete.before_delete_record"])
+def test_a_daemon_that_dies_while_something_leaves_a_tier_loses_nothing_and_finishes(home: Path, point: str) -> None:
+    with died_at(home, point, tier="nvme") as store:
+        until("the others have left", lambda: lies_in(home, "nvme") == [3] and recorded_in(home, "nvme") == 1)
+        assert [store.load(f"/run/step-{step}")["w"][0] for step in (1, 2, 3)] == [1, 2, 3]
+        assert [line for line in store.verify("/") if line.problem] == []
 
 
 @pytest.mark.parametrize("point", ["retention.before_discard", "retention.after_discard"])
 def test_a_daemon_that_dies_while_something_goes_finishes(home: Path, point: str) -> None:
-    daemon = DaemonProcess(home, failpoints=f"{point}=kill@2")
-    daemon.turn_s = 0.2
-    with daemon:
-        with connect(home=home, start=False) as store:
-            save(store, 1, 2, 3)
-            store.retention.keep("/run", "latest:1")
-            assert daemon.wait_exit() is not None, "it has died"
-        assert daemon.was_killed
-        daemon.failpoints = ""
-        daemon.start()
-        with connect(home=home, start=False) as store:
-            until("the others have gone", lambda: steps(store) == [3])
-            assert [lying.path for lying in store.retention.trash()] == ["/run/step-1", "/run/step-2"]
+    with died_at(home, point) as store:
+        until("the others have gone", lambda: steps(store) == [3])
+        assert [lying.path for lying in store.retention.trash()] == ["/run/step-1", "/run/step-2"]
 
 
 KEPT = """
