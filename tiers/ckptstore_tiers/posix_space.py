@@ -21,6 +21,13 @@ from ckptstore_tiers.interface import TierUsage
 from ckptstore_tiers.keys import COPIES, UNFINISHED
 
 
+def device_space(folder: Path) -> tuple[int, int]:
+    """(size, free) in bytes of the file system of `folder`, as `df` counts its percentage: what is set aside for root, or by a quota, is
+    neither, or a disk would be full for us long before it is for anybody. Raises OSError if it does not answer."""
+    found = os.statvfs(folder)
+    return (found.f_blocks - found.f_bfree + found.f_bavail) * found.f_frsize, found.f_bavail * found.f_frsize
+
+
 def walk_size_bytes(root: Path) -> int:
     """The sizes of all files below `root`, unfinished ones and copies aside. What vanishes meanwhile does not count."""
     total = 0
@@ -72,11 +79,9 @@ class Space:
 
     def usage(self) -> TierUsage:
         """Raises OSError if the file system does not answer."""
-        device = os.statvfs(self._root)
-        device_bytes = device.f_blocks * device.f_frsize
-        free_bytes = device.f_bavail * device.f_frsize
+        device_bytes, free_bytes = device_space(self._root)
         with self._lock:
-            used = self._used_bytes if self._counted else device_bytes - device.f_bfree * device.f_frsize
+            used = self._used_bytes if self._counted else device_bytes - free_bytes
             if self._capacity_bytes is not None:
                 free_bytes = min(free_bytes, max(0, self._capacity_bytes - used - self._reserved_bytes))
         return TierUsage(used, self._capacity_bytes if self._capacity_bytes is not None else device_bytes, free_bytes)

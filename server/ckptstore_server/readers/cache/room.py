@@ -6,12 +6,12 @@ device up to the same mark. Nothing is set aside for the cache: it has what nobo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckptstore_tiers.interface import TierUsage
+from ckptstore_tiers.posix_space import device_space
 
 UNBOUNDED = 1 << 62
 
@@ -30,8 +30,8 @@ class Room:
     def allowed_bytes(self, held_bytes: int, *, mark: float | None = None) -> int:
         """What the cache may hold in all, given that it holds so much. Raises OSError if the device does not answer."""
         mark = self.mark if mark is None else mark
-        device = os.statvfs(self.folder)
-        free_bytes = device.f_bavail * device.f_frsize - int((1 - mark) * device.f_blocks * device.f_frsize)
+        device_bytes, free_bytes = device_space(self.folder)
+        free_bytes -= int((1 - mark) * device_bytes)
         bounds = [held_bytes + free_bytes, UNBOUNDED if self.limit_bytes is None else self.limit_bytes]
         if self.capacity_bytes is not None and self.tier_usage is not None:
             bounds.append(int(mark * self.capacity_bytes) - self.tier_usage().used_bytes)
