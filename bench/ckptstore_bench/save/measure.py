@@ -17,7 +17,7 @@ from ckptstore_bench.contests import Contest
 from ckptstore_bench.running import Steps
 
 #: Saves before the steady state; the first is reported, the second is not.
-WARM_UP_ROUNDS = 2
+WARM_UP_ROUNDS = 4
 
 
 @dataclass
