@@ -6,6 +6,7 @@ descriptors travel is `fd_protocol`; everything else that the two say is `wire`.
     FdHello    → FdWelcome
     FdAcquire  → FdReady                a slot of memory, or Busy
     FdRelease  → FdReady
+    FdHandOver → FdReady                the slot's bytes are the daemon's
     FdSegment  → FdReady + descriptor   to write into
     FdOpen     → FdReady + descriptor   to read from
     FdFollow   → FdReady + descriptor   a pipe that tells what of an arriving object can be read
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ckptstore.wire import Count, Message
+from ckptstore.wire import Count, HandOver, Message
 
 
 class FdHello(Message):
@@ -56,6 +57,16 @@ class FdRelease(Message):
     op: Literal["release"] = "release"
     segment_id: str
     generation: int
+
+
+class FdHandOver(Message):
+    """The slot holds the whole file of this rank. Answered by FdReady when its bytes are the daemon's, whatever becomes of this process;
+    when the catalog knows that, too, and that somebody aborted the attempt, is for who waits for it."""
+
+    op: Literal["hand_over"] = "hand_over"
+    attempt_id: str
+    rank: int
+    slot: HandOver
 
 
 class FdOpen(Message):

@@ -56,17 +56,15 @@ class Api:
         *,
         content: Any = None,
         headers: dict[str, str] | None = None,
-        patience_s: float | None = None,
         **params: Any,
     ) -> Answer:
-        """One request, and its answer as a message. Parameters that are None are left out. `patience_s`: to wait longer than usual."""
+        """One request, and its answer as a message. Parameters that are None are left out."""
         with self._translated(method, route):
             response = self._client.request(
                 method,
                 f"/v1/{route}",
                 params=_given(params),
                 headers=headers,
-                timeout=httpx.USE_CLIENT_DEFAULT if patience_s is None else patience_s,
                 **({"json": message.model_dump(mode="json")} if message is not None else {"content": content}),
             )
         _raise_error(response)

@@ -25,9 +25,9 @@ from types import TracebackType
 
 from ckptstore import fd_protocol
 from ckptstore.errors import CkptStoreError, DaemonUnavailable, InvalidInput, Unauthorized, WaitTimeout, from_wire
-from ckptstore.fd_messages import FdAcquire, FdFollow, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
+from ckptstore.fd_messages import FdAcquire, FdFollow, FdHandOver, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
 from ckptstore.tree_messages import FdFile, FdNeed, FdOpenFile
-from ckptstore.wire import API_VERSION, Message, SegmentGrant
+from ckptstore.wire import API_VERSION, HandOver, Message, SegmentGrant
 from ckptstore_tiers.prefault import prefault
 from ckptstore_tiers.shared_mapping import map_shared
 from ckptstore_tiers.sources import address_of
@@ -92,6 +92,11 @@ class DescriptorConnection:
         """Give an acquired slot back."""
         with self._lock:
             self._ask(FdRelease(segment_id=grant.segment_id, generation=grant.generation), (), self._timeout_s)
+
+    def hand_over(self, attempt_id: str, rank: int, slot: HandOver) -> None:
+        """Make the slot's bytes the daemon's."""
+        with self._lock:
+            self._ask(FdHandOver(attempt_id=attempt_id, rank=rank, slot=slot), (), self._timeout_s)
 
     def segment(self, segment_id: str, *, populate_bytes: int | None = None) -> MappedSegment:
         """The segment, mapped. At its first use `populate_bytes` of it (None: all, 0: nothing) are mapped page by page ahead."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ckptstore.config import read_settings
 from ckptstore.errors import Busy, CkptStoreError, DaemonUnavailable, NotFound, WaitTimeout
-from ckptstore.wire import AttemptOpened, AttemptStatus, Damage, HandOver, Hello, Located, SegmentGrant
+from ckptstore.wire import AttemptOpened, Damage, HandOver, Hello, Located, SegmentGrant
 from ckptstore_client.api import Api
 from ckptstore_client.arriving import ArrivingFile
 from ckptstore_client.descriptors import DescriptorConnection
@@ -26,8 +26,6 @@ from ckptstore_client.transport import Target
 
 #: A recall of a large object from a slow tier may take this long before a reader streams it instead.
 RECALL_TIMEOUT_S = 600.0
-#: How long handing over may take: the daemon insists as long as its catalog is locked, and giving up would lose the snapshot.
-HAND_OVER_PATIENCE_S = 600.0
 
 
 class LocalTransport:
@@ -98,8 +96,7 @@ class LocalTransport:
             size_bytes=size_bytes,
             steps_ended_s=steps_since_last_asked(),
         )
-        route = f"attempts/{opened.attempt_id}/ranks/{rank}/handover"
-        self.api.call("POST", route, AttemptStatus, message, patience_s=HAND_OVER_PATIENCE_S)
+        self._connection.hand_over(opened.attempt_id, rank, message)
 
     def give_back(self, target: Target) -> None:
         assert target.grant is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from ckptstore_server.node import CATALOG_PAUSE_S, Node
 from ckptstore_server.publish import Publisher
 from ckptstore_server.sessions import Sessions
 from ckptstore_tiers.interface import BlockSource
+from ckptstore_tiers.memory import Segment
 
 T = TypeVar("T")
 
@@ -54,6 +55,7 @@ class AttemptService:
         self._grants = Grants(node)
         self._files: dict[tuple[str, str], NewObject] = {}  # (attempt, name) of puts that are under way
         self._tasks: set[asyncio.Task[None]] = set()
+        self._noting: dict[asyncio.Future[AttemptView], str] = {}  # what was handed over and the catalog does not know yet: its session
         self.accepting = True
 
     @property
@@ -171,28 +173,43 @@ class AttemptService:
     # --- handing over ----------------------------------------------------------------------------------------------------------
 
     async def hand_over(self, attempt_id: str, rank: int, message: HandOver, *, session: str) -> AttemptStatus:
-        """From here on the bytes are the daemon's: the trainer may die."""
-        return await self._to_its_end(self._hand_over(attempt_id, rank, message, session))
+        """From here on the bytes are the daemon's: the trainer may die. AttemptAborted if nobody wants them any more."""
+        noted = await self.take(attempt_id, rank, message, session=session)
+        return self._status(await asyncio.shield(noted), [])
 
-    async def _hand_over(self, attempt_id: str, rank: int, message: HandOver, session: str) -> AttemptStatus:
+    async def take(self, attempt_id: str, rank: int, message: HandOver, *, session: str) -> asyncio.Future[AttemptView]:
+        """The same, as soon as the bytes are the daemon's; the future is done when the catalog knows it, too."""
         grant = await self._grant(attempt_id, rank, session)
         grant.check_is(message)
         self._grants.end(grant)
         copied_s = time.monotonic() - grant.lent_s
         segment = self._node.pool.hold(message.segment_id, message.generation, owner=session)
-        try:
-            view = await self._node.insist(self._node.catalog.snapshot_taken, attempt_id, rank)
-        except CkptStoreError:
-            self._node.pool.release(segment)
-            raise
+        noted: asyncio.Future[AttemptView] = asyncio.get_running_loop().create_future()
+        noted.add_done_callback(asyncio.Future.exception)  # an error is for who waits, and for nobody if nobody does
+        self._noting[noted] = session
+        noted.add_done_callback(self._noting.pop)
         store = partial(self._ingest.segment, attempt_id, rank, grant.new_object, segment, message.size_bytes, lineage=grant.lineage)
-        self._start(store, attempt_id, rank, let_copy_s=0.0 if view.snapshots == view.world_size else copied_s)
-        if view.snapshots == view.world_size:
-            self._node.timings.reach(attempt_id, "snapshot")
+        note = self._note(attempt_id, rank, segment, noted)
+        task = asyncio.create_task(self._finish(note, store, attempt_id, rank, copied_s), name=f"ingest {attempt_id} rank {rank}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         if (found := self._node.steps.heard(session, message.steps_ended_s)) is not None:
             self._node.quiet.aim(found.used_cpus, found.slowdown)
+        return noted
+
+    async def _note(self, attempt_id: str, rank: int, segment: Segment, noted: asyncio.Future[AttemptView]) -> AttemptView:
+        """Have the catalog know of the snapshot; however long it is locked."""
+        try:
+            view = await self._node.insist(self._node.catalog.snapshot_taken, attempt_id, rank)
+        except BaseException as error:
+            self._node.pool.release(segment)
+            noted.set_exception(error)
+            raise
+        if view.snapshots == view.world_size:
+            self._node.timings.reach(attempt_id, "snapshot")
+        noted.set_result(view)
         self._node.board.announce()
-        return self._status(view, [])
+        return view
 
     async def _grant(self, attempt_id: str, rank: int, session: str) -> Grant:
         grant = self._grants.of(attempt_id, rank, session)
@@ -248,11 +265,6 @@ class AttemptService:
         self._forget_files(attempt_id)
         return await self.status(attempt_id)
 
-    def _start(self, store: Callable[[], object], attempt_id: str, rank: int, *, let_copy_s: float) -> None:
-        task = asyncio.create_task(self._finish(store, attempt_id, rank, let_copy_s), name=f"ingest {attempt_id} rank {rank}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _let_others_copy(self, attempt_id: str, patience_s: float) -> None:
         """Wait until no other rank on this node copies any more: that holds up training, and nobody waits for the disk yet.
 
@@ -265,11 +277,14 @@ class AttemptService:
                 return
             await self._node.board.heard(ticket, left_s)
 
-    async def _finish(self, store: Callable[[], object], attempt_id: str, rank: int, let_copy_s: float) -> None:
+    async def _finish(
+        self, note: Awaitable[AttemptView], store: Callable[[], Awaitable[object]], attempt_id: str, rank: int, copied_s: float
+    ) -> None:
         """The top of an ingest task: what goes wrong aborts the attempt, for all its ranks."""
         try:
-            await self._let_others_copy(attempt_id, let_copy_s)
-            await store()  # type: ignore[misc]
+            view = await note
+            await self._let_others_copy(attempt_id, 0.0 if view.snapshots == view.world_size else copied_s)
+            await store()
             await self._arrive(attempt_id, rank)
         except CkptStoreError as error:
             if not isinstance(error, AttemptAborted):
@@ -318,6 +333,8 @@ class AttemptService:
     async def session_lost(self, session: str) -> None:
         """A client is gone: its slots are freed, and what it had not handed over is aborted."""
         self._grants.session_lost(session)
+        if noting := [noted for noted, owner in self._noting.items() if owner == session]:
+            await asyncio.wait(noting)  # what it had handed over is not aborted, although the catalog may not know of it yet
         self.ended(await self._node.insist(self._node.catalog.session_lost, session, CLIENT_GONE))
 
     def _forget_files(self, attempt_id: str) -> None:

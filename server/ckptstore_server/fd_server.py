@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from ckptstore import fd_protocol, sockets
 from ckptstore.errors import Busy, CkptStoreError, InvalidInput, Unauthorized
-from ckptstore.fd_messages import FdAcquire, FdFollow, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
+from ckptstore.fd_messages import FdAcquire, FdFollow, FdHandOver, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
 from ckptstore.paths import new_id
 from ckptstore.tree_messages import FdFile, FdNeed, FdOpenFile
 from ckptstore.wire import API_VERSION
@@ -54,6 +54,10 @@ class DescriptorHandler(Protocol):
 
     def release(self, session: str, message: FdRelease) -> Answer:
         """Take a lent slot back."""
+        ...
+
+    def hand_over(self, session: str, message: FdHandOver) -> Answer:
+        """Own the bytes of a lent slot."""
         ...
 
     def segment(self, session: str, message: FdSegment) -> Answer:
@@ -263,6 +267,8 @@ class DescriptorServer:
             return self._handler.acquire(session, fd_protocol.read_as(document, FdAcquire))
         if operation == "release":
             return self._handler.release(session, fd_protocol.read_as(document, FdRelease))
+        if operation == "hand_over":
+            return self._handler.hand_over(session, fd_protocol.read_as(document, FdHandOver))
         if operation == "segment":
             return self._handler.segment(session, fd_protocol.read_as(document, FdSegment))
         if operation == "open":

@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from ckptstore.errors import ChecksumMismatch, NotFound, TierUnavailable
-from ckptstore.fd_messages import FdAcquire, FdFollow, FdIngest, FdOpen, FdReady, FdRelease, FdSegment
+from ckptstore.fd_messages import FdAcquire, FdFollow, FdHandOver, FdIngest, FdOpen, FdReady, FdRelease, FdSegment
 from ckptstore.tree_messages import FdFile, FdNeed, FdOpenFile
 from ckptstore_server.attempts import AttemptService
 from ckptstore_server.node import Node
@@ -75,6 +75,11 @@ class Lending:
 
     def release(self, session: str, message: FdRelease) -> tuple[FdReady, int | None]:
         self._node.pool.give_up(message.segment_id, message.generation, owner=session)
+        return FdReady(), None
+
+    def hand_over(self, session: str, message: FdHandOver) -> tuple[FdReady, int | None]:
+        """On the session's own connection, so that its end cannot overtake it."""
+        self._on_loop(self._attempts.take(message.attempt_id, message.rank, message.slot, session=session))
         return FdReady(), None
 
     def segment(self, session: str, message: FdSegment) -> tuple[FdReady, int | None]:

@@ -18,6 +18,7 @@ import ckptstore
 from ckptstore.wire import Status, TierStatus, VerifyLine
 from ckptstore_client import Store
 from tests.daemon_process import DaemonProcess, write_config
+from tests.forking import Rigging
 
 
 def state_of(value: int, *, size_bytes: int = 1 << 20) -> dict[str, Any]:
@@ -40,13 +41,14 @@ class FaultStore:
     tiers: list[dict[str, Any]]
     environment: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    rigging: Rigging | None = None
     daemon: DaemonProcess = field(init=False)
     _stores: list[Store] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         defaults: dict[str, Any] = {"grace_s": 0, "memory": {"limit": "256MiB"}}
         write_config(self.home, tiers=self.tiers, **(defaults | self.settings))
-        self.daemon = DaemonProcess(self.home, environment=self.environment)
+        self.daemon = DaemonProcess(self.home, environment=self.environment, rigging=self.rigging)
 
     def start(self, failpoints: str = "") -> FaultStore:
         self.daemon.failpoints = failpoints

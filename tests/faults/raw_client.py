@@ -10,7 +10,8 @@ import httpx
 import numpy as np
 
 from ckptstore.config import read_settings
-from ckptstore.wire import SESSION_HEADER
+from ckptstore.errors import CkptStoreError
+from ckptstore.wire import SESSION_HEADER, HandOver
 from ckptstore_client.descriptors import DescriptorConnection, MappedSegment
 from ckptstore_client.staging import Staging
 from tests.daemon_process import DaemonProcess
@@ -27,9 +28,13 @@ def part_file(data_bytes: int, *, fill: int = 7) -> bytes:
 
 
 class RawClient:
-    """One session on the unix sockets. `hang_up` ends it the hard way; leaving the `with` block does as well."""
+    """One session on the unix sockets. `hang_up` ends it the hard way; leaving the `with` block does as well.
 
-    def __init__(self, daemon: DaemonProcess) -> None:
+    `by_socket`: it hands over as the client library does, on the session's own connection; else by HTTP.
+    """
+
+    def __init__(self, daemon: DaemonProcess, *, by_socket: bool = False) -> None:
+        self.by_socket = by_socket
         settings = read_settings(daemon.home / "config.toml", home=daemon.home)
         self.descriptors = DescriptorConnection(settings.fd_socket)
         self.fd_socket = settings.fd_socket
@@ -69,7 +74,13 @@ class RawClient:
     def hand_over(self, opened: dict[str, Any], size_bytes: int, *, rank: int = 0, **fields: Any) -> httpx.Response:
         grant = opened["segment"]
         message = {"segment_id": grant["segment_id"], "generation": grant["generation"], "size_bytes": size_bytes} | fields
-        return self.http.post(f"/v1/attempts/{opened['attempt_id']}/ranks/{rank}/handover", json=message)
+        if not self.by_socket:
+            return self.http.post(f"/v1/attempts/{opened['attempt_id']}/ranks/{rank}/handover", json=message)
+        try:
+            self.descriptors.hand_over(opened["attempt_id"], rank, HandOver.model_construct(**message))
+        except CkptStoreError as error:
+            return httpx.Response(error.http_status, json=error.to_wire())
+        return httpx.Response(200)
 
     def abort(self, opened: dict[str, Any], reason: str = "because") -> httpx.Response:
         return self.http.post(f"/v1/attempts/{opened['attempt_id']}/abort", json={"reason": reason})

@@ -1,23 +1,27 @@
 """How long does a save hold training up, when is it safe in each tier, and what does it cost? In turns with the peers, on one state.
 
 Every contender saves the same memory, one after another, in an order that moves on by one each round, so that nobody always follows the
-same neighbour. Before each turn the disk is quiet (sync). A contender's first save is kept apart: it makes segments, files and plans. The
-second is not counted, since two slots are made by two saves. After the rounds comes one more turn each, for memory, which is not timed.
+same neighbour. Its turn is what a training script does, to save again and again: some saves that are not counted, as many as there are
+buffers to fill by turns, and one that is. For while the others had theirs, its memory lay idle, and a hypervisor may have taken the pages
+away: the next touch then costs 2 µs a page, which says nothing of any contender but how many buffers it has. Before each counted save the
+disk is quiet (sync). A contender's first save is kept apart: it makes segments, files and plans. After the rounds comes one more turn
+each, for memory, which is not timed.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from itertools import count
 
 from ckptstore_bench import costs
 from ckptstore_bench.contenders.interface import Saved
 from ckptstore_bench.contenders.process import ContenderProcess
-from ckptstore_bench.contests import Contest
+from ckptstore_bench.contests import SLOTS, Contest
 from ckptstore_bench.running import Steps
 
-#: Saves before the steady state; the first is reported, the second is not.
-WARM_UP_ROUNDS = 4
+#: Rounds before the steady state; the first save is reported, the rest is not.
+WARM_UP_ROUNDS = 1
 
 
 @dataclass
@@ -44,20 +48,28 @@ def measure(contest: Contest, rounds: int, steps: Steps, *, changed: float = 0.0
     store = contest.require("ckptstore")
     turn = store.turn("daemon_pid")
     daemon_pid = None if turn is None else int(turn.value)
+    # Where the state changes from round to round, a second save of it has nothing to write: there, one must do.
+    idle_saves = 0 if changed else SLOTS
+    numbers = count()
     steps.plan((WARM_UP_ROUNDS + rounds + int(memory)) * len(contest.runners))
     for number in range(-WARM_UP_ROUNDS, rounds):
         changed_bytes = contest.state.change(changed, seed=1000 + number) if changed else 0
         for runner in _rotated(contest.runners, number):
-            word = "first save" if number == -WARM_UP_ROUNDS else "warming up" if number < 0 else f"round {number + 1} of {rounds}"
-            steps.say(f"{word}: {runner.contender.name}")
-            _save(runner, number, found[runner.contender.name], daemon_pid if runner.contender.role == "store" else None)
+            saves, daemon = found[runner.contender.name], daemon_pid if runner.contender.role == "store" else None
+            steps.say(f"{'warming up' if number < 0 else f'round {number + 1} of {rounds}'}: {runner.contender.name}")
+            if number < 0:
+                saves.first = _save(runner, next(numbers))
+            for _ in range(SLOTS - 1 if number < 0 else idle_saves):
+                _save(runner, next(numbers))
             if number >= 0:
-                found[runner.contender.name].changed_bytes.append(changed_bytes)
+                _counted_save(runner, next(numbers), saves, daemon)
+                saves.changed_bytes.append(changed_bytes)
             steps.next()
     for runner in contest.runners if memory else ():
         steps.say(f"memory: {runner.contender.name}")
         if runner.contender.role != "limit":
-            found[runner.contender.name].peak_bytes = _peak_bytes(runner, rounds, daemon_pid if runner.contender.role == "store" else None)
+            daemon = daemon_pid if runner.contender.role == "store" else None
+            found[runner.contender.name].peak_bytes = _peak_bytes(runner, next(numbers), daemon)
         steps.next()
     contest.require("ckptstore")
     for runner in contest.runners:
@@ -65,27 +77,29 @@ def measure(contest: Contest, rounds: int, steps: Steps, *, changed: float = 0.0
     return list(found.values())
 
 
-def _save(runner: ContenderProcess, number: int, saves: Saves, daemon_pid: int | None) -> None:
+def _save(runner: ContenderProcess, number: int) -> Saved | None:
+    turn = runner.turn("save", number)
+    return None if turn is None else turn.value
+
+
+def _counted_save(runner: ContenderProcess, number: int, saves: Saves, daemon_pid: int | None) -> None:
     os.sync()
     daemon = costs.tree(daemon_pid) if daemon_pid is not None else []
     daemon_before_s = costs.cpu_s(daemon)
-    turn = runner.turn("save", number + WARM_UP_ROUNDS)
+    turn = runner.turn("save", number)
     if turn is None:
         return
-    if number == -WARM_UP_ROUNDS:
-        saves.first = turn.value
-    elif number >= 0:
-        saves.steady.append(turn.value)
-        saves.cpu_s.append(turn.cpu_s)
-        if daemon_pid is not None:
-            saves.daemon_cpu_s.append(costs.cpu_s(daemon) - daemon_before_s)
+    saves.steady.append(turn.value)
+    saves.cpu_s.append(turn.cpu_s)
+    if daemon_pid is not None:
+        saves.daemon_cpu_s.append(costs.cpu_s(daemon) - daemon_before_s)
 
 
-def _peak_bytes(runner: ContenderProcess, rounds: int, daemon_pid: int | None) -> int | None:
+def _peak_bytes(runner: ContenderProcess, number: int, daemon_pid: int | None) -> int | None:
     """The most that a save holds beyond what the contender held when it had been made, in all its processes."""
     roots = [runner.pid] if daemon_pid is None else [runner.pid, daemon_pid]
     with costs.PeakMemory(roots) as peak:
-        turn = runner.turn("save", rounds + WARM_UP_ROUNDS)
+        turn = runner.turn("save", number)
     return None if turn is None else max(0, peak.peak_bytes - runner.baseline_bytes)
 
 

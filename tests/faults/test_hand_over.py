@@ -1,0 +1,104 @@
+"""When a save has returned, the bytes are the daemon's: whatever the catalog does meanwhile, and whatever becomes of the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptstore.catalog.model import AttemptView
+from ckptstore.errors import AttemptAborted, NotFound, WaitTimeout
+from ckptstore.wire import AttemptOpened
+from ckptstore_client import Store
+from ckptstore_client.local import LocalTransport
+from tests.faults.fault_store import FaultStore, assert_state, posix_tier, state_of
+from tests.faults.raw_client import RawClient
+from tests.until import until
+
+
+@dataclass
+class SlowToNote:
+    """Rigging for a daemon whose catalog does not take the note of a snapshot while a file `slow` lies in its home."""
+
+    home: Path
+
+    def __call__(self, stack: ExitStack) -> None:
+        from ckptstore.catalog.attempts import Attempts
+
+        snapshot_taken, slow = Attempts.snapshot_taken, self.home / "slow"
+
+        def late(catalog: Attempts, attempt_id: str, rank: int) -> AttemptView:
+            if slow.exists():
+                (self.home / "notes").touch()
+                until("the catalog is quick again", lambda: not slow.exists())
+            return snapshot_taken(catalog, attempt_id, rank)
+
+        Attempts.snapshot_taken = late  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultStore]:
+    folder = tmp_path_factory.mktemp("hand-over")
+    home = folder / "home"
+    settings = {"memory": {"limit": "64MiB"}}
+    with FaultStore(home, [posix_tier("nvme", folder / "nvme")], settings=settings, rigging=SlowToNote(home)) as place:
+        place.start()
+        yield place
+
+
+@contextmanager
+def before_hand_over(monkeypatch: pytest.MonkeyPatch, act: Any) -> Iterator[None]:
+    """The next save does this when it has been opened, and before it hands over."""
+    hand_over = LocalTransport.hand_over
+
+    def acted(self: LocalTransport, opened: AttemptOpened, *args: Any) -> None:
+        act(opened)
+        hand_over(self, opened, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalTransport, "hand_over", acted)
+        yield
+
+
+def paths(store: Store) -> list[str]:
+    return [entry.path for entry in store.ls("/run")]
+
+
+def test_a_trainer_that_is_gone_when_its_save_has_returned_has_saved_whatever_the_catalog_is_slow_to_note(place: FaultStore) -> None:
+    slow = place.home / "slow"
+    with place.connect() as observer:
+        observer.save("/run/before", state_of(1)).wait("nvme", timeout_s=60)
+        slow.touch()
+        try:
+            with place.connect() as trainer:
+                pending = trainer.save("/run/noted-late", state_of(2))
+                with pytest.raises(WaitTimeout):
+                    pending.wait("snapshot", timeout_s=0.3)
+            until("the catalog is being told", (place.home / "notes").exists)
+            until("the trainer's session has ended", lambda: observer.status().sessions == 1)
+        finally:
+            slow.unlink()
+        until("the snapshot is published", lambda: "/run/noted-late" in paths(observer))
+        assert_state(observer.load("/run/noted-late"), 2)
+
+
+def test_an_attempt_that_was_aborted_before_is_told_by_the_wait_and_gives_its_slot_back(
+    place: FaultStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with place.connect() as store, RawClient(place.daemon) as other:
+
+        def abort(opened: AttemptOpened) -> None:
+            assert other.abort({"attempt_id": opened.attempt_id}, "somebody said so").status_code == 200
+
+        with before_hand_over(monkeypatch, abort):
+            pending = store.save("/run/aborted", state_of(3))
+        with pytest.raises(AttemptAborted, match="somebody said so"):
+            pending.wait("snapshot", timeout_s=60)
+        with pytest.raises(NotFound):
+            store.stat("/run/aborted")
+        for number in range(4):  # more than there are slots
+            store.save(f"/run/after-{number}", state_of(number)).wait("nvme", timeout_s=60)
