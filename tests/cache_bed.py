@@ -96,6 +96,24 @@ class Upstream:
         return None
 
 
+class StreamingUpstream(Upstream):
+    """Gives several blocks by one request, as an object store does. `broken_at`: the block before which a request breaks, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[range] = []
+        self.broken_at: int | None = None
+
+    def read_parts(self, file: FileVersion, offset_bytes: int, size_bytes: int, parts: Iterator[memoryview]) -> None:
+        first = offset_bytes // BLOCK_BYTES
+        self.requests.append(range(first, first + -(-size_bytes // BLOCK_BYTES)))
+        for index, view in zip(self.requests[-1], parts, strict=True):
+            if index == self.broken_at:
+                self.broken_at = None
+                raise TierUnavailable("the connection broke", operation="read", subject=file.path)
+            self.read_into(file, index * BLOCK_BYTES, view)
+
+
 class CacheBed:
     """One folder and its cache, which may be ended and begun anew; async calls run on a loop of its own thread, as in the daemon."""
 

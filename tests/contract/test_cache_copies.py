@@ -15,16 +15,16 @@ from ckptstore import failpoints
 from ckptstore.errors import ChecksumMismatch, NotFound, StaleVersion, TierFull, TierUnavailable
 from ckptstore_server.readers.cache import content as contents
 from ckptstore_tiers.checksums import BLOCK_BYTES
-from tests.cache_bed import CacheBed, cache_bed, content
+from tests.cache_bed import CacheBed, StreamingUpstream, Upstream, cache_bed, content
 from tests.until import until
 
 SIZE_BYTES = 3 * BLOCK_BYTES + 1234
 PATH = "/models/m/weights.bin"
 
 
-@pytest.fixture
-def bed(tmp_path: Path) -> Iterator[CacheBed]:
-    with cache_bed(tmp_path / "cache") as made:
+@pytest.fixture(params=[Upstream, StreamingUpstream], ids=["block by block", "in runs"])
+def bed(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[CacheBed]:
+    with cache_bed(tmp_path / "cache", request.param()) as made:
         made.upstream.write(PATH, content(1, SIZE_BYTES))
         yield made
 
@@ -80,14 +80,13 @@ def test_a_read_that_somebody_waits_for_goes_before_what_was_only_foreseen(tmp_p
         bed.upstream.write(PATH, content(1, 8 * BLOCK_BYTES))
         bed.upstream.gate = threading.Event()
         copy = bed.open(PATH)
-        foreseen = [copy.fetch(index) for index in range(7)]
+        foreseen = [future for index in range(7) for future in copy.fetch([index])]
         with ThreadPoolExecutor(1) as reader:
             urgent = reader.submit(bed.block, copy, 7)
             until("the reader waits", lambda: copy.busy and 7 in copy._flights)
             bed.upstream.gate.set()
             urgent.result(60)
         for future in foreseen:
-            assert future is not None
             future.result(60)
         assert list(bed.upstream.reads).index((copy.file.version, 7)) <= 1  # one was in the air already
 
@@ -99,6 +98,38 @@ def test_small_random_reads_fetch_what_they_touch(bed: CacheBed) -> None:
     for block in (3, 1):
         copy.wait(copy_id, block * BLOCK_BYTES + 600, 400)
     assert sorted(block for _, block in bed.upstream.reads) == [1, 3]
+
+
+def test_what_is_read_in_order_comes_in_runs_and_each_block_as_soon_as_it_is_there(tmp_path: Path) -> None:
+    upstream, blocks = StreamingUpstream(), 40
+    upstream.write(PATH, data := content(3, blocks * BLOCK_BYTES - 77))
+    with cache_bed(tmp_path / "cache", upstream) as bed:
+        copy = bed.open(PATH)
+        copy_id, fd = copy.descriptor()
+        with os.fdopen(fd, "rb") as file:
+            for index in range(blocks):
+                copy.wait(copy_id, index * BLOCK_BYTES, BLOCK_BYTES)
+                assert os.pread(file.fileno(), BLOCK_BYTES, index * BLOCK_BYTES) == data[index * BLOCK_BYTES :][:BLOCK_BYTES]
+        assert upstream.read_bytes == len(data)
+        assert {len(run) for run in upstream.requests} >= {4}
+        single = blocks - sum(map(len, upstream.requests))
+        assert len(upstream.requests) + single < blocks / 2
+
+
+def test_a_run_that_breaks_leaves_what_came_and_the_rest_is_fetched_when_it_is_asked_for(tmp_path: Path) -> None:
+    upstream = StreamingUpstream()
+    upstream.write(PATH, data := content(4, 8 * BLOCK_BYTES))
+    upstream.broken_at = 2
+    with cache_bed(tmp_path / "cache", upstream) as bed:
+        copy = bed.open(PATH)
+        coming = copy.fetch(range(4))
+        assert [future.result(60) for future in coming[:2]] == [None, None]
+        for future in coming[2:]:
+            with pytest.raises(TierUnavailable, match="the connection broke"):
+                future.result(60)
+        assert copy.there_bytes == 2 * BLOCK_BYTES
+        assert bed.read(PATH) == data
+        assert upstream.read_bytes == len(data)
 
 
 def test_a_damaged_block_from_the_origin_of_an_own_object_is_fetched_again(bed: CacheBed) -> None:
@@ -190,7 +221,7 @@ def test_who_has_an_evicted_file_open_reads_on(tmp_path: Path) -> None:
 def test_what_was_on_its_way_to_an_evicted_file_is_not_counted_for_its_successor(bed: CacheBed) -> None:
     bed.upstream.gate = threading.Event()
     old = bed.open(PATH)
-    coming = [future for index in range(4) if (future := old.fetch(index)) is not None]
+    coming = old.fetch(range(4))
     assert bed.cache.evict(lambda held: True)
     new = bed.open(PATH)
     assert new is not old

@@ -14,6 +14,7 @@ import pytest
 
 from ckptstore.errors import ConfigInvalid, InvalidInput, NotFound, StaleVersion, TierUnavailable
 from ckptstore_bench.services.seaweedfs import SeaweedS3
+from ckptstore_server.readers.origin import StreamsParts
 from ckptstore_server.readers.origins.s3 import S3Storage
 from ckptstore_tiers.checksums import BLOCK_BYTES
 from ckptstore_tiers.s3_options import read_s3_place
@@ -129,6 +130,29 @@ def test_any_range_is_what_was_stored(tree: Inside, s3: Upstream, seaweed: Seawe
     file, origin = tree.open("/m/large")
     assert content_of(file, origin, offset, stop) == LARGE[offset:stop]
     assert tree.read("/m/empty") == b""
+
+
+def test_parts_come_by_one_request_which_goes_on_where_it_broke(tree: Inside, s3: Upstream, proxy: S3FaultProxy) -> None:
+    s3.put("large", LARGE)
+    attach(tree, s3.url, proxy.endpoint_url)
+    file, origin = tree.open("/m/large")
+    assert isinstance(origin, StreamsParts)
+    start, buffer, found = BLOCK_BYTES // 2, memoryview(bytearray(BLOCK_BYTES)), bytearray()
+
+    def parts() -> Iterator[memoryview]:
+        for offset in range(start, len(LARGE), BLOCK_BYTES):
+            yield (view := buffer[: len(LARGE) - offset])
+            found.extend(view)
+
+    proxy.add(Fault(method="GET", contains="/large", times=1, truncate_answer_bytes=BLOCK_BYTES + 5000))
+    origin.read_parts(file, start, len(LARGE) - start, parts())
+    assert found == LARGE[start:]
+    assert len([target for method, target in proxy.requests if method == "GET" and "/large" in target]) == 2
+    s3.put("large", LARGE[::-1])
+    found.clear()
+    with pytest.raises(StaleVersion):
+        origin.read_parts(file, start, len(LARGE) - start, parts())
+    assert not found
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 1000])

@@ -16,6 +16,7 @@ import dataclasses
 import socket
 import struct
 import threading
+from collections import Counter
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -71,6 +72,7 @@ class S3FaultProxy:
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
         self._requests: list[tuple[str, str]] = []
+        self._answered: Counter[str] = Counter()
         self._down = False
         self._connections: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -101,6 +103,11 @@ class S3FaultProxy:
         with self._lock:
             return list(self._requests)
 
+    def answered_bytes(self, path: str) -> int:
+        """Of the bodies of all answers about this target, without its query, since the last `clear`."""
+        with self._lock:
+            return self._answered[path]
+
     def add(self, fault: Fault) -> Fault:
         with self._lock:
             self._faults.append(fault)
@@ -111,6 +118,7 @@ class S3FaultProxy:
         with self._lock:
             self._faults.clear()
             self._requests.clear()
+            self._answered.clear()
         self._run(self._reset_all())
 
     def down(self) -> None:
@@ -206,9 +214,9 @@ class S3FaultProxy:
             await client.send(h11.EndOfMessage())
             return
         await server.send(h11.EndOfMessage())
-        await self._answer(client, server, fault)
+        await self._answer(client, server, fault, request.target.decode("ascii").partition("?")[0])
 
-    async def _answer(self, client: _Peer, server: _Peer, fault: Fault) -> None:
+    async def _answer(self, client: _Peer, server: _Peer, fault: Fault, path: str) -> None:
         position = 0
         while not isinstance(event := await server.next_event(), h11.EndOfMessage | h11.ConnectionClosed):
             if fault.lose_answer:
@@ -224,6 +232,8 @@ class S3FaultProxy:
                     await client.reader.read()
                     raise _Cut
                 position += len(data)
+                with self._lock:
+                    self._answered[path] += len(data)
                 await client.send(h11.Data(data=data))
                 if fault.reset_answer_after_bytes is not None and position >= fault.reset_answer_after_bytes:
                     raise _Cut

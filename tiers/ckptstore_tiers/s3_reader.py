@@ -101,16 +101,23 @@ class S3Reader:
             ranges_ahead=max(2, min(self._connection.window.figures.parallel + 1, OBJECT_MEMORY_BYTES // range_bytes)),
         )
 
+    def read_parts(self, offset: int, size_bytes: int, parts: Iterator[memoryview]) -> None:
+        """Fill one view after the other, `size_bytes` in all, by one request; the next view is asked for when one is full."""
+        self._receive(offset, size_bytes, parts, lambda count: None)
+
     def _read_range(self, start: int, view: memoryview, arrived: Callable[[int], None] = lambda count: None) -> None:
-        """Fill `view` from `start`, telling what has arrived; each try goes on where the last one broke."""
-        filled = 0
+        """Fill `view` from `start`, telling what has arrived."""
+        self._receive(start, len(view), iter((view,)), arrived)
+
+    def _receive(self, start: int, size_bytes: int, parts: Iterator[memoryview], arrived: Callable[[int], None]) -> None:
+        """Fill `parts` from `start`, telling what has arrived in all; each try goes on where the last one broke."""
+        moved, view, filled = 0, memoryview(b""), 0
 
         def request(s3: Any) -> None:
-            nonlocal filled
-            wanted = len(view) - filled
+            nonlocal moved, view, filled
+            wanted, first = size_bytes - moved, start + moved
             if wanted == 0:
                 return
-            first = start + filled
             answer = s3.get_object(
                 Bucket=self._connection.bucket,
                 Key=self._connection.name(self._stored.key),
@@ -119,16 +126,21 @@ class S3Reader:
             )
             try:
                 self._check_answer(answer, first, wanted)
-                for count in pieces(answer["Body"], view[filled:]):
-                    filled += count
-                    arrived(filled)
+                while moved < size_bytes:
+                    if filled == len(view):
+                        view, filled = next(parts), 0
+                    for count in pieces(answer["Body"], view[filled:]):
+                        filled += count
+                        moved += count
+                        arrived(moved)
             finally:
-                if filled < len(view):
+                if moved < size_bytes:
                     answer["Body"].close()  # half an answer is left in this connection: it must not be used again
 
         with self._connection.window.slot() as transfer:
             self._connection.call("read", self._stored.key, request)
-            transfer.moved_bytes = len(view)
+            transfer.moved_bytes = size_bytes
+        next(parts, None)  # the last one is full
 
     def _check_answer(self, answer: dict[str, Any], first: int, wanted: int) -> None:
         if answer.get("ETag", "") != self._stored.etag:

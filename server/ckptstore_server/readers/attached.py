@@ -123,7 +123,7 @@ class Attached:
     def _opened(self, attachment: Attachment) -> Answers:
         storage = open_storage(attachment)
         storage.gate.on_down = lambda error: self._node.remark(f"attached {attachment.path}", error)
-        return Answers(storage, refresh_s=attachment.refresh_s)
+        return Answers.of(storage, refresh_s=attachment.refresh_s)
 
     def _refuse_own(self, folder: Path) -> None:
         """The store's own folders are not to be shown, nor what holds them: its token is there, and its objects without their checks."""

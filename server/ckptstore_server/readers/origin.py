@@ -9,8 +9,9 @@ attached storage, which is read on condition that it still is the version that w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -43,5 +44,17 @@ class Origin(Protocol):
         Blocks, for a bounded time. After an error what is in `into` means nothing.
         StaleVersion: upstream has another version now, or none. The tree looks there anew when it is asked the next time.
         TierUnavailable: the origin did not answer, in spite of retries. ChecksumMismatch: no good replica of an own object is left.
+        """
+        ...
+
+
+@runtime_checkable
+class StreamsParts(Protocol):
+    """An origin for which one request for several blocks costs less than one for each."""
+
+    def read_parts(self, file: FileVersion, offset_bytes: int, size_bytes: int, parts: Iterator[memoryview]) -> None:
+        """Fill one view after the other with what follows `offset_bytes`, `size_bytes` in all.
+
+        `parts` is asked for the next view, or for its end, when one is full. Errors as of `read_into`; they say nothing of full views.
         """
         ...

@@ -111,6 +111,19 @@ class BlockFile:
         """The blocks from `first` on that are not readable."""
         return (found.start() for found in _NOT_READABLE.finditer(self.states, first))
 
+    def unsettled(self, earlier: BlockFile | None) -> Iterator[int]:
+        """Blocks that are kept, here or in an earlier file, and must be looked at before this one can be whole."""
+        for index in self.missing_from(0):
+            if self.states[index] == CLAIMED or (earlier is not None and earlier.states[index] != ABSENT):
+                yield index
+
+    def gives(self, index: int, scratch: memoryview) -> bool:
+        """Whether a readable block is good, and in `scratch` now."""
+        try:
+            return self.states[index] == READABLE and self.is_good(index, scratch)
+        except OSError:
+            return False
+
     def store(self, index: int, view: memoryview, found: bytes) -> None:
         """Keep a block whose digest is `found`: readable at return."""
         failpoint(BEFORE_DATA)

@@ -74,8 +74,7 @@ class ContentAnswer:
         depth = HELD_AHEAD if self.copy.passes_through else 1
         for following in range(index + len(upcoming), min(index + depth, last)):
             upcoming.append(asyncio.create_task(self._block(following)))
-        for ahead in range(index + 1, min(index + 1 + BLOCKS_AHEAD, last)):
-            self.copy.fetch(ahead)
+        self.copy.fetch(range(index + 1, min(index + 1 + BLOCKS_AHEAD, last)))
 
     async def _block(self, index: int) -> bytes:
         begin = index * BLOCK_BYTES

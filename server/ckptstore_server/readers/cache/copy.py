@@ -17,17 +17,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from itertools import islice
 
 from ckptstore.errors import ChecksumMismatch, NotFound, TierFull, WaitTimeout
 from ckptstore_server.readers.cache.block_file import ABSENT, CLAIMED, READABLE, SPOILT, BlockFile
 from ckptstore_server.readers.cache.fetching import FetchQueue, Flight
 from ckptstore_server.readers.cache.keeper import Keeper
-from ckptstore_server.readers.cache.read_ahead import ReadAhead
-from ckptstore_server.readers.origin import FileVersion, Origin
+from ckptstore_server.readers.cache.read_ahead import RUN_BLOCKS, ReadAhead, runs
+from ckptstore_server.readers.origin import FileVersion, Origin, StreamsParts
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, block_length, digest
 from ckptstore_tiers.posix_errors import FULL
 from ckptstore_tiers.scratch import ScratchPool
@@ -129,7 +129,7 @@ class Copy:
 
         NotFound: it is the copy's file no longer; TierFull: they cannot be kept; and what an origin raises.
         """
-        offset, stop = self._checked(offset, size_bytes)
+        offset, stop = min(offset, self.file.size_bytes), min(offset + size_bytes, self.file.size_bytes)
         blocks = range(offset // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
         disk = self._disk
         if disk is None:
@@ -158,14 +158,11 @@ class Copy:
                 return read
         raise ChecksumMismatch("the cache's disk does not give back what it took", operation="read", subject=self.file.path)
 
-    def fetch(self, index: int) -> Future[bytes | None] | None:
-        """Have a block come when nobody waits for anything else; None: it is there, or it could not be kept."""
+    def fetch(self, blocks: Sequence[int]) -> list[Future[bytes | None]]:
+        """Have blocks come when nobody waits for anything else: those that are not there, and can be kept."""
         with self._lock:
-            flight = self._foreseen(index)
-        return None if flight is None else flight.result
-
-    def _checked(self, offset: int, size_bytes: int) -> tuple[int, int]:
-        return min(offset, self.file.size_bytes), min(offset + size_bytes, self.file.size_bytes)
+            self._foresee(blocks)
+            return [self._flights[index].results[index] for index in blocks if index in self._flights]
 
     def _not_kept(self) -> TierFull:
         why = "the node cannot keep a copy of these bytes"
@@ -177,46 +174,96 @@ class Copy:
         """What must be waited for, so that these blocks are there; what will be wanted next is on its way, too."""
         self._keeper.served(self, stop - offset)
         with self._lock:
-            wanted = [flight for index in blocks if (flight := self._flight(index, urgent=True)) is not None]
+            wanted = [result for index in blocks if (result := self._wanted(index)) is not None]
             if self._disk is not None and not self._disk.is_complete:
-                for index in self._ahead.after(offset, stop, self._disk.missing_from):
-                    self._foreseen(index)
-        return [flight.result for flight in wanted]
+                self._foresee(self._ahead.after(offset, stop, self._disk.missing_from))
+        return wanted
 
-    def _foreseen(self, index: int) -> Flight | None:
-        disk = self._disk
-        if disk is None or (self._refused and disk.states[index] != CLAIMED):
-            return None
-        return self._flight(index, urgent=False)
-
-    def _flight(self, index: int, *, urgent: bool) -> Flight | None:
-        """The flight that brings a block, begun if need be; None if it is there. Under the lock."""
+    def _wanted(self, index: int) -> Future[bytes | None] | None:
+        """What brings a block that somebody waits for; None if it is there. Under the lock."""
         if self._disk is not None and self._disk.states[index] == READABLE:
             return None
         flight = self._flights.get(index)
         if flight is None:
-            flight = self._flights[index] = Flight(partial(self._bring, index), urgent=urgent)
-            self._queue.add(flight)
-        elif urgent and not flight.urgent:
+            flight = self._begin([index], urgent=True)
+        elif not flight.urgent:
             flight.urgent = True
             self._queue.add(flight)
+        return flight.results[index]
+
+    def _foresee(self, blocks: Sequence[int]) -> None:
+        """Have these come without hurry, neighbours by one request where the origin gives that. Under the lock."""
+        disk = self._disk
+        if disk is None:
+            return
+        fresh: list[int] = []
+        for index in blocks:
+            if disk.states[index] == READABLE or index in self._flights:
+                continue
+            if disk.states[index] == ABSENT and self._earlier is None and isinstance(self.origin, StreamsParts):
+                fresh.append(index)
+            elif disk.states[index] == CLAIMED or not self._refused:
+                self._begin([index], urgent=False)
+        for run in runs(fresh) if not self._refused else ():
+            behind = run[-1] + 1
+            is_cut = behind % RUN_BLOCKS and behind < disk.count and disk.states[behind] == ABSENT and behind not in self._flights
+            if not is_cut or len(blocks) <= RUN_BLOCKS:  # else the next look, a block further on, has its rest
+                self._begin(run, urgent=False)
+
+    def _begin(self, blocks: Sequence[int], *, urgent: bool) -> Flight:
+        flight = Flight(blocks, self._bring, urgent=urgent)
+        self._flights.update(dict.fromkeys(blocks, flight))
+        self._queue.add(flight)
         return flight
 
-    def _bring(self, index: int) -> bytes | None:
-        """Have a block in the file; its bytes, if that does not take it."""
+    def _bring(self, flight: Flight) -> None:
+        """Have blocks in the file; the result of each is its bytes, if that does not take them."""
         try:
             with self._scratch.borrow() as buffer:
-                disk, view = self._disk, buffer[: block_length(index, self.file.size_bytes)]
-                if disk is not None and disk.states[index] == CLAIMED and self._confirm(disk, index, buffer):
-                    return None
-                if not self._take_over(index, buffer):
-                    self._fetch(index, view)
-                self._refused = disk is None or not self._keep(disk, index, view)
-                return bytes(view) if self._refused else None
+                origin, blocks = self.origin, list(flight.results)
+                if len(blocks) > 1 and isinstance(origin, StreamsParts):
+                    size_bytes = sum(block_length(index, self.file.size_bytes) for index in blocks)
+                    origin.read_parts(self.file, blocks[0] * BLOCK_BYTES, size_bytes, self._landing(flight, buffer))
+                else:
+                    for index in blocks:
+                        self._bring_one(flight, index, buffer)
         finally:
             with self._lock:
-                self._flights.pop(index, None)
+                for index in flight.results:
+                    self._landed(flight, index)
                 self._settle_one_more()
+
+    def _bring_one(self, flight: Flight, index: int, buffer: memoryview) -> None:
+        disk, earlier, view = self._disk, self._earlier, buffer[: block_length(index, self.file.size_bytes)]
+        if disk is not None and disk.states[index] == CLAIMED and self._confirm(disk, index, buffer):
+            self._land(flight, index, None)
+            return
+        if earlier is None or not earlier.gives(index, buffer):
+            self._fetch(index, view)
+        self._land(flight, index, view)
+
+    def _landing(self, flight: Flight, buffer: memoryview) -> Iterator[memoryview]:
+        """Where the origin is to put the blocks, one by one."""
+        for index in flight.results:
+            view = buffer[: block_length(index, self.file.size_bytes)]
+            yield view
+            self._keeper.fetched(self, len(view))
+            if self._expected is not None and digest(view) != self._expected.block(index):
+                self._fetch(index, view)
+            self._land(flight, index, view)
+
+    def _land(self, flight: Flight, index: int, view: memoryview | None) -> None:
+        """Keep the block if it can be; None: it is there. Then tell those who wait for it."""
+        if view is not None:
+            self._refused = (disk := self._disk) is None or not self._keep(disk, index, view)
+        data = bytes(view) if view is not None and self._refused else None
+        with self._lock:
+            self._landed(flight, index)
+        flight.results[index].set_result(data)
+
+    def _landed(self, flight: Flight, index: int) -> None:
+        if self._flights.get(index) is flight:  # else it has landed before, and another is on its way by now
+            del self._flights[index]
 
     def _settle(self) -> None:
         with self._lock:
@@ -225,19 +272,9 @@ class Copy:
 
     def _settle_one_more(self) -> None:
         """Have one more block compared, or moved from an earlier file, without hurry. Under the lock."""
-        index = next(self._unsettled(), None)
-        if index is not None:
-            self._foreseen(index)
-
-    def _unsettled(self) -> Iterator[int]:
-        """Blocks that are kept, and must be looked at before the copy can be whole."""
-        disk, earlier = self._disk, self._earlier
-        if disk is None or disk.is_complete:
-            return
-        for index in disk.missing_from(0):
-            kept = disk.states[index] == CLAIMED or (earlier is not None and earlier.states[index] != ABSENT)
-            if kept and index not in self._flights:
-                yield index
+        disk = self._disk
+        if disk is not None and not disk.is_complete:
+            self._foresee(list(islice((index for index in disk.unsettled(self._earlier) if index not in self._flights), 1)))
 
     def _fetch(self, index: int, view: memoryview) -> None:
         for left in reversed(range(TRIES)):
@@ -326,9 +363,8 @@ class Copy:
         if disk is None or disk.states[index] == ABSENT:
             return True
         if disk.states[index] == CLAIMED:
-            future = self.fetch(index)
-            if future is not None:
-                future.result(NEED_TIMEOUT_S)
+            for coming in self.fetch([index]):
+                coming.result(NEED_TIMEOUT_S)
             return True
         with self._scratch.borrow() as buffer:
             good = self._is_good(disk, index, buffer)
@@ -356,16 +392,6 @@ class Copy:
         with self._lock:
             self._disk, self._earlier = fresh, disk
         self._settle()
-
-    def _take_over(self, index: int, buffer: memoryview) -> bool:
-        """Whether the earlier file had a good block, which is in `buffer` now."""
-        earlier = self._earlier
-        if earlier is None or earlier.states[index] != READABLE:
-            return False
-        try:
-            return earlier.is_good(index, buffer)
-        except OSError:
-            return False
 
     def give_up_disk(self) -> None:
         """From now on it is streamed: its file is gone, or its disk. Who has the file open reads on."""

@@ -11,30 +11,37 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ckptstore.errors import TierUnavailable
 
 
 class Flight:
-    """One piece of work on its way; `result` comes once, to all who wait for it."""
+    """Blocks on their way by one piece of work; each one's result comes once, to all who wait for it."""
 
-    def __init__(self, work: Callable[[], bytes | None], *, urgent: bool) -> None:
-        self.result: Future[bytes | None] = Future()
-        self.result.set_running_or_notify_cancel()  # one of those who wait may be cancelled; the others wait on
+    def __init__(self, blocks: Sequence[int], work: Callable[[Flight], None], *, urgent: bool) -> None:
+        """`work` sets each block's result; what it raises is the result of those that it has not got to."""
+        self.results: dict[int, Future[bytes | None]] = {index: Future() for index in blocks}
+        for result in self.results.values():
+            result.set_running_or_notify_cancel()  # one of those who wait may be cancelled; the others wait on
         self.urgent = urgent
         self.begun = False  # under the queue's lock
         self._work = work
 
     def run(self) -> None:
         try:
-            self.result.set_result(self._work())
+            self._work(self)
         except BaseException as error:  # noqa: BLE001 - the top of a piece of work: whoever waits for it gets the error
-            self.result.set_exception(error)
+            self._fail(error)
 
     def give_up(self) -> None:
-        self.result.set_exception(TierUnavailable("the daemon is stopping", operation="fetch"))
+        self._fail(TierUnavailable("the daemon is stopping", operation="fetch"))
+
+    def _fail(self, error: BaseException) -> None:
+        for result in self.results.values():
+            if not result.done():
+                result.set_exception(error)
 
 
 class FetchQueue:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ckptstore.catalog.model import StoredFile
@@ -63,8 +63,8 @@ class OwnReplica:
     def wait(self, copy_id: str, offset: int, size_bytes: int) -> None:
         """Everything is there."""
 
-    def fetch(self, index: int) -> Future[bytes | None] | None:
-        return None
+    def fetch(self, blocks: Sequence[int]) -> list[Future[bytes | None]]:
+        return []
 
     async def block(self, index: int, offset: int, stop: int) -> bytes:
         self._served(stop - offset)

@@ -8,20 +8,24 @@ A file that a loader reads (`eager`, safetensors) is wanted whole: its header is
 model names them. There each read keeps the next blocks on their way that are not there yet, in the file's order, from the read on and
 around; who reads only the header has fetched one window.
 
+What is foreseen comes in runs of neighbours, by one request each (`runs`), where an origin gives that: a request costs as much as 4 MiB do.
+
 Pure: it knows block numbers, not files. Not thread-safe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice, takewhile
+from itertools import chain, groupby, islice, takewhile
 
 from ckptstore_tiers.checksums import BLOCK_BYTES
 
 RUNS = 8
 #: How far a read may begin beside a run's end and still continue it: kernels send the requests of one reader out of order.
 SLACK_BYTES = BLOCK_BYTES
+#: Blocks that one request brings at most.
+RUN_BLOCKS = 4
 
 
 @dataclass
@@ -58,3 +62,9 @@ class ReadAhead:
             run.window = min(max(1, 2 * run.window), self._limit)
         run.end = max(run.end, stop)
         return run.window
+
+
+def runs(blocks: Iterable[int]) -> Iterator[list[int]]:
+    """Neighbours among `blocks`, those of one aligned group of RUN_BLOCKS at a time."""
+    for _, found in groupby(enumerate(blocks), key=lambda place: (place[1] - place[0], place[1] // RUN_BLOCKS)):
+        yield [block for _, block in found]

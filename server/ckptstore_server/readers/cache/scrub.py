@@ -47,7 +47,7 @@ class Scrub:
             self._cache.remark("scrub", ChecksumMismatch(why, operation="scrub", subject=held.file.path, hint="they are fetched again"))
             for index in damaged:
                 with suppress(CkptStoreError):
-                    if (future := copy.fetch(index)) is not None:
+                    for future in copy.fetch([index]):
                         await asyncio.wrap_future(future)
         self._cache.note_scrubbed(held.file.version)
         return len(damaged)

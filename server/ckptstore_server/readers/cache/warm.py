@@ -14,11 +14,12 @@ from ckptstore.cache_messages import WarmLine
 from ckptstore.errors import CkptStoreError, TierUnavailable
 from ckptstore.tree_messages import TreeInfo
 from ckptstore_server.readers.cache.cache import AnyCopy, Cache
+from ckptstore_server.readers.cache.read_ahead import RUN_BLOCKS
 from ckptstore_server.readers.cache.walking import LooksAtTree, files_below
 from ckptstore_tiers.checksums import block_count
 
 #: Files that are fetched side by side; and of one file, blocks that wait to be fetched.
-FILES_AT_ONCE, BLOCKS_AT_ONCE = 4, 16
+FILES_AT_ONCE, BLOCKS_AT_ONCE = 4, 8 * RUN_BLOCKS
 
 
 class Warmer:
@@ -100,14 +101,14 @@ async def _fill(copy: AnyCopy) -> None:
     copy.streams += 1
     pending: set[asyncio.Future[bytes | None]] = set()
     try:
-        for index in range(block_count(copy.file.size_bytes)):
+        blocks = block_count(copy.file.size_bytes)
+        for first in range(0, blocks, RUN_BLOCKS):
             if copy.streamed:
                 return
-            if (future := copy.fetch(index)) is None:
-                continue
-            pending.add(asyncio.wrap_future(future))
-            if len(pending) >= BLOCKS_AT_ONCE and not await _went_on(pending):
-                return
+            pending |= {asyncio.wrap_future(future) for future in copy.fetch(range(first, min(first + RUN_BLOCKS, blocks)))}
+            while len(pending) >= BLOCKS_AT_ONCE:
+                if not await _went_on(pending):
+                    return
         while pending and await _went_on(pending):
             pass
     finally:

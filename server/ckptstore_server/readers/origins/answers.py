@@ -14,13 +14,13 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from ckptstore.errors import NotFound, StaleVersion, TierUnavailable
-from ckptstore_server.readers.origin import FileVersion
+from ckptstore_server.readers.origin import FileVersion, StreamsParts
 from ckptstore_server.readers.origins.storage import Found, FoundPage, Storage
 
 #: Entries that are remembered of one attachment; each costs half a kilobyte.
@@ -67,6 +67,10 @@ class Answers:
         except StaleVersion:
             self.forget(file.name)
             raise
+
+    @classmethod
+    def of(cls, storage: Storage, *, refresh_s: float) -> Answers:
+        return (StreamedAnswers if isinstance(storage, StreamsParts) else Answers)(storage, refresh_s=refresh_s)
 
     def forget(self, name: str) -> None:
         """Whoever asks for it next gets a new answer."""
@@ -121,6 +125,18 @@ class Answers:
                 self._known[question] = answer
             while self._weight > REMEMBERED and len(self._known) > 1:
                 self._weight -= self._known.popitem(last=False)[1].weight
+
+
+class StreamedAnswers(Answers):
+    """Of a storage that gives several parts by one request."""
+
+    def read_parts(self, file: FileVersion, offset_bytes: int, size_bytes: int, parts: Iterator[memoryview]) -> None:
+        assert isinstance(self.storage, StreamsParts)
+        try:
+            self.storage.read_parts(file, offset_bytes, size_bytes, parts)
+        except StaleVersion:
+            self.forget(file.name)
+            raise
 
 
 def _again(error: NotFound) -> NotFound:

@@ -10,8 +10,9 @@ names where a folder's name is the beginning of another's: it is `name/` that is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from ckptstore.errors import AlreadyExists, NotFound, StaleVersion
@@ -89,11 +90,20 @@ class S3Storage:
         return FoundPage(tuple(entries), after, skipped)
 
     def read_into(self, file: FileVersion, offset_bytes: int, into: memoryview) -> None:
-        if not len(into):
-            return
+        if len(into):
+            with self._pinned(file) as reader:
+                reader.read_into(offset_bytes, into)
+
+    def read_parts(self, file: FileVersion, offset_bytes: int, size_bytes: int, parts: Iterator[memoryview]) -> None:
+        with self._pinned(file) as reader:
+            reader.read_parts(offset_bytes, size_bytes, parts)
+
+    @contextmanager
+    def _pinned(self, file: FileVersion) -> Iterator[S3Reader]:
+        """A reader of that version; StaleVersion if it is another one by now."""
         stored = StoredObject(file.name, file.size_bytes, file.upstream, file.modified_s)
         try:
-            S3Reader(self._bucket, self._executor, self._buffers, stored, if_match=True).read_into(offset_bytes, into)
+            yield S3Reader(self._bucket, self._executor, self._buffers, stored, if_match=True)
         except (NotFound, AlreadyExists) as error:
             why = "another object took its place, or none, since it was opened"
             raise StaleVersion(why, operation="read", subject=self.where(file.name)) from error
