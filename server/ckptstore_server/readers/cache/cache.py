@@ -81,7 +81,7 @@ class Cache:
         remark: Callable[[str, BaseException], None],
         scratch: ScratchPool,
         fetch_threads: int = 8,
-        window_bytes: int = 16 * BLOCK_BYTES,
+        window_bytes: int = 32 * BLOCK_BYTES,
         quotas: dict[str, int] | None = None,
     ) -> None:
         """`room`: None without a disk for it; then everything is streamed."""
