@@ -134,7 +134,7 @@ class CacheSettings(BaseModel):
     quotas: dict[str, Size] = Field(
         default_factory=dict, description="the most that may be kept of what lies below a path", examples=[{"/models/public": "100GiB"}]
     )
-    fetch_threads: int = Field(8, ge=1, le=64, description="requests for blocks of 4 MiB at once, to each origin; one brings up to four neighbours")
+    fetch_threads: int = Field(8, ge=1, le=64, description="requests to each origin at once, each for up to four blocks of 4 MiB")
     window: Size = Field(128 << 20, ge=4 << 20, le=1 << 30, description="how far a reader is read ahead, at most")
     scrub_every: Duration = Field(7 * 86400.0, description="how often all that is kept is read and compared with its checksums")
 
