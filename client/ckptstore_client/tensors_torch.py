@@ -4,9 +4,8 @@ What is kept: dtype, shape, values bit for bit. What is not: strides, device, re
 Sparse, quantized, nested and meta tensors, tensor subclasses, complex128 and complex32 are refused by place: safetensors has no
 name for them.
 
-`torch._foreach_copy_` takes the whole list of tensors in one call, 0.6 µs a tiny tensor where `copy_` in a loop takes 0.9; each
-large tensor in the list is still copied by torch's intra-op threads. Many small ones are copied otherwise, where it matters: see
-`torch_places`. The module imports torch: `frameworks` imports it only when that is right. Stateless, any thread.
+How lists of tensors are copied is `torch_copies`, and many small ones, where it matters, `torch_places`. The module imports torch:
+`frameworks` imports it only when that is right. Stateless, any thread.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from ckptstore.part import TORCH, LeafDecoder, LeafEncoder
 from ckptstore.safetensors_format import TensorEntry
 from ckptstore_client.cuda import Moment, copy_from_cuda
 from ckptstore_client.frameworks import TensorSpec
+from ckptstore_client.torch_copies import copy_on_cpu
 from ckptstore_client.torch_places import TorchPlaces
 
 TENSOR_TYPES: tuple[type, ...] = (torch.Tensor, torch.nn.Parameter)
@@ -177,8 +177,7 @@ class TorchTensors:
             copy_from_cuda([pair for pair in pairs if pair[1].is_cuda], moment)
             pairs = [pair for pair in pairs if not pair[1].is_cuda]
             destinations, sources = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        if sources:
-            torch._foreach_copy_(list(destinations), list(sources))
+        copy_on_cpu(destinations, sources)
 
     def strided(self, buffer: memoryview, start: int, dtype: str, size: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
         native = DTYPES[dtype]

@@ -19,6 +19,7 @@ import torch
 
 from ckptstore.safetensors_format import TensorEntry
 from ckptstore_client.frameworks import SMALL_TENSOR_BYTES
+from ckptstore_client.torch_copies import copy_on_cpu
 
 #: Fewer neighbours than this are not worth a call of their own.
 MIN_RUN = 4
@@ -53,7 +54,7 @@ class TorchPlaces:
         for run in self._runs:
             torch.cat(run.pick(sources), out=run.out)
         if self._alone:
-            torch._foreach_copy_(self._alone_views, [sources[index] for index in self._alone])
+            copy_on_cpu(self._alone_views, [sources[index] for index in self._alone])
 
 
 def _runs(entries: Sequence[TensorEntry]) -> list[list[int]]:
