@@ -56,7 +56,7 @@ def measure(contest: Contest, rounds: int, steps: Steps, *, changed: float = 0.0
         changed_bytes = contest.state.change(changed, seed=1000 + number) if changed else 0
         for runner in _rotated(contest.runners, number):
             saves, daemon = found[runner.contender.name], daemon_pid if runner.contender.role == "store" else None
-            steps.say(f"{'warming up' if number < 0 else f'round {number + 1} of {rounds}'}: {runner.contender.name}")
+            steps.say(f"{'first save' if number < 0 else f'round {number + 1} of {rounds}'}: {runner.contender.name}")
             if number < 0:
                 saves.first = _save(runner, next(numbers))
             for _ in range(SLOTS - 1 if number < 0 else idle_saves):
