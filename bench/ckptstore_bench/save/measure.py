@@ -48,8 +48,6 @@ def measure(contest: Contest, rounds: int, steps: Steps, *, changed: float = 0.0
     store = contest.require("ckptstore")
     turn = store.turn("daemon_pid")
     daemon_pid = None if turn is None else int(turn.value)
-    # Where the state changes from round to round, a second save of it has nothing to write: there, one must do.
-    idle_saves = 0 if changed else SLOTS
     numbers = count()
     steps.plan((WARM_UP_ROUNDS + rounds + int(memory)) * len(contest.runners))
     for number in range(-WARM_UP_ROUNDS, rounds):
@@ -59,7 +57,9 @@ def measure(contest: Contest, rounds: int, steps: Steps, *, changed: float = 0.0
             steps.say(f"{'first save' if number < 0 else f'round {number + 1} of {rounds}'}: {runner.contender.name}")
             if number < 0:
                 saves.first = _save(runner, next(numbers))
-            for _ in range(SLOTS - 1 if number < 0 else idle_saves):
+            buffers = SLOTS if runner.contender.role == "store" else 1
+            # Where the state changes from round to round, a second save of it has nothing to write: there, one must do.
+            for _ in range(buffers - 1 if number < 0 else 0 if changed else buffers):
                 _save(runner, next(numbers))
             if number >= 0:
                 _counted_save(runner, next(numbers), saves, daemon)
