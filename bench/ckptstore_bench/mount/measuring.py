@@ -132,7 +132,7 @@ def _turn(contender: _Contender, wanted: Wanted, results: Results, *, counted: b
 
 def _look(mounted: Path, disk: Path, results: Results) -> None:
     """Statuses, listings and opens: of the store's mount and the disk."""
-    for name, root in ((DISK, disk), (STORE, mounted)):
+    for name, root in ((DISK, disk), (STORE, mounted / "own")):
         for what, folder in (("stat", root / "files"), ("ls", root / "entries")):
             reads.LOOKS[what](folder)
             results.add(what, name, reads.LOOKS[what](folder))
@@ -181,14 +181,13 @@ def _get_block(server: SeaweedS3) -> float:
 
 @contextmanager
 def _store(workspace: Workspace, store: ckptstore.Store, server: SeaweedS3, wanted: Wanted, disk: Path) -> Iterator[Path]:
-    """The mount of a store that shows the bucket at /models, has many small files of its own at /files, and shows a folder at /entries."""
+    """The mount of a store that shows the bucket at /models, and has many small files of its own at /own."""
     store.attach(f"s3://{BUCKET}", "/models", options={"endpoint_url": server.endpoint_url})
     for name, count in (("files", wanted.files), ("entries", wanted.entries)):
         (disk / name).mkdir()
         for number in range(count):
             (disk / name / str(number)).write_bytes(b"x")
-    store.put(disk / "files", "/files")
-    store.attach(str(disk / "entries"), "/entries")
+        store.put(disk / name, f"/own/{name}")
     store.warm("/models")
     place = workspace.folder / "mnt"
     place.mkdir()
