@@ -6,7 +6,6 @@ that was granted for it.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,13 +15,14 @@ import aiofiles
 from ckptstore.errors import InvalidInput, TierFull, TierUnavailable
 from ckptstore_server.node import Node
 from ckptstore_tiers.interface import BlockSource
+from ckptstore_tiers.posix_space import device_space
 from ckptstore_tiers.sources import FileSource
 
 
 @asynccontextmanager
 async def spool_body(node: Node, body: AsyncIterator[bytes], size_bytes: int) -> AsyncIterator[BlockSource]:
     """The body, whole, as a source. InvalidInput if it is shorter or longer than announced; TierFull if the home has no room."""
-    free_bytes = os.statvfs(node.settings.home).f_bavail * os.statvfs(node.settings.home).f_frsize
+    _, free_bytes = device_space(node.settings.home)
     if size_bytes > free_bytes:
         why = f"{size_bytes} bytes are announced, {free_bytes} are free in {node.settings.home}"
         raise TierFull(why, operation="put", hint="free some space, or put the files from this node")

@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +63,14 @@ class Answers:
         return page
 
     def read_into(self, file: FileVersion, offset_bytes: int, into: memoryview) -> None:
-        try:
+        with self._forgetting(file):
             self.storage.read_into(file, offset_bytes, into)
+
+    @contextmanager
+    def _forgetting(self, file: FileVersion) -> Iterator[None]:
+        """Around a read: what finds another version ends what was known of the file."""
+        try:
+            yield
         except StaleVersion:
             self.forget(file.name)
             raise
@@ -132,11 +139,8 @@ class StreamedAnswers(Answers):
 
     def read_parts(self, file: FileVersion, offset_bytes: int, size_bytes: int, parts: Iterator[memoryview]) -> None:
         assert isinstance(self.storage, StreamsParts)
-        try:
+        with self._forgetting(file):
             self.storage.read_parts(file, offset_bytes, size_bytes, parts)
-        except StaleVersion:
-            self.forget(file.name)
-            raise
 
 
 def _again(error: NotFound) -> NotFound:
