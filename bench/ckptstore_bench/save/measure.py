@@ -20,9 +20,6 @@ from ckptstore_bench.contenders.process import ContenderProcess
 from ckptstore_bench.contests import SLOTS, Contest
 from ckptstore_bench.running import Steps
 
-#: Rounds before the steady state; the first save is reported, the rest is not.
-WARM_UP_ROUNDS = 1
-
 
 @dataclass
 class Saves:
@@ -48,28 +45,30 @@ def measure(contest: Contest, rounds: int, steps: Steps, *, changed: float = 0.0
     store = contest.require("ckptstore")
     turn = store.turn("daemon_pid")
     daemon_pid = None if turn is None else int(turn.value)
+    daemons = {runner: daemon_pid if runner.contender.role == "store" else None for runner in contest.runners}
+    buffers = {runner: SLOTS if runner.contender.role == "store" else 1 for runner in contest.runners}
     numbers = count()
-    steps.plan((WARM_UP_ROUNDS + rounds + int(memory)) * len(contest.runners))
-    for number in range(-WARM_UP_ROUNDS, rounds):
+    steps.plan((1 + rounds + int(memory)) * len(contest.runners))
+    for runner in contest.runners:
+        steps.say(f"first save: {runner.contender.name}")
+        found[runner.contender.name].first = _save(runner, next(numbers))
+        for _ in range(buffers[runner] - 1):
+            _save(runner, next(numbers))
+        steps.next()
+    for number in range(rounds):
         changed_bytes = contest.state.change(changed, seed=1000 + number) if changed else 0
         for runner in _rotated(contest.runners, number):
-            saves, daemon = found[runner.contender.name], daemon_pid if runner.contender.role == "store" else None
-            steps.say(f"{'first save' if number < 0 else f'round {number + 1} of {rounds}'}: {runner.contender.name}")
-            if number < 0:
-                saves.first = _save(runner, next(numbers))
-            buffers = SLOTS if runner.contender.role == "store" else 1
+            steps.say(f"round {number + 1} of {rounds}: {runner.contender.name}")
             # Where the state changes from round to round, a second save of it has nothing to write: there, one must do.
-            for _ in range(buffers - 1 if number < 0 else 0 if changed else buffers):
+            for _ in range(0 if changed else buffers[runner]):
                 _save(runner, next(numbers))
-            if number >= 0:
-                _counted_save(runner, next(numbers), saves, daemon)
-                saves.changed_bytes.append(changed_bytes)
+            _counted_save(runner, next(numbers), found[runner.contender.name], daemons[runner])
+            found[runner.contender.name].changed_bytes.append(changed_bytes)
             steps.next()
     for runner in contest.runners if memory else ():
         steps.say(f"memory: {runner.contender.name}")
         if runner.contender.role != "limit":
-            daemon = daemon_pid if runner.contender.role == "store" else None
-            found[runner.contender.name].peak_bytes = _peak_bytes(runner, next(numbers), daemon)
+            found[runner.contender.name].peak_bytes = _peak_bytes(runner, next(numbers), daemons[runner])
         steps.next()
     contest.require("ckptstore")
     for runner in contest.runners:
