@@ -17,6 +17,7 @@ from ckptstore_client.staging import BoundState
 from ckptstore_client.store import Store
 from tests.daemon_process import DaemonProcess, write_config
 from tests.e2e.job import Job
+from tests.faults.fault_store import published
 from tests.until import until
 
 RANKS = range(4)
@@ -42,13 +43,6 @@ def check(store: Store, path: str, value: int) -> None:
         part = store.load(path, rank=rank)
         assert part["rank"] == rank and part["model"]["rank"].tolist() == [rank]
         assert part["value"] == value and torch.equal(part["model"]["w"], torch.full((257, 33), float(value)))
-
-
-def published(store: Store, path: str) -> bool:
-    try:
-        return bool(store.stat(path))
-    except NotFound:
-        return False
 
 
 def objects_below(home: Path, path: str) -> list[str]:

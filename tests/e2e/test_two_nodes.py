@@ -25,9 +25,9 @@ from tests.e2e.two_nodes import (
     Node,
     assert_part,
     part,
-    published,
     trained,
 )
+from tests.faults.fault_store import published
 from tests.services.postgres import Postgres
 from tests.until import until
 

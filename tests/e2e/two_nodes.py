@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 import ckptstore
-from ckptstore.errors import NotFound
 from ckptstore_client.preemption import Kept
 from ckptstore_client.store import Store
 from tests.daemon_process import DaemonProcess, write_config
@@ -121,14 +120,6 @@ def part(rank: int, value: int) -> dict[str, Any]:
 def assert_part(found: Any, rank: int, value: int) -> None:
     assert found["rank"] == rank
     assert np.array_equal(found["w"], part(rank, value)["w"])
-
-
-def published(store: Store, path: str) -> bool:
-    try:
-        store.stat(path)
-    except NotFound:
-        return False
-    return True
 
 
 def files_below(root: Path, path: str = "") -> list[Path]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import ckptstore
+from ckptstore.errors import NotFound
 from ckptstore.wire import Status, TierStatus, VerifyLine
 from ckptstore_client import Store
 from tests.daemon_process import DaemonProcess, write_config
@@ -88,6 +89,14 @@ def objects_below(root: Path) -> list[Path]:
 def files_below(root: Path) -> dict[str, int]:
     """Every file of a posix tier and its size: for before and after."""
     return {str(path.relative_to(root)): path.stat().st_size for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def published(store: Store, path: str) -> bool:
+    try:
+        store.stat(path)
+    except NotFound:
+        return False
+    return True
 
 
 def verified(store: Store, path: str = "/") -> list[VerifyLine]:

@@ -21,7 +21,17 @@ import pytest
 
 from ckptstore.errors import Busy, CatalogUnavailable, InvalidInput, TierFull
 from ckptstore_client import Store
-from tests.faults.fault_store import FaultStore, assert_state, objects_below, posix_tier, process_ends, state_of, tier_status, verified
+from tests.faults.fault_store import (
+    FaultStore,
+    assert_state,
+    objects_below,
+    posix_tier,
+    process_ends,
+    published,
+    state_of,
+    tier_status,
+    verified,
+)
 from tests.until import until
 
 MIB = 1 << 20
@@ -338,7 +348,7 @@ def locked(place: FaultStore) -> Iterator[None]:
 def test_a_catalog_that_is_locked_for_a_while_only_delays(tmp_path: Path, disks: tuple[Disk, Disk]) -> None:
     with started(tmp_path, *disks) as (place, store), trainer(place, "/run", "wait", MIB) as training:
         training.saves_until(lambda saved: saved["step"] >= 1)
-        until("the first is published", lambda: "step-0000" in [entry.name for entry in store.ls("/") for entry in store.ls(entry.path)])
+        until("the first is published", lambda: published(store, "/run/step-0000"))
         with locked(place):
             assert store.hello().tiers == ["nvme", "pfs"]
             assert_state(store.load("/run/step-0000"), 0)
