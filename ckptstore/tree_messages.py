@@ -12,6 +12,7 @@ reads it needs to know neither objects nor replicas nor origins.
 
 and over the descriptor socket, for readers on the node:
 
+    FdLook     → FdLooked              what is at a path: what `tree/info` says, for a tenth of its cost
     FdOpenFile → FdFile + descriptor   of the node's own copy, read-only; `whole`: every byte of it is there and verified
     FdNeed     → FdReady               when these bytes of a copy that is not whole can be read from its descriptor
 
@@ -90,6 +91,20 @@ class TreeChanges(Message):
     seen: int
     #: what was published, each path with all below it; None: it is not known what, so anything may have changed
     paths: list[str] | None = None
+
+
+class FdLook(Message):
+    """Ask what is at a path."""
+
+    op: Literal["look"] = "look"
+    path: str
+
+
+class FdLooked(Message):
+    """The answer to FdLook: either of them."""
+
+    info: TreeInfo | None = None
+    error: dict[str, Any] | None = None
 
 
 class FdOpenFile(Message):

@@ -22,15 +22,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from ckptstore import fd_protocol
 from ckptstore.errors import CkptStoreError, DaemonUnavailable, InvalidInput, Unauthorized, WaitTimeout, from_wire
 from ckptstore.fd_messages import FdAcquire, FdFollow, FdHandOver, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
-from ckptstore.tree_messages import FdFile, FdNeed, FdOpenFile
+from ckptstore.tree_messages import FdFile, FdLook, FdLooked, FdNeed, FdOpenFile, TreeInfo
 from ckptstore.wire import API_VERSION, HandOver, Message, SegmentGrant
 from ckptstore_tiers.prefault import prefault
 from ckptstore_tiers.shared_mapping import map_shared
 from ckptstore_tiers.sources import address_of
+
+Said = TypeVar("Said", FdReady, FdFile, FdLooked)
 
 #: More than any owner has slots at once; an older mapping belongs to a segment that the daemon has given back.
 _KEPT_MAPPINGS = 16
@@ -135,16 +138,16 @@ class DescriptorConnection:
     def open_file(self, path: str, version: str = "") -> tuple[FdFile, int | None]:
         """The node's copy of a file of the tree, and its read-only descriptor, which is the caller's; none where it has to be streamed."""
         with self._lock:
-            document, received = self._exchange(FdOpenFile(path=path, version=version), (), self._timeout_s)
-            try:
-                file = fd_protocol.read_as(document, FdFile)
-            except InvalidInput as error:
-                fd_protocol.close_all(received)
-                raise self._broken("the daemon's answer makes no sense", error) from error
-            if file.error is not None:
-                fd_protocol.close_all(received)
-                raise from_wire(file.error)
-            return file, received[0] if received else None
+            return self._answer(FdFile, FdOpenFile(path=path, version=version), (), self._timeout_s)
+
+    def look(self, path: str) -> TreeInfo:
+        """What is at a path of the tree."""
+        with self._lock:
+            looked, received = self._answer(FdLooked, FdLook(path=path), (), self._timeout_s)
+            fd_protocol.close_all(() if received is None else (received,))
+            if looked.info is None:
+                raise self._broken(f"the daemon's answer does not say what is at {path}", None)
+            return looked.info
 
     def need(self, version: str, copy_id: str, offset_bytes: int, size_bytes: int, *, timeout_s: float) -> None:
         """Wait until these bytes of a copy are there. NotFound: open the file again. TierFull: stream them."""
@@ -212,17 +215,20 @@ class DescriptorConnection:
                 raise self._broken("the daemon's greeting makes no sense", error) from error
 
     def _ask(self, message: Message, fds: Sequence[int], timeout_s: float | None) -> tuple[FdReady, int | None]:
+        return self._answer(FdReady, message, fds, timeout_s)
+
+    def _answer(self, kind: type[Said], message: Message, fds: Sequence[int], timeout_s: float | None) -> tuple[Said, int | None]:
         """Under the lock. The answer's error is raised; its descriptor is the caller's."""
         document, received = self._exchange(message, fds, timeout_s)
         try:
-            ready = fd_protocol.read_as(document, FdReady)
+            said = fd_protocol.read_as(document, kind)
         except InvalidInput as error:
             fd_protocol.close_all(received)
             raise self._broken("the daemon's answer makes no sense", error) from error
-        if ready.error is not None:
+        if said.error is not None:
             fd_protocol.close_all(received)
-            raise from_wire(ready.error)
-        return ready, received[0] if received else None
+            raise from_wire(said.error)
+        return said, received[0] if received else None
 
     def _exchange(self, message: Message, fds: Sequence[int], timeout_s: float | None) -> tuple[dict[str, object], list[int]]:
         self._check_process()

@@ -147,7 +147,8 @@ class Daemon:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._stop.set)
         loop.add_signal_handler(signal.SIGTERM, self._told_to_end, services)
-        lending = Lending(node, services.sessions, services.attempts, services.replicas, CopyLending(services.cache, loop), loop)
+        copies = CopyLending(services.tree, services.cache, loop)
+        lending = Lending(node, services.sessions, services.attempts, services.replicas, copies, loop)
         descriptors = DescriptorServer(self._settings.fd_socket, lending)
         servers = [(server, asyncio.create_task(server.serve())) for server in self._http_servers(services)]
         try:

@@ -25,15 +25,31 @@ from ckptstore import fd_protocol, sockets
 from ckptstore.errors import Busy, CkptStoreError, InvalidInput, Unauthorized
 from ckptstore.fd_messages import FdAcquire, FdFollow, FdHandOver, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
 from ckptstore.paths import new_id
-from ckptstore.tree_messages import FdFile, FdNeed, FdOpenFile
-from ckptstore.wire import API_VERSION
+from ckptstore.tree_messages import FdFile, FdLook, FdLooked, FdNeed, FdOpenFile
+from ckptstore.wire import API_VERSION, Message
 
 _log = logging.getLogger(__name__)
 
 #: struct ucred: pid, uid, gid.
 _CREDENTIALS = struct.Struct("3i")
 
-Answer = tuple[FdReady | FdFile, int | None]
+Answer = tuple[FdReady | FdFile | FdLooked, int | None]
+
+#: What may be asked, by the handler's method of that name. A file comes with INGEST, and with nothing else.
+_QUESTIONS: dict[str, type[Message]] = {
+    "acquire": FdAcquire,
+    "release": FdRelease,
+    "hand_over": FdHandOver,
+    "segment": FdSegment,
+    "open": FdOpen,
+    "follow": FdFollow,
+    "look": FdLook,
+    "open_file": FdOpenFile,
+    "need": FdNeed,
+}
+_INGEST = "ingest"
+#: How a refusal is worded, where it is not an FdReady.
+_REFUSALS: dict[str, type[FdFile | FdLooked]] = {"open_file": FdFile, "look": FdLooked}
 
 
 class DescriptorHandler(Protocol):
@@ -70,6 +86,10 @@ class DescriptorHandler(Protocol):
 
     def follow(self, session: str, message: FdFollow) -> Answer:
         """The reading end of a pipe that tells what of an arriving object can be read."""
+        ...
+
+    def look(self, session: str, message: FdLook) -> Answer:
+        """What is at a path of the tree."""
         ...
 
     def open_file(self, session: str, message: FdOpenFile) -> Answer:
@@ -234,13 +254,11 @@ class DescriptorServer:
 
     def _greet(self, connection: socket.socket) -> None:
         document, _ = fd_protocol.receive(connection, fd_limit=0, line_timeout_s=self._line_timeout_s)
-        hello = fd_protocol.read_as(document, FdHello)
-        if hello.api != API_VERSION:
-            raise InvalidInput(
-                f"the client speaks version {hello.api}, this daemon {API_VERSION}",
-                operation="connect",
-                hint="install the same version of ckptstore on both sides, and restart the daemon",
-            )
+        if document.get("op") == "hello" and document.get("api") != API_VERSION:  # whatever else such a client says
+            why = f"the client speaks version {document.get('api')!s:.20}, this daemon {API_VERSION} (ckptstore {__version__})"
+            hint = "install the same ckptstore on both sides, and restart the daemon: `ckptstore stop`"
+            raise VersionMismatch(why, operation="connect", subject=str(self.path), hint=hint)
+        fd_protocol.read_as(document, FdHello)
 
     def _answer_one(self, connection: socket.socket, session: str) -> None:
         """Wait for a request, however long; answer it. Raises what ends the connection."""
@@ -249,7 +267,7 @@ class DescriptorServer:
         try:
             ready, fd = self._handle(session, document, fds)
         except CkptStoreError as error:
-            ready = (FdFile if document.get("op") == "open_file" else FdReady)(error=error.to_wire())
+            ready = _REFUSALS.get(str(document.get("op")), FdReady)(error=error.to_wire())
             fd = None
         finally:
             fd_protocol.close_all(fds)
@@ -261,27 +279,15 @@ class DescriptorServer:
 
     def _handle(self, session: str, document: dict[str, Any], fds: list[int]) -> Answer:
         operation = document.get("op")
-        if (operation == "ingest") != bool(fds):
+        if (operation == _INGEST) != bool(fds):
             raise InvalidInput("a file's descriptor comes with `ingest`, and with nothing else", operation="receive")
-        if operation == "acquire":
-            return self._handler.acquire(session, fd_protocol.read_as(document, FdAcquire))
-        if operation == "release":
-            return self._handler.release(session, fd_protocol.read_as(document, FdRelease))
-        if operation == "hand_over":
-            return self._handler.hand_over(session, fd_protocol.read_as(document, FdHandOver))
-        if operation == "segment":
-            return self._handler.segment(session, fd_protocol.read_as(document, FdSegment))
-        if operation == "open":
-            return self._handler.open(session, fd_protocol.read_as(document, FdOpen))
-        if operation == "follow":
-            return self._handler.follow(session, fd_protocol.read_as(document, FdFollow))
-        if operation == "open_file":
-            return self._handler.open_file(session, fd_protocol.read_as(document, FdOpenFile))
-        if operation == "need":
-            return self._handler.need(session, fd_protocol.read_as(document, FdNeed))
-        if operation == "ingest":
+        if operation == _INGEST:
             return self._handler.ingest(session, fd_protocol.read_as(document, FdIngest), fds[0])
-        raise InvalidInput(f"unknown request {str(operation)[:100]!r}", operation="receive")
+        question = _QUESTIONS.get(operation) if isinstance(operation, str) else None
+        if question is None:
+            raise InvalidInput(f"unknown request {str(operation)[:100]!r}", operation="receive")
+        answer: Answer = getattr(self._handler, str(operation))(session, fd_protocol.read_as(document, question))
+        return answer
 
     def _try_to_say(self, connection: socket.socket, error: CkptStoreError) -> None:
         with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ckptstore.errors import ChecksumMismatch, NotFound, TierUnavailable
 from ckptstore.fd_messages import FdAcquire, FdFollow, FdHandOver, FdIngest, FdOpen, FdReady, FdRelease, FdSegment
-from ckptstore.tree_messages import FdFile, FdNeed, FdOpenFile
+from ckptstore.tree_messages import FdFile, FdLook, FdLooked, FdNeed, FdOpenFile
 from ckptstore_server.attempts import AttemptService
 from ckptstore_server.node import Node
 from ckptstore_server.readers.cache.lending import CopyLending
@@ -134,6 +134,9 @@ class Lending:
         if arriving is None:
             raise NotFound("the object is not being recalled", operation="follow", subject=message.object_id)
         return FdReady(size_bytes=arriving.file.size_bytes), arriving.follow()
+
+    def look(self, session: str, message: FdLook) -> tuple[FdLooked, int | None]:
+        return self._copies.look(message), None
 
     def open_file(self, session: str, message: FdOpenFile) -> tuple[FdFile, int | None]:
         return self._copies.open_file(message)

@@ -381,6 +381,7 @@ def test_a_line_that_is_no_message_ends_the_connection_with_an_error(
 BAD_REQUESTS = {
     "no_operation": {},
     "unknown_operation": {"op": "format"},
+    "name_of_another_method": {"op": "disconnected"},
     "operation_of_a_wrong_type": {"op": ["segment"]},
     "missing_field": {"op": "segment"},
     "unknown_field": {"op": "segment", "segment_id": "x", "owner": "root"},

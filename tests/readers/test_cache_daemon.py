@@ -14,7 +14,8 @@ import pytest
 
 import ckptstore
 from ckptstore.config import read_settings
-from ckptstore.errors import NotFound
+from ckptstore.errors import CkptStoreError, NotFound
+from ckptstore.tree_messages import TreeInfo
 from ckptstore_client.descriptors import DescriptorConnection
 from ckptstore_tiers.checksums import BLOCK_BYTES
 from tests.cache_bed import content
@@ -109,6 +110,20 @@ def test_a_version_that_is_replaced_is_still_given_to_who_asks_for_it(home: Home
 
 
 # --- by descriptor --------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_at_a_path_is_the_same_by_descriptor_socket_and_by_http(home: Home) -> None:
+    home.put("/m/looked", content(11, 2000))
+    with home.descriptors() as connection, home.daemon.http() as http:
+        for path in ("/", "/m", "/m/looked", "/m/looked/below", "/m/nothing", "/m/../m", "m"):
+            told = http.get("/v1/tree/info", params={"path": path})
+            if told.status_code == 200:
+                assert connection.look(path) == TreeInfo.model_validate_json(told.content)
+            else:
+                with pytest.raises(CkptStoreError) as refused:
+                    connection.look(path)
+                assert refused.value.to_wire() == told.json()
+        assert connection.look("/m/looked").size_bytes == 2000  # a refusal leaves the connection as it was
 
 
 def test_sixteen_connections_that_need_a_cold_file_read_it_once_each_block_when_it_is_there(home: Home) -> None:

@@ -1,10 +1,10 @@
-"""Who answers the mount's questions in earnest? This node's daemon: names over its HTTP socket, bytes by descriptor.
+"""Who answers the mount's questions in earnest? This node's daemon: names and bytes over its descriptor socket, listings over HTTP.
 
 A daemon that does not answer is insisted on for `PATIENCE_S`, which is longer than a restart takes; then the question fails, so that no
 reader waits for ever. Descriptors outlive the daemon that gave them. What a new daemon does not know of (a copy that it did not hand out)
 is opened again, in the same version, and read from the new descriptor.
 
-Questions about bytes wait until the bytes are there, and one connection carries one question: as many connections are kept as there are
+A question may wait until bytes are there, and one connection carries one question: as many connections are kept as there are
 readers that wait at once.
 """
 
@@ -55,7 +55,10 @@ class DaemonSource:
     # --- names --------------------------------------------------------------------------------------------------------------------
 
     def info(self, path: str) -> TreeInfo:
-        return _insist(lambda: self._api.call("GET", "tree/info", TreeInfo, path=path))
+        """Over the descriptor socket, which answers in a tenth of the time that an HTTP request takes."""
+        if self._descriptors_path is None:
+            return _insist(lambda: self._api.call("GET", "tree/info", TreeInfo, path=path))
+        return self._ask(lambda connection: connection.look(path))
 
     def list(self, path: str, after: str | None) -> FileListing:
         return _insist(lambda: self._api.call("GET", "tree/list", FileListing, path=path, after=after, limit=LIST_ENTRIES))

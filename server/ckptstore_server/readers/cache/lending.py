@@ -1,4 +1,7 @@
-"""What the daemon does for the descriptor socket's FdOpenFile and FdNeed. Called on the connections' own threads, which may wait."""
+"""What the daemon does for readers on the descriptor socket: FdLook, FdOpenFile and FdNeed.
+
+Called on the connections' own threads, which may wait.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from typing import Any, TypeVar
 
 from ckptstore.errors import TierFull
 from ckptstore.fd_messages import FdReady
-from ckptstore.tree_messages import FdFile, FdNeed, FdOpenFile
+from ckptstore.tree_messages import FdFile, FdLook, FdLooked, FdNeed, FdOpenFile
 from ckptstore_server.readers.cache.cache import Cache
+from ckptstore_server.readers.tree import Tree
 
 T = TypeVar("T")
 
@@ -18,9 +22,13 @@ OPEN_TIMEOUT_S = 120.0
 
 
 class CopyLending:
-    def __init__(self, cache: Cache, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, tree: Tree, cache: Cache, loop: asyncio.AbstractEventLoop) -> None:
+        self._tree = tree
         self._cache = cache
         self._loop = loop
+
+    def look(self, message: FdLook) -> FdLooked:
+        return FdLooked(info=self._cache.tell(self._on_loop(self._tree.look(message.path))))
 
     def open_file(self, message: FdOpenFile) -> tuple[FdFile, int | None]:
         """A descriptor of the node's copy; none where no copy can be kept."""
