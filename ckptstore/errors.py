@@ -162,6 +162,12 @@ class StaleVersion(CkptStoreError):
     code, http_status, exit_code = "stale_version", 412, 16
 
 
+class VersionMismatch(CkptStoreError):
+    """Client and daemon speak different versions of what they say to each other. Nothing was asked for yet."""
+
+    code, http_status, exit_code = "version_mismatch", 426, 17
+
+
 def _leaves(root: type[CkptStoreError]) -> list[type[CkptStoreError]]:
     found = [root]
     for child in root.__subclasses__():

@@ -39,7 +39,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-API_VERSION = 1
+#: Of all that client and daemon say to each other, over either socket. Raised with every change that one of the two would not understand
+#: if the other were older: they refuse each other when they meet, and not in the middle of a save. `Hello` and `FdHello` stay as they are.
+API_VERSION = 2
 #: Header that carries the session id that the descriptor socket (or POST /v1/sessions) gave.
 SESSION_HEADER = "x-ckptstore-session"
 #: The longest that one request waits in the daemon before the client asks again, in seconds.
@@ -87,7 +89,9 @@ class ErrorBody(Message):
 
 
 class Hello(Message):
-    """GET /v1/hello."""
+    """GET /v1/hello. Every version can read that of every other: what a newer one adds is passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     api: int
     version: str

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from ckptstore import fd_protocol
-from ckptstore.errors import CkptStoreError, DaemonUnavailable, InvalidInput, Unauthorized, WaitTimeout, from_wire
+from ckptstore.errors import CkptStoreError, DaemonUnavailable, InvalidInput, Unauthorized, VersionMismatch, WaitTimeout, from_wire
 from ckptstore.fd_messages import FdAcquire, FdFollow, FdHandOver, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
 from ckptstore.tree_messages import FdFile, FdLook, FdLooked, FdNeed, FdOpenFile, TreeInfo
 from ckptstore.wire import API_VERSION, HandOver, Message, SegmentGrant
@@ -35,6 +35,8 @@ from ckptstore_tiers.sources import address_of
 
 Said = TypeVar("Said", FdReady, FdFile, FdLooked)
 
+#: What to do about a daemon of another version.
+RESTART = "restart the daemon from here: `ckptstore stop`, then `ckptstore serve` if it is not started by itself"
 #: More than any owner has slots at once; an older mapping belongs to a segment that the daemon has given back.
 _KEPT_MAPPINGS = 16
 
@@ -208,7 +210,10 @@ class DescriptorConnection:
             document, fds = self._exchange(FdHello(api=API_VERSION, pid=os.getpid()), (), self._timeout_s)
             fd_protocol.close_all(fds)
             if "error" in document:
-                raise from_wire(document["error"])
+                error = from_wire(document["error"])
+                if isinstance(error, InvalidInput):  # all that is wrong with a greeting is its version: daemons before version 2 say it so
+                    raise VersionMismatch(error.why, operation="connect", subject=str(self._path), hint=RESTART) from error
+                raise error
             try:
                 return fd_protocol.read_as(document, FdWelcome).session
             except InvalidInput as error:

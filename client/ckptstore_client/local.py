@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from ckptstore.config import read_settings
-from ckptstore.errors import Busy, CkptStoreError, DaemonUnavailable, NotFound, WaitTimeout
-from ckptstore.wire import AttemptOpened, Damage, HandOver, Hello, Located, SegmentGrant
+from ckptstore.errors import Busy, CkptStoreError, DaemonUnavailable, NotFound, VersionMismatch, WaitTimeout
+from ckptstore.wire import AttemptOpened, Damage, HandOver, Located, SegmentGrant
 from ckptstore_client.api import Api
 from ckptstore_client.arriving import ArrivingFile
 from ckptstore_client.descriptors import DescriptorConnection
@@ -23,6 +23,7 @@ from ckptstore_client.launch import start_daemon
 from ckptstore_client.replicas import MEMORY, ContentStream, MappedReplica, OpenFile, Replica, SegmentMappings
 from ckptstore_client.step_times import steps_since_last_asked
 from ckptstore_client.transport import Target
+from ckptstore_client.versions import greeted, leaves
 
 #: A recall of a large object from a slow tier may take this long before a reader streams it instead.
 RECALL_TIMEOUT_S = 600.0
@@ -49,15 +50,23 @@ class LocalTransport:
         except DaemonUnavailable:
             if not start:
                 raise
+        except VersionMismatch:
+            if not start:
+                greeted(self.api)  # its error names both versions
+                raise
         start_daemon(home, self._answers, timeout_s=self._timeout_s)
         return DescriptorConnection(self.descriptors_path, self._timeout_s)
 
     def _answers(self) -> bool:
-        """Whether both sockets are served."""
+        """Whether both sockets are served, by a daemon of this version. VersionMismatch if it is of another one, and stays."""
         try:
-            self.api.call("GET", "hello", Hello)
+            greeted(self.api)
             DescriptorConnection(self.descriptors_path, self._timeout_s).close()
         except (DaemonUnavailable, WaitTimeout):
+            return False
+        except VersionMismatch:
+            if not leaves(self.api):
+                raise
             return False
         return True
 

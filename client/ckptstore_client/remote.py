@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ckptstore.errors import CkptStoreError, InvalidInput
-from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, Hello, SessionOpened
+from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, SessionOpened
 from ckptstore_client.api import Api
 from ckptstore_client.replicas import ContentStream, Replica
 from ckptstore_client.transport import Target
+from ckptstore_client.versions import greeted
 from ckptstore_tiers.private_memory import private_memory
 
 _CHUNK_BYTES = 1024 * 1024
@@ -27,7 +28,7 @@ class RemoteTransport:
     def __init__(self, url: str, token: str | None, *, timeout_s: float) -> None:
         self.api = Api.over_network(url, token, timeout_s=timeout_s)
         try:
-            self.api.call("GET", "hello", Hello)
+            greeted(self.api)
             self.api.use_session(self.api.call("POST", "sessions", SessionOpened).session)
         except CkptStoreError:
             self.api.close()

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from ckptstore import fd_protocol, sockets
-from ckptstore.errors import Busy, CkptStoreError, InvalidInput, Unauthorized
+from ckptstore import __version__, fd_protocol, sockets
+from ckptstore.errors import Busy, CkptStoreError, InvalidInput, Unauthorized, VersionMismatch
 from ckptstore.fd_messages import FdAcquire, FdFollow, FdHandOver, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
 from ckptstore.paths import new_id
 from ckptstore.tree_messages import FdFile, FdLook, FdLooked, FdNeed, FdOpenFile

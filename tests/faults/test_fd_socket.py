@@ -32,6 +32,7 @@ from ckptstore.errors import (
     NotFound,
     TierUnavailable,
     Unauthorized,
+    VersionMismatch,
     WaitTimeout,
     from_wire,
 )
@@ -445,8 +446,8 @@ def test_another_version_is_refused_with_a_hint(server: DescriptorServer) -> Non
     with raw(server) as connection:
         fd_protocol.send(connection, FdHello(api=API_VERSION + 1, pid=1))
         error = assert_hung_up(connection)
-    assert isinstance(error, InvalidInput)
-    assert "same version" in (error.hint or "")
+    assert isinstance(error, VersionMismatch)
+    assert "ckptstore stop" in (error.hint or "")
 
 
 def test_a_bug_in_the_daemon_costs_one_connection(
