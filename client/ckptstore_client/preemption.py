@@ -12,9 +12,10 @@ A signal, or `notice.preempt(why)` from whatever hears that the machine is taken
 asks for one more. `wanted` costs a lock when nothing is asked. With several ranks a notice to any of them is all ranks' notice, and all
 are told True at the same step, without a collective call (`safe_points`). At the end of the `with` a job that had a notice waits, for what
 is left of `grace_s` since then, until `until` holds its newest checkpoint, and `kept` says truthfully how far that got.
+A daemon that is started again within that time is waited for; one that hangs costs no more than that time.
 
-Two threads: one follows what the daemon is asked, one passes a notice on to it. The signal handler itself only notes the time. Handlers
-that were set before are not called, and come back at the end.
+Two threads: one follows what the daemon is asked, one passes a notice on to it; at the end a third waits for the last snapshot. The signal
+handler itself only notes the time. Handlers that were set before are not called, and come back at the end.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
+import stamina
+
 from ckptstore.errors import CkptStoreError, InvalidInput, NotFound
 from ckptstore.snapshot_messages import (
     MAX_GRACE_S,
@@ -43,7 +46,7 @@ from ckptstore.snapshot_messages import (
     SnapshotRequests,
 )
 from ckptstore.wire import Message, PublicationInfo, Status
-from ckptstore_client.connection import Connection
+from ckptstore_client.connection import Connection, is_loss
 from ckptstore_client.pending import PendingCheckpoint
 from ckptstore_client.process_group import Membership
 from ckptstore_client.safe_points import SafePoints
@@ -55,6 +58,8 @@ Answer = TypeVar("Answer", bound=Message)
 FOLLOW_S = 5.0
 #: Between two tries to reach a daemon that is away, in seconds.
 PAUSE_S = 0.5
+#: After the grace time, for an answer that says how far the last snapshot got, in seconds.
+LAST_WORD_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -183,18 +188,31 @@ class Preemption:
             if self._member.rank == 0:  # where one rank has the whole state, it saves for the others
                 _log.warning("%s: no snapshot was taken", reason)
             return Kept(None, self._until, False, (), "nothing was saved after the notice")
+        kept = self._within_grace(pending, deadline_s)
+        where, level = ", ".join(kept.durability) or "no durable tier", logging.INFO if kept.reached else logging.WARNING
+        _log.log(level, "%s: %s is in %s%s", reason, kept.path, where, kept.why and f" ({kept.why})")
+        return kept
+
+    def _within_grace(self, pending: PendingCheckpoint, deadline_s: float) -> Kept:
+        """By a thread of its own: no daemon that hangs, or takes long to start again, may hold the job longer than its grace time."""
+        told: queue.SimpleQueue[Kept] = queue.SimpleQueue()
+        threading.Thread(target=lambda: told.put(self._seen_off(pending, deadline_s)), name="ckptstore-last", daemon=True).start()
+        try:
+            return told.get(timeout=max(0.0, deadline_s - time.monotonic()) + LAST_WORD_S)
+        except queue.Empty:
+            return Kept(pending.path, self._until, False, (), "the daemon did not answer in time")
+
+    def _seen_off(self, pending: PendingCheckpoint, deadline_s: float) -> Kept:
         why = ""
         try:
-            pending.wait_published(timeout_s=max(0.0, deadline_s - time.monotonic()))
+            _insist(deadline_s, lambda left_s: pending.wait_published(timeout_s=left_s))
             self._drain_first(pending)
-            pending.wait(self._until, timeout_s=max(0.0, deadline_s - time.monotonic()))
+            _insist(deadline_s, lambda left_s: pending.wait(self._until, timeout_s=left_s))
         except CkptStoreError as error:
             why = str(error)
         durability: tuple[str, ...] = ()
         with contextlib.suppress(CkptStoreError):
             durability = tuple(pending.durability)
-        where = ", ".join(durability) or "no durable tier"
-        _log.log(logging.WARNING if why else logging.INFO, "%s: %s is in %s%s", reason, pending.path, where, why and f" ({why})")
         return Kept(pending.path, self._until, not why, durability, why)
 
     def _drain_first(self, pending: PendingCheckpoint) -> None:
@@ -266,3 +284,17 @@ class Preemption:
 
     def _call(self, method: str, route: str, answer: type[Answer], message: Message | None = None, **params: Any) -> Answer:
         return self._connection.run(lambda transport: transport.api.call(method, route, answer, message, **params))
+
+
+def _insist(deadline_s: float, wait: Callable[[float], None]) -> None:
+    """`wait`, which gets the seconds that are left; again when the daemon was lost meanwhile: one that is started again goes on with it."""
+
+    def left_s() -> float:
+        return max(0.0, deadline_s - time.monotonic())
+
+    def may_pass(error: Exception) -> bool:
+        return left_s() > 0 and isinstance(error, CkptStoreError) and (error.retryable or is_loss(error))
+
+    for attempt in stamina.retry_context(on=may_pass, attempts=None, timeout=None, wait_initial=PAUSE_S, wait_max=PAUSE_S, wait_jitter=0):
+        with attempt:
+            wait(left_s())
