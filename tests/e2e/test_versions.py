@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import httpx
 import numpy as np
 import pytest
 
@@ -23,7 +24,7 @@ import ckptstore
 from ckptstore.errors import VersionMismatch
 from ckptstore.wire import API_VERSION
 from ckptstore_client.descriptors import DescriptorConnection
-from tests.daemon_process import DaemonProcess, write_config
+from tests.daemon_process import DaemonProcess, api_of, write_config
 from tests.e2e.shell import Shell
 from tests.until import until
 
@@ -141,7 +142,8 @@ def old(home: Path) -> Iterator[subprocess.Popen[bytes]]:
     with open(home / "daemon.log", "ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
-        until("it answers", lambda: process.poll() is None and Shell(home)("status").code == VersionMismatch.exit_code)
+        with api_of(home) as api:
+            until("it answers", lambda: answers(api))
         yield process
     finally:
         process.kill()
@@ -150,6 +152,13 @@ def old(home: Path) -> Iterator[subprocess.Popen[bytes]]:
             pid = int((home / "daemon.lock").read_text("ascii"))
             if str(home) in Path(f"/proc/{pid}/cmdline").read_text():
                 os.kill(pid, signal.SIGKILL)
+
+
+def answers(api: httpx.Client) -> bool:
+    try:
+        return api.get("/v1/hello").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_an_older_one_that_was_auto_started_and_is_idle_is_replaced_once_by_all_who_come(home: Path, old: subprocess.Popen[bytes]) -> None:
