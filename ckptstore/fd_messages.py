@@ -4,7 +4,8 @@ A client keeps its connection to it open for as long as it lives, and the daemon
 descriptors travel is `fd_protocol`; everything else that the two say is `wire`.
 
     FdHello    → FdWelcome
-    FdAcquire  → FdReady                a slot of memory, or Busy
+    FdAcquire  → FdReady                a slot of memory, or Busy; the attempt that it is for is opened meanwhile
+    FdOpened   → FdAttempt              what came of that
     FdRelease  → FdReady
     FdHandOver → FdReady                the slot's bytes are the daemon's
     FdSegment  → FdReady + descriptor   to write into
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ckptstore.wire import Count, HandOver, Message
+from ckptstore.wire import AttemptOpened, Count, HandOver, Message, OpenAttempt
 
 
 class FdHello(Message):
@@ -49,6 +50,23 @@ class FdAcquire(Message):
 
     op: Literal["acquire"] = "acquire"
     size_bytes: Count
+    #: opened with the slot while the client copies; FdOpened asks what came of it
+    opens: OpenAttempt | None = None
+
+
+class FdOpened(Message):
+    """Ask what came of the attempt that FdAcquire named. WaitTimeout: it is not known yet, and POST /v1/attempts waits for it."""
+
+    op: Literal["opened"] = "opened"
+    segment_id: str
+    generation: int
+
+
+class FdAttempt(Message):
+    """The answer to FdOpened: either of them."""
+
+    opened: AttemptOpened | None = None
+    error: dict[str, Any] | None = None
 
 
 class FdRelease(Message):

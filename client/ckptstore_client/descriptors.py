@@ -26,14 +26,27 @@ from typing import TypeVar
 
 from ckptstore import fd_protocol
 from ckptstore.errors import CkptStoreError, DaemonUnavailable, InvalidInput, Unauthorized, VersionMismatch, WaitTimeout, from_wire
-from ckptstore.fd_messages import FdAcquire, FdFollow, FdHandOver, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
+from ckptstore.fd_messages import (
+    FdAcquire,
+    FdAttempt,
+    FdFollow,
+    FdHandOver,
+    FdHello,
+    FdIngest,
+    FdOpen,
+    FdOpened,
+    FdReady,
+    FdRelease,
+    FdSegment,
+    FdWelcome,
+)
 from ckptstore.tree_messages import FdFile, FdLook, FdLooked, FdNeed, FdOpenFile, TreeInfo
-from ckptstore.wire import API_VERSION, HandOver, Message, SegmentGrant
+from ckptstore.wire import API_VERSION, AttemptOpened, HandOver, Message, OpenAttempt, SegmentGrant
 from ckptstore_tiers.prefault import prefault
 from ckptstore_tiers.shared_mapping import map_shared
 from ckptstore_tiers.sources import address_of
 
-Said = TypeVar("Said", FdReady, FdFile, FdLooked)
+Said = TypeVar("Said", FdReady, FdAttempt, FdFile, FdLooked)
 
 #: What to do about a daemon of another version.
 RESTART = "restart the daemon from here: `ckptstore stop`, then `ckptstore serve` if it is not started by itself"
@@ -87,11 +100,21 @@ class DescriptorConnection:
 
     # --- what a session can ask ----------------------------------------------------------------------------------------------
 
-    def acquire(self, size_bytes: int) -> SegmentGrant:
-        """A free slot of this session's, at once; Busy if there is none."""
+    def acquire(self, size_bytes: int, opens: OpenAttempt | None = None) -> SegmentGrant:
+        """A free slot of this session's, at once; Busy if there is none. The attempt that it `opens` is joined meanwhile (`opened`)."""
         with self._lock:
-            ready, _ = self._ask(FdAcquire(size_bytes=size_bytes), (), self._timeout_s)
+            ready, _ = self._ask(FdAcquire(size_bytes=size_bytes, opens=opens), (), self._timeout_s)
         return SegmentGrant(segment_id=ready.segment_id, generation=ready.generation, capacity_bytes=ready.capacity_bytes)
+
+    def opened(self, grant: SegmentGrant) -> AttemptOpened:
+        """What came of the attempt that was named when the slot was acquired. WaitTimeout: it is not known yet."""
+        with self._lock:
+            question = FdOpened(segment_id=grant.segment_id, generation=grant.generation)
+            said, received = self._answer(FdAttempt, question, (), self._timeout_s)
+            fd_protocol.close_all(() if received is None else (received,))
+            if said.opened is None:
+                raise self._broken("the daemon's answer does not say what attempt was opened", None)
+            return said.opened
 
     def release(self, grant: SegmentGrant) -> None:
         """Give an acquired slot back."""

@@ -8,6 +8,7 @@ their own, several at once, since an ingest holds its connection until the file 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import queue
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from ckptstore.config import read_settings
 from ckptstore.errors import Busy, CkptStoreError, DaemonUnavailable, NotFound, VersionMismatch, WaitTimeout
-from ckptstore.wire import AttemptOpened, Damage, HandOver, Located, SegmentGrant
+from ckptstore.wire import AttemptOpened, Damage, HandOver, Located, OpenAttempt, SegmentGrant
 from ckptstore_client.api import Api
 from ckptstore_client.arriving import ArrivingFile
 from ckptstore_client.descriptors import DescriptorConnection
@@ -27,6 +28,8 @@ from ckptstore_client.versions import greeted, leaves
 
 #: A recall of a large object from a slow tier may take this long before a reader streams it instead.
 RECALL_TIMEOUT_S = 600.0
+#: What an attempt may say of itself over the descriptor socket, whose lines are bounded; longer metadata goes by a request.
+LINE_BYTES = 1 << 18
 
 
 class LocalTransport:
@@ -78,12 +81,18 @@ class LocalTransport:
 
     hands_over_at_once = True
 
-    def acquire(self, size_bytes: int) -> Target | None:
+    def acquire(self, size_bytes: int, opens: OpenAttempt | None = None) -> Target | None:
+        if opens is not None and len(opens.model_dump_json()) > LINE_BYTES:
+            opens = None
         try:
-            grant = self._connection.acquire(size_bytes)
+            grant = self._connection.acquire(size_bytes, opens)
         except Busy:
             return None
-        return self._mapped(grant, size_bytes)
+        return dataclasses.replace(self._mapped(grant, size_bytes), opening=opens is not None)
+
+    def opened(self, target: Target) -> AttemptOpened:
+        assert target.grant is not None
+        return self._connection.opened(target.grant)
 
     def target(self, opened: AttemptOpened, size_bytes: int) -> Target:
         if opened.segment is None:

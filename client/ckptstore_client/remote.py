@@ -12,8 +12,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckptstore.errors import CkptStoreError, InvalidInput
-from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, SessionOpened
+from ckptstore.errors import CkptStoreError, InvalidInput, WaitTimeout
+from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, OpenAttempt, SessionOpened
 from ckptstore_client.api import Api
 from ckptstore_client.replicas import ContentStream, Replica
 from ckptstore_client.transport import Target
@@ -43,9 +43,12 @@ class RemoteTransport:
 
     hands_over_at_once = False
 
-    def acquire(self, size_bytes: int) -> Target | None:
+    def acquire(self, size_bytes: int, opens: OpenAttempt | None = None) -> Target | None:
         """None: a save has a slot of the daemon's before it takes a buffer here, or saves of several threads would wait for each other."""
         return None
+
+    def opened(self, target: Target) -> AttemptOpened:
+        raise WaitTimeout("a target here comes with its attempt", operation="save")
 
     def target(self, opened: AttemptOpened, size_bytes: int) -> Target:
         self._free.acquire()

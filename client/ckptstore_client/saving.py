@@ -24,9 +24,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeVar
 
-from ckptstore.errors import Busy, CatalogUnavailable, CkptStoreError, InvalidInput
+from ckptstore.errors import Busy, CatalogUnavailable, CkptStoreError, InvalidInput, WaitTimeout
 from ckptstore.paths import new_id
 from ckptstore.wire import Abort, AttemptOpened, AttemptStatus, OpenAttempt, SegmentGrant
 from ckptstore_client.connection import Connection, is_loss
@@ -163,20 +164,16 @@ class Saver:
         clock: _Stopwatch,
     ) -> Save:
         try:
-            target = transport.acquire(staged.size_bytes)
+            target = transport.acquire(staged.size_bytes, request.message(member, staged.size_bytes))
         except CkptStoreError as error:
             if not is_loss(error):
                 self._tell_the_others(request, member, error)
             raise
-        if target is None:
-            opened = self._open(transport, request, member, staged.size_bytes, None)
-            if opened.skipped:
-                return Save.finished(opened)
-            opening = _done(opened)
-        else:
-            opening = self._run(self._open, transport, request, member, staged.size_bytes, target.grant)
-        save = Save(opening, Future())
-        rank_save = _RankSave(self._connection, transport, member.rank, target, staged.size_bytes, save)
+        save = Save(Future(), Future())
+        open_ = partial(self._open, transport, request, member, staged.size_bytes, target)
+        rank_save = _RankSave(self._connection, transport, member.rank, target, staged.size_bytes, save, open_)
+        if target is None and (opened := rank_save.open()).skipped:
+            return Save.finished(opened)
         try:
             if target is None:
                 target = rank_save.target = transport.target(opened, staged.size_bytes)
@@ -190,7 +187,7 @@ class Saver:
             if not later:
                 rank_save.finish_copy(bound, later)
             if not later and not request.behind:
-                opening.result()
+                rank_save.open()
                 clock.lap("open")
         except BaseException as error:
             rank_save.fail(error)
@@ -204,14 +201,21 @@ class Saver:
         return save
 
     def _open(
-        self, transport: Transport, request: SaveRequest, member: Membership, size_bytes: int, grant: SegmentGrant | None
+        self, transport: Transport, request: SaveRequest, member: Membership, size_bytes: int, target: Target | None
     ) -> AttemptOpened:
-        """Join the attempt; while no slot is free, or the catalog is locked, wait or skip as was asked for."""
-        message = request.message(member, size_bytes, grant)
+        """Join the attempt, if that is not done already; while no slot is free, or the catalog is locked, wait or skip as was asked for."""
+        message = request.message(member, size_bytes, None if target is None else target.grant)
+        asked = partial(transport.api.call, "POST", "attempts", AttemptOpened, message)
+        ask = asked if target is None or not target.opening else partial(transport.opened, target)
         deadline = time.monotonic() + BUSY_TIMEOUT_S
         while True:
             try:
-                return transport.api.call("POST", "attempts", AttemptOpened, message)
+                return ask()
+            except WaitTimeout:
+                if ask is asked:
+                    raise
+                ask = asked
+                continue
             except (Busy, CatalogUnavailable) as error:
                 if request.on_busy == "skip" and isinstance(error, CatalogUnavailable):
                     self._tell_the_others(request, member, error)
@@ -222,6 +226,7 @@ class Saver:
                 if time.monotonic() > deadline:
                     self._tell_the_others(request, member, error)
                     raise
+            ask = asked
             time.sleep(_BUSY_PAUSE_S)
 
     def _tell_the_others(self, request: SaveRequest, member: Membership, error: CkptStoreError) -> None:
@@ -276,6 +281,16 @@ class _RankSave:
     target: Target | None  # None until the attempt brings one
     size_bytes: int
     save: Save
+    join: Callable[[], AttemptOpened]
+
+    def open(self) -> AttemptOpened:
+        """What came of joining the attempt, asked once."""
+        if not self.save.opened.done():
+            try:
+                self.save.opened.set_result(self.join())
+            except BaseException as error:  # noqa: BLE001 - raised to whoever asks
+                self.save.opened.set_exception(error)
+        return self.save.opened.result()
 
     def finish_copy(self, bound: BoundState, leaves: set[int]) -> None:
         if leaves:
@@ -288,7 +303,7 @@ class _RankSave:
         try:
             if leaves:
                 self.finish_copy(bound, leaves)
-            opened = self.save.opened.result()
+            opened = self.open()
             assert self.target is not None
             if opened.skipped:
                 self.transport.give_back(self.target)
@@ -305,9 +320,11 @@ class _RankSave:
         self.save.copied.set()  # nobody reads the tensors any more
         if isinstance(error, CkptStoreError) and is_loss(error):
             self.connection.lost(self.transport)  # the daemon aborts what a lost session had joined
+            if not self.save.opened.done():
+                self.save.opened.set_exception(error)
             return
         with contextlib.suppress(CkptStoreError):
-            opened = self.save.opened.result()
+            opened = self.open()
             if not opened.skipped:
                 abort_quietly(self.transport, opened.attempt_id, f"rank {self.rank} failed: {error!s:.500}")
         if self.target is not None:

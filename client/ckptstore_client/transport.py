@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ckptstore.wire import AttemptOpened, SegmentGrant
+from ckptstore.wire import AttemptOpened, OpenAttempt, SegmentGrant
 from ckptstore_client.api import Api
 from ckptstore_client.replicas import ReplicaSource
 
@@ -21,6 +21,8 @@ class Target:
 
     view: memoryview
     grant: SegmentGrant | None = None
+    #: the attempt that it is for is being joined since it was acquired
+    opening: bool = False
 
     @property
     def key(self) -> Hashable | None:
@@ -49,8 +51,12 @@ class Transport(ReplicaSource, Protocol):
         """Whether handing over is a matter of milliseconds, whatever the size."""
         ...
 
-    def acquire(self, size_bytes: int) -> Target | None:
-        """Memory at once, to copy into while the attempt is opened with its grant; None: open first, and wait for it there."""
+    def acquire(self, size_bytes: int, opens: OpenAttempt | None = None) -> Target | None:
+        """Memory at once, to copy into while the attempt that it `opens` is joined; None: open first, and wait for it there."""
+        ...
+
+    def opened(self, target: Target) -> AttemptOpened:
+        """What came of the attempt that `target` was acquired for. WaitTimeout: it is not known yet; join it by a request that waits."""
         ...
 
     def target(self, opened: AttemptOpened, size_bytes: int) -> Target:

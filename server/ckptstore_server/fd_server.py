@@ -23,7 +23,20 @@ from typing import Any, Protocol
 
 from ckptstore import __version__, fd_protocol, sockets
 from ckptstore.errors import Busy, CkptStoreError, InvalidInput, Unauthorized, VersionMismatch
-from ckptstore.fd_messages import FdAcquire, FdFollow, FdHandOver, FdHello, FdIngest, FdOpen, FdReady, FdRelease, FdSegment, FdWelcome
+from ckptstore.fd_messages import (
+    FdAcquire,
+    FdAttempt,
+    FdFollow,
+    FdHandOver,
+    FdHello,
+    FdIngest,
+    FdOpen,
+    FdOpened,
+    FdReady,
+    FdRelease,
+    FdSegment,
+    FdWelcome,
+)
 from ckptstore.paths import new_id
 from ckptstore.tree_messages import FdFile, FdLook, FdLooked, FdNeed, FdOpenFile
 from ckptstore.wire import API_VERSION, Message
@@ -33,11 +46,12 @@ _log = logging.getLogger(__name__)
 #: struct ucred: pid, uid, gid.
 _CREDENTIALS = struct.Struct("3i")
 
-Answer = tuple[FdReady | FdFile | FdLooked, int | None]
+Answer = tuple[FdReady | FdAttempt | FdFile | FdLooked, int | None]
 
 #: What may be asked, by the handler's method of that name. A file comes with INGEST, and with nothing else.
 _QUESTIONS: dict[str, type[Message]] = {
     "acquire": FdAcquire,
+    "opened": FdOpened,
     "release": FdRelease,
     "hand_over": FdHandOver,
     "segment": FdSegment,
@@ -49,7 +63,7 @@ _QUESTIONS: dict[str, type[Message]] = {
 }
 _INGEST = "ingest"
 #: How a refusal is worded, where it is not an FdReady.
-_REFUSALS: dict[str, type[FdFile | FdLooked]] = {"open_file": FdFile, "look": FdLooked}
+_REFUSALS: dict[str, type[FdAttempt | FdFile | FdLooked]] = {"opened": FdAttempt, "open_file": FdFile, "look": FdLooked}
 
 
 class DescriptorHandler(Protocol):
@@ -66,6 +80,10 @@ class DescriptorHandler(Protocol):
 
     def acquire(self, session: str, message: FdAcquire) -> Answer:
         """A free slot, lent to this session from now on; Busy if there is none at this moment."""
+        ...
+
+    def opened(self, session: str, message: FdOpened) -> Answer:
+        """What came of the attempt that `acquire` named."""
         ...
 
     def release(self, session: str, message: FdRelease) -> Answer:

@@ -11,10 +11,23 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from ckptstore.errors import ChecksumMismatch, NotFound, TierUnavailable
-from ckptstore.fd_messages import FdAcquire, FdFollow, FdHandOver, FdIngest, FdOpen, FdReady, FdRelease, FdSegment
+from ckptstore.fd_messages import (
+    FdAcquire,
+    FdAttempt,
+    FdFollow,
+    FdHandOver,
+    FdIngest,
+    FdOpen,
+    FdOpened,
+    FdReady,
+    FdRelease,
+    FdSegment,
+)
 from ckptstore.tree_messages import FdFile, FdLook, FdLooked, FdNeed, FdOpenFile
+from ckptstore.wire import SegmentGrant
 from ckptstore_server.attempts import AttemptService
 from ckptstore_server.node import Node
+from ckptstore_server.openings import Openings
 from ckptstore_server.readers.cache.lending import CopyLending
 from ckptstore_server.replicas import MEMORY, Replicas
 from ckptstore_server.sessions import Sessions
@@ -45,6 +58,7 @@ class Lending:
         self._replicas = replicas
         self._sessions = sessions
         self._attempts = attempts
+        self._openings = Openings(attempts)
         self._copies = copies
         self._loop = loop
 
@@ -62,16 +76,25 @@ class Lending:
     def disconnected(self, session: str) -> None:
         async def note() -> None:
             self._sessions.close(session)
+            self._openings.session_lost(session)
             await self._attempts.session_lost(session)
 
         if self._loop.is_running():
             self._on_loop(note(), None)  # however long the catalog is locked
 
     def acquire(self, session: str, message: FdAcquire) -> tuple[FdReady, int | None]:
-        """A slot ahead of the attempt that it is for: the client copies while it joins."""
+        """A slot ahead of the attempt that it is for, which is joined while the client copies."""
         segment = self._node.pool.acquire(session, message.size_bytes, timeout_s=0.0)
+        if message.opens is not None:
+            grant = SegmentGrant(
+                segment_id=segment.segment_id, generation=segment.generation, capacity_bytes=segment.capacity_bytes
+            )
+            self._loop.call_soon_threadsafe(self._openings.begin, message.opens, grant, session)
         ready = FdReady(segment_id=segment.segment_id, capacity_bytes=segment.capacity_bytes, generation=segment.generation)
         return ready, None
+
+    def opened(self, session: str, message: FdOpened) -> tuple[FdAttempt, int | None]:
+        return FdAttempt(opened=self._on_loop(self._openings.answer(message.segment_id, message.generation, session))), None
 
     def release(self, session: str, message: FdRelease) -> tuple[FdReady, int | None]:
         self._node.pool.give_up(message.segment_id, message.generation, owner=session)

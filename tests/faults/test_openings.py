@@ -1,0 +1,144 @@
+"""A save's attempt is joined while its client copies: what came of that is told once, to its own client, and nothing is held up by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptstore.catalog.model import Join, Ticket
+from ckptstore.config import read_settings
+from ckptstore.errors import AlreadyExists, InvalidInput, NotFound, WaitTimeout
+from ckptstore.wire import OpenAttempt
+from ckptstore_client.api import Api
+from ckptstore_client.descriptors import DescriptorConnection
+from tests.faults.fault_store import FaultStore, assert_state, posix_tier, published, state_of
+from tests.until import until
+
+SLOTS = 2
+
+
+@dataclass
+class SlowToJoin:
+    """Rigging for a daemon whose catalog joins nobody while a file `slow` lies in its home."""
+
+    home: Path
+
+    def __call__(self, stack: ExitStack) -> None:
+        from ckptstore.catalog.attempts import Attempts
+
+        join, slow = Attempts.join, self.home / "slow"
+
+        def late(catalog: Attempts, wanted: Join, names: Any) -> Ticket:
+            if slow.exists():
+                until("the catalog is quick again", lambda: not slow.exists())
+            return join(catalog, wanted, names)
+
+        Attempts.join = late  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultStore]:
+    folder = tmp_path_factory.mktemp("openings")
+    home = folder / "home"
+    settings = {"memory": {"limit": "64MiB", "slots": SLOTS}}
+    with FaultStore(home, [posix_tier("nvme", folder / "nvme")], settings=settings, rigging=SlowToJoin(home)) as place:
+        place.start()
+        with place.connect() as store:
+            store.save("/run/there", state_of(0)).wait("nvme", timeout_s=60)
+        yield place
+
+
+@pytest.fixture
+def client(place: FaultStore) -> Iterator[DescriptorConnection]:
+    with DescriptorConnection(read_settings(place.home / "config.toml", home=place.home).fd_socket) as client:
+        yield client
+
+
+def wanted(path: str, **more: Any) -> OpenAttempt:
+    return OpenAttempt(path=path, token="a token of this test", ordinal=0, rank=0, world_size=1, size_bytes=4096, **more)
+
+
+def test_what_came_of_an_opening_is_told_once_and_to_its_own_client(place: FaultStore, client: DescriptorConnection) -> None:
+    grant = client.acquire(4096, wanted("/run/told-once"))
+    with DescriptorConnection(read_settings(place.home / "config.toml", home=place.home).fd_socket) as other, pytest.raises(NotFound):
+        other.opened(grant)
+    with pytest.raises(NotFound):
+        client.opened(grant.model_copy(update={"generation": grant.generation + 1}))
+    assert client.opened(grant).segment == grant
+    with pytest.raises(NotFound, match="no attempt was begun"):
+        client.opened(grant)
+
+
+def test_an_opening_that_is_refused_says_why_and_the_slot_can_be_given_back(client: DescriptorConnection) -> None:
+    for _ in range(2 * SLOTS):
+        grant = client.acquire(4096, wanted("/run/there"))
+        with pytest.raises(AlreadyExists):
+            client.opened(grant)
+        client.release(grant)
+
+
+def test_an_opening_that_makes_no_sense_takes_no_slot(client: DescriptorConnection) -> None:
+    for _ in range(2 * SLOTS):
+        with pytest.raises(InvalidInput):
+            client.acquire(4096, wanted("/run/senseless").model_copy(update={"world_size": 0}))
+    for number in range(SLOTS):
+        assert client.opened(client.acquire(4096, wanted(f"/run/sensible-{number}"))).segment is not None
+
+
+def test_an_attempt_whose_client_goes_without_asking_is_aborted(place: FaultStore) -> None:
+    with place.connect() as store:
+        slow = place.home / "slow"
+        slow.touch()
+        with DescriptorConnection(read_settings(place.home / "config.toml", home=place.home).fd_socket) as gone:
+            gone.acquire(4096, wanted("/run/gone"))
+            with pytest.raises(WaitTimeout):
+                gone.opened(gone.acquire(4096, wanted("/run/gone-as-well")))
+        until("the client's session has ended", lambda: store.status().sessions == 1)
+        slow.unlink()
+        until("nobody is joined any more", lambda: not store.status().attempts)
+        for number in range(2 * SLOTS):
+            store.save(f"/run/after-gone-{number}", state_of(number)).wait("nvme", timeout_s=60)
+
+
+def test_a_guarded_save_is_not_held_up_by_an_earlier_one_that_the_catalog_does_not_open(place: FaultStore) -> None:
+    import torch
+
+    model = torch.nn.Linear(8, 8)
+    optimizer = torch.optim.SGD(model.parameters())
+    slow = place.home / "slow"
+    with place.connect() as store:
+        slow.touch()
+        try:
+            first = store.save("/run/held-up", model.state_dict(), guard=optimizer)
+            second = store.save("/run/not-held-up", model.state_dict(), guard=optimizer)  # returns while nothing can be opened
+            assert not published(store, "/run/held-up")
+        finally:
+            slow.unlink()
+        for pending in (first, second):
+            pending.wait("nvme", timeout_s=60)
+
+
+def test_metadata_that_no_line_of_the_socket_holds_is_saved_all_the_same(place: FaultStore) -> None:
+    with place.connect() as store:
+        store.save("/run/wordy", state_of(4), metadata={"log": "x" * (1 << 20)}).wait("nvme", timeout_s=60)
+        assert len(store.stat("/run/wordy").metadata["log"]) == 1 << 20
+        assert_state(store.load("/run/wordy"), 4)
+
+
+def test_a_save_opens_and_hands_over_without_a_single_request(place: FaultStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with place.connect() as store:
+        store.save("/run/first", state_of(5)).wait("nvme", timeout_s=60)
+
+        def refused(*_: Any, **__: Any) -> Any:
+            raise AssertionError("a request by HTTP")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Api, "call", refused)
+            pending = store.save("/run/second", state_of(6))
+        pending.wait("nvme", timeout_s=60)
+        assert_state(store.load("/run/second"), 6)
