@@ -23,9 +23,7 @@ from accelerate.data_loader import SeedableRandomSampler
 
 from ckptstore.errors import InvalidInput, NotFound
 from ckptstore.retention import LatestN
-from ckptstore_client.saving import OnBusy
-from ckptstore_client.store import Store
-from ckptstore_client.trainers.folder import RunFolder
+from ckptstore_client.trainers.folder import RunFolder, folder_options
 from ckptstore_client.trainers.random_states import random_states, set_random_states
 
 _Path = str | PathLike[str]
@@ -36,22 +34,13 @@ class StoreAccelerator(accelerate.Accelerator):  # type: ignore[misc]
     """`accelerate.Accelerator`, with the argument `checkpoints`: a folder in the store.
 
     `guard`: whether the copy of what the optimizers own overlaps the next forward and backward (nothing else may change the weights then).
-    `pickle`: whether leaves that are neither tensors nor plain values are pickled; else they are refused, by place.
+    The others are those of `FolderOptions`.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        checkpoints: str,
-        store: Store | None = None,
-        guard: bool = False,
-        pickle: bool = False,
-        on_busy: OnBusy = "wait",
-        incremental: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, checkpoints: str, guard: bool = False, **kwargs: Any) -> None:
+        options = folder_options(kwargs)
         super().__init__(*args, **kwargs)
-        self.folder = RunFolder(checkpoints, store=store, pickle=pickle, on_busy=on_busy, incremental=incremental)
+        self.folder = RunFolder(checkpoints, **options)
         self._guard = guard
         if str(self.distributed_type.value) in _REFUSED:
             why = f"with {self.distributed_type.value}, no rank has the whole model to save"

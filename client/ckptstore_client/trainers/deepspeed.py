@@ -18,7 +18,7 @@ import tempfile
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch.distributed
 from deepspeed.runtime.checkpoint_engine import CheckpointCommitInfo
@@ -28,9 +28,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from ckptstore.errors import InvalidInput
-from ckptstore_client.saving import OnBusy
-from ckptstore_client.store import Store
-from ckptstore_client.trainers.folder import RunFolder
+from ckptstore_client.trainers.folder import FolderOptions, RunFolder
 from ckptstore_client.trainers.leaves import Word
 from ckptstore_client.trainers.random_states import random_states, set_random_states
 
@@ -38,20 +36,11 @@ _Path = str | PathLike[str]
 
 
 class StoreCheckpoints:
-    """Made after `deepspeed.initialize`, on every rank. `pickle`: whether leaves that are neither tensors nor plain values are pickled."""
+    """Made after `deepspeed.initialize`, on every rank. Takes what `FolderOptions` lists."""
 
-    def __init__(
-        self,
-        engine: Any,
-        checkpoints: str,
-        *,
-        store: Store | None = None,
-        pickle: bool = False,
-        on_busy: OnBusy = "wait",
-        incremental: bool = False,
-    ) -> None:
+    def __init__(self, engine: Any, checkpoints: str, **options: Unpack[FolderOptions]) -> None:
         _refuse_other_ways(engine, checkpoints)
-        self.folder = RunFolder(checkpoints, store=store, pickle=pickle, on_busy=on_busy, incremental=incremental, words=_WORDS)
+        self.folder = RunFolder(checkpoints, words=_WORDS, **options)
         self._engine = engine
         self._files = StoreCheckpointEngine(self.folder)
         self._save, self._load = engine.save_checkpoint, engine.load_checkpoint

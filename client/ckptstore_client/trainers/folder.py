@@ -14,7 +14,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 from ckptstore.errors import CkptStoreError, NotFound
 from ckptstore.paths import LATEST, check_path
@@ -30,11 +30,38 @@ _log = logging.getLogger(__name__)
 _SCHEME = "ckpt://"
 
 
+class FolderOptions(TypedDict, total=False):
+    """What every trainer's integration takes beside its folder. Each may be left out: see `RunFolder` for what holds then."""
+
+    #: what `ckptstore.connect` gave; None: this node's daemon
+    store: Store | None
+    #: whether leaves that are neither tensors nor plain values (objects among hyperparameters) are pickled; else they are refused, by place
+    pickle: bool
+    #: when memory is short: "wait", "skip" or "fail"
+    on_busy: OnBusy
+    #: whether tensors that did not change are referred to, and not written again
+    incremental: bool
+
+
+def folder_options(arguments: dict[str, Any]) -> FolderOptions:
+    """Take these out of the keyword arguments of a class that has a trainer's own among its bases, for which the others are."""
+    taken: Any = {name: arguments.pop(name) for name in FolderOptions.__annotations__ if name in arguments}
+    options: FolderOptions = taken
+    return options
+
+
 class RunFolder:
     def __init__(
-        self, folder: str, *, store: Store | None, pickle: bool, on_busy: OnBusy, incremental: bool, words: Sequence[Word] = ()
+        self,
+        folder: str,
+        *,
+        store: Store | None = None,
+        pickle: bool = False,
+        on_busy: OnBusy = "wait",
+        incremental: bool = False,
+        words: Sequence[Word] = (),
     ) -> None:
-        """`words`: for types of leaves that only this trainer has."""
+        """As `FolderOptions`. `words`: for types of leaves that only this trainer has."""
         self.path = check_path(folder, operation="use folder")
         self._given = store
         self._pickle = pickle

@@ -26,9 +26,7 @@ import transformers
 from ckptstore.errors import InvalidInput, NotFound
 from ckptstore.retention import BestN, LatestN
 from ckptstore_client.preemption import Preemption
-from ckptstore_client.saving import OnBusy
-from ckptstore_client.store import Store
-from ckptstore_client.trainers.folder import RunFolder
+from ckptstore_client.trainers.folder import RunFolder, folder_options
 from ckptstore_client.trainers.random_states import random_states, set_random_states
 
 _STATE_FILE = "trainer_state.json"
@@ -47,8 +45,7 @@ class StoreCheckpoints:
     """What a `Trainer` gets by having this before it among its bases.
 
     `guard`: whether the copy of what the optimizer owns overlaps the next forward and backward (nothing else may change the weights then,
-    such as callbacks that average them). `pickle`: whether leaves of the optimizer's or scheduler's state that are neither tensors nor
-    plain values are pickled; else they are refused, by place.
+    such as callbacks that average them). The others are those of `FolderOptions`.
     """
 
     # what Trainer has
@@ -62,24 +59,15 @@ class StoreCheckpoints:
     callback_handler: Any
     hp_search_backend: Any
 
-    def __init__(
-        self,
-        *args: Any,
-        checkpoints: str,
-        store: Store | None = None,
-        guard: bool = False,
-        pickle: bool = False,
-        on_busy: OnBusy = "wait",
-        incremental: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, checkpoints: str, guard: bool = False, **kwargs: Any) -> None:
+        options = folder_options(kwargs)
         base = super()
         missing = [name for name in _HOOKS if not callable(getattr(base, name, None))]
         if missing:
             why = f"the Trainer of transformers {transformers.__version__} has no {', '.join(missing)}"
             raise InvalidInput(why, operation="make a trainer", subject=type(self).__name__)
         super().__init__(*args, **kwargs)
-        self.folder = RunFolder(checkpoints, store=store, pickle=pickle, on_busy=on_busy, incremental=incremental)
+        self.folder = RunFolder(checkpoints, **options)
         self._guard = guard
         self._resumes: tuple[str, str] | None = None  # the temporary folder that stands for a checkpoint, and the checkpoint
         _refuse_other_ways(self)

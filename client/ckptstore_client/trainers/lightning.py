@@ -17,16 +17,14 @@ from contextlib import ExitStack
 from importlib import import_module
 from importlib.util import find_spec
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
 from ckptstore.errors import InvalidInput
 from ckptstore_client.preemption import Preemption
 from ckptstore_client.process_group import initialised, resolved_together
-from ckptstore_client.saving import OnBusy
-from ckptstore_client.store import Store
-from ckptstore_client.trainers.folder import RunFolder
+from ckptstore_client.trainers.folder import FolderOptions, RunFolder
 from ckptstore_client.trainers.random_states import random_states, set_random_states
 
 _USES_OLD_NAME = find_spec("lightning") is None or ("pytorch_lightning" in sys.modules and "lightning" not in sys.modules)
@@ -39,21 +37,12 @@ _Path = str | PathLike[str]
 class StoreCheckpointIO(_CheckpointIO):  # type: ignore[misc]
     """The one argument: `Trainer(plugins=[StoreCheckpointIO("/runs/gpt")])`.
 
-    `guard`: an optimizer, several, or a function that gives them (`lambda: trainer.optimizers`), as in `store.save`. `pickle`: whether
-    leaves that are neither tensors nor plain values (objects among hyperparameters, say) are pickled; else they are refused, by place.
+    `guard`: an optimizer, several, or a function that gives them (`lambda: trainer.optimizers`), as in `store.save`. The others
+    are those of `FolderOptions`.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        *,
-        store: Store | None = None,
-        guard: Any = None,
-        pickle: bool = False,
-        on_busy: OnBusy = "wait",
-        incremental: bool = False,
-    ) -> None:
-        self.folder = RunFolder(folder, store=store, pickle=pickle, on_busy=on_busy, incremental=incremental)
+    def __init__(self, folder: str, *, guard: Any = None, **options: Unpack[FolderOptions]) -> None:
+        self.folder = RunFolder(folder, **options)
         self._guard = guard
 
     def latest(self) -> str | None:

@@ -29,12 +29,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from ckptstore.boxes import Box
 from ckptstore.errors import InvalidInput
 from ckptstore_client.process_group import resolved_together
-from ckptstore_client.saving import OnBusy
 from ckptstore_client.sharding.pieces import TorchPieces
-from ckptstore_client.store import Store
 from ckptstore_client.tensors_torch import dtype_name
 from ckptstore_client.torch import Reader
-from ckptstore_client.trainers.folder import RunFolder
+from ckptstore_client.trainers.folder import RunFolder, folder_options
 from ckptstore_client.trainers.lightning import PYTORCH_PACKAGE, numbers_of
 
 _strategies: Any = import_module(f"{PYTORCH_PACKAGE}.strategies")
@@ -45,8 +43,7 @@ class StoreShards:
     """What a sharded strategy gets by having this before it among its bases: the argument `checkpoints`, a folder in the store.
 
     `guard`: whether the copy of what the optimizers own overlaps the next forward and backward (nothing else may change the weights then).
-    `pickle`: whether leaves that are neither tensors nor plain values are pickled; else they are refused, by place. Whatever
-    `save_distributed_checkpoint` or `state_dict_type` say, shards are saved.
+    The others are those of `FolderOptions`. Whatever `save_distributed_checkpoint` or `state_dict_type` say, shards are saved.
     """
 
     # what a strategy has
@@ -55,19 +52,10 @@ class StoreShards:
     lightning_module: Any
     is_global_zero: bool
 
-    def __init__(
-        self,
-        *args: Any,
-        checkpoints: str,
-        store: Store | None = None,
-        guard: bool = False,
-        pickle: bool = False,
-        on_busy: OnBusy = "wait",
-        incremental: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, checkpoints: str, guard: bool = False, **kwargs: Any) -> None:
+        options = folder_options(kwargs)
         super().__init__(*args, **kwargs)
-        self.folder = RunFolder(checkpoints, store=store, pickle=pickle, on_busy=on_busy, incremental=incremental)
+        self.folder = RunFolder(checkpoints, **options)
         self._guard = guard
 
     def latest(self) -> str | None:
