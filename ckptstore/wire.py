@@ -8,6 +8,7 @@ Unknown fields are refused on both sides. Memory and descriptors go over another
     POST   /v1/attempts/{id}/ranks/{rank}/handover  HandOver → AttemptStatus
     PUT    /v1/attempts/{id}/ranks/{rank}/body   <bytes>  → AttemptStatus      (a save over TCP: body, then handed over)
     PUT    /v1/attempts/{id}/files?name=N        <bytes>  → FileStored         (a put over TCP)
+    PUT    /v1/attempts/{id}/bundle              <bytes>  → BundleStored       (many small files of it at once: `ckptstore.bundle`)
     POST   /v1/attempts/{id}/commit                       → AttemptStatus      (kinds folder and file: all files are stored)
     POST   /v1/attempts/{id}/abort         Abort          → AttemptStatus
     GET    /v1/attempts/{id}?wait=TIER&timeout_s=S        → AttemptStatus      (answers early when TIER is reached or it is aborted)
@@ -143,6 +144,11 @@ class FileStored(Message):
     object_id: str
     size_bytes: int
     digest: str
+
+
+class BundleStored(Message):
+    files: int
+    size_bytes: int
 
 
 class HandOver(Message):

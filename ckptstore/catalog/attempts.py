@@ -8,10 +8,10 @@ is aborted, each of its objects gets a chore in every place that may hold bytes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, exists, insert, literal, select, true, update
+from sqlalchemy import Connection, Row, delete, exists, insert, select, true, update
 
 from ckptstore import paths
 from ckptstore.catalog.core import insert_unless_there, next_value, upsert
@@ -23,6 +23,7 @@ from ckptstore.catalog.joining import check_join, check_name, record_folders, re
 from ckptstore.catalog.model import AttemptState, AttemptView, Join, Kind, NewObject, RankState, StoredFile, Ticket
 from ckptstore.catalog.schema import attempts, chores, inner_folders, nodes, now_s, objects, ranks, replicas
 from ckptstore.catalog.shard_documents import ShardDocuments, forget_ended
+from ckptstore.catalog.storing import UNFINISHED, Stored, queue_leftover, store_objects
 from ckptstore.catalog.views import ATTEMPT_COLUMNS, attempt_view, file_columns, stored_file
 from ckptstore.errors import AttemptAborted, InvalidInput, NotFound
 
@@ -31,7 +32,6 @@ ABORTED_KEPT_S = 3600.0
 #: Attempts that one call of `expire` ends or purges at most.
 EXPIRED_PER_CALL = 500
 _PAGE = 1000
-_UNFINISHED = (AttemptState.OPEN, AttemptState.COMPLETE)
 
 
 class Attempts(ShardDocuments):
@@ -55,7 +55,7 @@ class Attempts(ShardDocuments):
 
     def progress(self, attempt_id: str) -> None:
         """Say that the attempt lives. Of an attempt that has ended, nothing."""
-        moved = update(attempts).where(attempts.c.attempt_id == attempt_id, attempts.c.state.in_(_UNFINISHED)).values(moved_at_s=now_s())
+        moved = update(attempts).where(attempts.c.attempt_id == attempt_id, attempts.c.state.in_(UNFINISHED)).values(moved_at_s=now_s())
         self._db.write("note progress", lambda tx: tx.execute(moved), attempt_id)
 
     def snapshot_taken(self, attempt_id: str, rank: int) -> AttemptView:
@@ -81,7 +81,7 @@ class Attempts(ShardDocuments):
 
         def work(tx: Connection) -> bool:
             mine = select(objects.c.attempt_id).where(objects.c.object_id == object_id).scalar_subquery()
-            moved = update(attempts).where(attempts.c.attempt_id == mine, attempts.c.state.in_(_UNFINISHED)).values(moved_at_s=now_s())
+            moved = update(attempts).where(attempts.c.attempt_id == mine, attempts.c.state.in_(UNFINISHED)).values(moved_at_s=now_s())
             unfinished = tx.execute(moved).rowcount > 0
             if unfinished:
                 filled = {"size_bytes": digests.size_bytes, "root": digests.root, "blocks": digests.blocks, "node": self.node}
@@ -93,7 +93,7 @@ class Attempts(ShardDocuments):
             ).first()
             if stored is None or stored.state == AttemptState.ABORTED:
                 if stored is not None:
-                    _queue_leftover(tx, stored.attempt_id, object_id, tier, place, self.node)
+                    queue_leftover(tx, stored.attempt_id, object_id, tier, place, self.node)
                 return False
             if stored.root != digests.root:
                 raise InvalidInput("other bytes were stored for this object before", operation="store object", subject=object_id, tier=tier)
@@ -102,6 +102,12 @@ class Attempts(ShardDocuments):
             return True
 
         return self._db.write("store object", work, object_id)
+
+    def objects_stored(self, attempt_id: str, stored: Mapping[str, Stored], *, tier: str) -> bool:
+        """`object_stored` for many objects of one attempt, by id, in one transaction."""
+        row = self._tier(tier)
+        place = self._place(row)
+        return self._db.write("store objects", lambda tx: store_objects(tx, self.node, attempt_id, stored, row, place), attempt_id)
 
     def rank_stored(self, attempt_id: str, rank: int) -> tuple[AttemptView, bool]:
         """→ STORED. True for the one caller, over all nodes, whose rank made the attempt complete."""
@@ -342,16 +348,3 @@ def _refuse_ended(attempt: Row[Any], operation: str) -> None:
     refuse_aborted(attempt, operation)
     if attempt.state == AttemptState.PUBLISHED:
         raise InvalidInput("the attempt is published already", operation=operation, subject=attempt.path)
-
-
-def _queue_leftover(tx: Connection, attempt_id: str, object_id: str, tier: str, place: str, owner: str) -> None:
-    """A chore for bytes that arrived after their attempt's end, in case the caller dies before it deletes them."""
-    there = exists().where(chores.c.object_id == object_id, chores.c.tier == tier, chores.c.place == place)
-    row = select(
-        literal(attempt_id), literal("delete_object"), literal(tier), literal(place), literal(owner), literal(object_id),
-        literal(False), now_s(), literal(0),
-    ).where(~there)  # fmt: skip
-    columns = ["publication_id", "act", "tier", "place", "owner", "object_id", "graced", "due_s", "tries"]
-    tx.execute(insert(chores).from_select(columns, row))
-
-

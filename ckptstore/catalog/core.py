@@ -50,6 +50,13 @@ def upsert(tx: Connection, table: Table, row: dict[str, Any], changed: Sequence[
     )
 
 
+def upsert_all(tx: Connection, table: Table, rows: Sequence[dict[str, Any]], changed: Sequence[str]) -> None:
+    """`upsert` for many rows of plain values, which all have the same columns."""
+    made = sqlite.insert(table) if tx.dialect.name == "sqlite" else postgresql.insert(table)
+    keys = [column.name for column in table.primary_key]
+    tx.execute(made.on_conflict_do_update(index_elements=keys, set_={name: made.excluded[name] for name in changed}), rows)
+
+
 def next_value(tx: Connection, name: str) -> int:
     """The next number of a counter. Holds the counter's row until the transaction ends: numbers are given in the order of commits."""
     raised = update(counters).where(counters.c.name == name).values(value=counters.c.value + 1).returning(counters.c.value)

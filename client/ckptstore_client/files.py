@@ -21,15 +21,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from ckptstore.bundle import MAX_CONTENT_BYTES, MAX_FILES, SMALL_FILE_BYTES, pack
 from ckptstore.errors import AlreadyExists, CkptStoreError, InvalidInput, NotFound, TierFull, TierUnavailable
 from ckptstore.paths import check_relative
-from ckptstore.wire import FileInfo
+from ckptstore.wire import BundleStored, FileInfo
 from ckptstore_client.reading import VerifiedObject
 from ckptstore_client.transport import Transport
 
 PUT_WORKERS = 4
 _TEMPORARY = ".ckptstore-"
-
+_BYTES = {"content-type": "application/octet-stream"}
 
 #: Hears of a put or get while it goes on: bytes that have arrived, and bytes in all. Called from any thread, one call at a time.
 Progress = Callable[[int, int], None]
@@ -114,31 +115,79 @@ def _size_bytes(path: Path) -> int:
 
 
 def store_files(transport: Transport, attempt_id: str, files: dict[str, Path], progress: Progress | None = None) -> None:
-    """Each file into the attempt, several at once; durable at return. The first error ends it."""
-    tally = Tally(sum(_size_bytes(path) for path in files.values()) if progress else 0, progress)
+    """Each file into the attempt, several at once, small ones by the bundle; durable at return. The first error ends it."""
+    sizes = {name: _size_bytes(path) for name, path in files.items()}
+    tally = Tally(sum(sizes.values()), progress)
 
-    def store(name: str, path: Path) -> None:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise InvalidInput("it is no longer a plain file", operation="put", subject=str(path))
-            transport.store_file(attempt_id, name, fd, status.st_size)
-            tally.add(status.st_size)
-        finally:
-            os.close(fd)
+    def store(name: str) -> None:
+        with _open_file(files[name]) as (fd, size_bytes):
+            transport.store_file(attempt_id, name, fd, size_bytes)
+        tally.add(size_bytes)
 
+    def store_bundle(names: list[str]) -> None:
+        contents = {name: _small_content(files[name]) for name in names}
+        small = [(name, content) for name, content in contents.items() if content is not None]
+        if small:
+            transport.api.call("PUT", f"attempts/{attempt_id}/bundle", BundleStored, content=pack(small), headers=_BYTES)
+            tally.add(sum(len(content) for _, content in small))
+        for name, content in contents.items():
+            if content is None:
+                store(name)
+
+    alone, bundles = _bundled(sizes)
     with ThreadPoolExecutor(min(PUT_WORKERS, len(files)), thread_name_prefix="ckptstore-put") as executor:
-        futures = [executor.submit(store, name, path) for name, path in files.items()]
+        futures = [*(executor.submit(store, name) for name in alone), *(executor.submit(store_bundle, names) for names in bundles)]
         try:
             for future in futures:
                 future.result()
         except BaseException:
             executor.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _bundled(sizes: dict[str, int]) -> tuple[list[str], list[list[str]]]:
+    """The names of files that go by themselves, and those of each bundle. A single small file is no bundle."""
+    alone = [name for name, size_bytes in sizes.items() if size_bytes > SMALL_FILE_BYTES]
+    bundles: list[list[str]] = []
+    room_bytes = 0
+    for name, size_bytes in sizes.items():
+        if size_bytes > SMALL_FILE_BYTES:
+            continue
+        if not bundles or len(bundles[-1]) == MAX_FILES or size_bytes > room_bytes:
+            bundles.append([])
+            room_bytes = MAX_CONTENT_BYTES
+        bundles[-1].append(name)
+        room_bytes -= size_bytes
+    alone += [names[0] for names in bundles if len(names) == 1]
+    return alone, [names for names in bundles if len(names) > 1]
+
+
+@contextmanager
+def _open_file(path: Path) -> Iterator[tuple[int, int]]:
+    """A descriptor, and the file's size now."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidInput("it is no longer a plain file", operation="put", subject=str(path))
+        yield fd, status.st_size
+    finally:
+        os.close(fd)
+
+
+def _small_content(path: Path) -> bytes | None:
+    """The file's bytes; None if it is not small any more, or changes while it is read: then it goes by itself, like a large one."""
+    with _open_file(path) as (fd, size_bytes):
+        if size_bytes > SMALL_FILE_BYTES:
+            return None
+        try:
+            content = os.read(fd, size_bytes + 1)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        return content if len(content) == size_bytes else None
 
 
 # --- get ----------------------------------------------------------------------------------------------------

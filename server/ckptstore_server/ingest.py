@@ -9,8 +9,9 @@ ingest waits and tries again while the attempt lives. Of an incremental save onl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 from ckptstore.catalog.model import NewObject
 from ckptstore.errors import AttemptAborted, TierFull, TierUnavailable
@@ -26,6 +27,8 @@ from ckptstore_tiers.checksums import BlockDigests
 from ckptstore_tiers.interface import BlockSource
 from ckptstore_tiers.memory import Segment
 from ckptstore_tiers.sources import MemorySource
+
+T = TypeVar("T")
 
 #: The pauses between rounds over all tiers, in seconds: short at first, since a drain or an eviction may be about to make room.
 FIRST_PAUSE_S = 0.2
@@ -80,25 +83,40 @@ class Ingest:
     async def file(self, attempt_id: str, new_object: NewObject, source: BlockSource) -> BlockDigests:
         return await self._store(attempt_id, new_object, source)
 
+    async def files(self, attempt_id: str, files: Sequence[tuple[NewObject, memoryview]]) -> None:
+        """Many small files at once; their bytes do not change."""
+        size_bytes = sum(len(data) for _, data in files)
+        subject = files[0][0].name
+        handle, stored = await self._taken(attempt_id, size_bytes, lambda handle: self._put_many(handle, files), subject)
+        await self._note(partial(self._node.catalog.objects_stored, attempt_id, stored, tier=handle.name), subject)
+
     async def _store(
         self, attempt_id: str, new_object: NewObject, source: BlockSource, *, expected: BlockDigests | None = None
     ) -> BlockDigests:
+        handle, (digests, stored_bytes) = await self._taken(
+            attempt_id, source.size_bytes, lambda handle: self._put(handle, new_object, source, expected), new_object.name
+        )
+        stored = self._node.catalog.object_stored
+        await self._note(partial(stored, new_object.object_id, digests, tier=handle.name, stored_bytes=stored_bytes), new_object.name)
+        return digests
+
+    async def _taken(self, attempt_id: str, size_bytes: int, put: Callable[[TierHandle], T], subject: str) -> tuple[TierHandle, T]:
+        """The tier that has taken the bytes, and what `put` said of it."""
         async for handle in self._rounds(attempt_id):
             try:
-                await self._evictor.before_put(handle, source.size_bytes)
-                digests, stored_bytes = await self._node.run(self._node.ingest_executor, self._put, handle, new_object, source, expected)
+                await self._evictor.before_put(handle, size_bytes)
+                return handle, await self._node.run(self._node.ingest_executor, put, handle)
             except (TierFull, TierUnavailable) as error:
                 self._node.remark(f"store into {handle.name}", error)
                 if isinstance(error, TierFull):
-                    await self._evictor.make_room(handle, source.size_bytes)
-                continue
-            failpoint(BEFORE_CATALOG)
-            stored = self._node.catalog.object_stored
-            if not await self._node.insist(stored, new_object.object_id, digests, tier=handle.name, stored_bytes=stored_bytes):
-                raise AttemptAborted("the attempt was aborted while its bytes were written", operation="save", subject=new_object.name)
-            failpoint(AFTER_CATALOG)
-            return digests
-        raise AttemptAborted("the attempt is over", operation="save", subject=new_object.name)
+                    await self._evictor.make_room(handle, size_bytes)
+        raise AttemptAborted("the attempt is over", operation="save", subject=subject)
+
+    async def _note(self, note: Callable[[], bool], subject: str) -> None:
+        failpoint(BEFORE_CATALOG)
+        if not await self._node.insist(note):
+            raise AttemptAborted("the attempt was aborted while its bytes were written", operation="save", subject=subject)
+        failpoint(AFTER_CATALOG)
 
     def _put(
         self, handle: TierHandle, new_object: NewObject, source: BlockSource, expected: BlockDigests | None
@@ -108,6 +126,15 @@ class Ingest:
             digests = tier.put(new_object.key, source, expected=expected)
             handle.written.add(source.size_bytes)
             return digests, tier.stored_bytes(new_object.key, source.size_bytes)
+
+    def _put_many(self, handle: TierHandle, files: Sequence[tuple[NewObject, memoryview]]) -> dict[str, tuple[BlockDigests, int | None]]:
+        with handle.watched() as tier:
+            digests = tier.put_many([(new_object.key, data) for new_object, data in files])
+            handle.written.add(sum(len(data) for _, data in files))
+            return {
+                new_object.object_id: (found, tier.stored_bytes(new_object.key, found.size_bytes))
+                for (new_object, _), found in zip(files, digests, strict=True)
+            }
 
     async def _rounds(self, attempt_id: str) -> AsyncIterator[TierHandle]:
         """The durable tiers, in order, over and over with growing pauses, for as long as the attempt is alive."""

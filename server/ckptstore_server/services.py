@@ -31,6 +31,7 @@ from ckptstore_server.recall import Recall
 from ckptstore_server.replicas import Replicas
 from ckptstore_server.retention import Keeper
 from ckptstore_server.sessions import Sessions
+from ckptstore_server.small_files import SmallFiles
 from ckptstore_server.snapshots import Snapshots
 from ckptstore_server.verify import Verifier
 from ckptstore_server.watching import Watching
@@ -43,6 +44,7 @@ class Services:
     evictor: Evictor
     publisher: Publisher
     attempts: AttemptService
+    small_files: SmallFiles
     replicas: Replicas
     drainer: Drainer
     drain_watch: DrainWatch
@@ -70,6 +72,7 @@ class Services:
         replicas = Replicas(node)
         evictor = Evictor(node, replicas)
         publisher = Publisher(node)
+        ingest = Ingest(node, evictor, Increments(node, replicas))
         drainer = Drainer(node, publisher, replicas, evictor)
         recall = Recall(node, replicas, evictor)
         attached = Attached(node)
@@ -89,7 +92,8 @@ class Services:
             sessions=sessions,
             evictor=evictor,
             publisher=publisher,
-            attempts=AttemptService(node, sessions, Ingest(node, evictor, Increments(node, replicas)), publisher),
+            attempts=AttemptService(node, sessions, ingest, publisher),
+            small_files=SmallFiles(node, ingest),
             replicas=replicas,
             drainer=drainer,
             drain_watch=DrainWatch(node, drainer, sessions),

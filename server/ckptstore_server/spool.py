@@ -42,3 +42,15 @@ async def spool_body(node: Node, body: AsyncIterator[bytes], size_bytes: int) ->
         if received_bytes != size_bytes:
             raise InvalidInput(f"the body ended after {received_bytes} of {size_bytes} bytes", operation="put")
         yield FileSource(file.fileno(), size_bytes)
+
+
+async def whole_body(body: AsyncIterator[bytes], size_bytes: int) -> bytes:
+    """A body that is small enough to be held. InvalidInput if it is shorter or longer than announced."""
+    received = bytearray()
+    async for chunk in body:
+        received += chunk
+        if len(received) > size_bytes:
+            raise InvalidInput(f"the body is longer than the {size_bytes} bytes announced", operation="put")
+    if len(received) != size_bytes:
+        raise InvalidInput(f"the body ended after {len(received)} of {size_bytes} bytes", operation="put")
+    return bytes(received)

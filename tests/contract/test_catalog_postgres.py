@@ -21,6 +21,7 @@ from tests.contract.moving_contract import MovingContract
 from tests.contract.references_contract import ReferencesContract
 from tests.contract.retention_contract import RetentionContract
 from tests.contract.snapshots_contract import SnapshotsContract
+from tests.contract.storing_contract import StoringContract
 from tests.contract.tagging_contract import TaggingContract
 from tests.services.postgres import Postgres
 
@@ -34,7 +35,7 @@ def postgres() -> Iterator[Postgres]:
 
 class TestPostgresCatalog(
     CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract, RetentionContract, LeavingContract,
-    FingerprintsContract, SnapshotsContract, TaggingContract,
+    FingerprintsContract, SnapshotsContract, StoringContract, TaggingContract,
 ):
     @pytest.fixture
     def url(self, postgres: Postgres) -> str:

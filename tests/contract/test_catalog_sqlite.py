@@ -29,6 +29,7 @@ from tests.contract.moving_contract import MovingContract
 from tests.contract.references_contract import ReferencesContract
 from tests.contract.retention_contract import RetentionContract
 from tests.contract.snapshots_contract import SnapshotsContract
+from tests.contract.storing_contract import StoringContract
 from tests.contract.tagging_contract import TaggingContract
 
 #: Tables that do not grow with what is stored. The documents are those of saves under way.
@@ -39,7 +40,7 @@ SMALL_TABLES = {
 
 class TestSqliteCatalog(
     CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract, RetentionContract, LeavingContract,
-    FingerprintsContract, SnapshotsContract, TaggingContract,
+    FingerprintsContract, SnapshotsContract, StoringContract, TaggingContract,
 ):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:

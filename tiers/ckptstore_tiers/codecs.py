@@ -19,23 +19,23 @@ the others. A read decodes in the caller's thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from ckptstore.errors import AlreadyExists, ChecksumMismatch, NotFound
+from ckptstore.errors import AlreadyExists, ChecksumMismatch, CkptStoreError, NotFound
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, DigestedBlocks, block_length
 from ckptstore_tiers.codecs_format import FileFormat, FrameEncoder
 from ckptstore_tiers.codecs_reader import FLOAT, LARGEST_FRAME_BYTES, ZSTD, open_content
 from ckptstore_tiers.codecs_spool import Spool
 from ckptstore_tiers.float_file import VERSION, FloatEncoder
 from ckptstore_tiers.float_regions import read_regions
-from ckptstore_tiers.interface import BlockSource, ObjectReader, ObjectStat, Tier, TierFacts, TierUsage
+from ckptstore_tiers.interface import BlockSource, ObjectReader, ObjectStat, PutsMany, Tier, TierFacts, TierUsage
 from ckptstore_tiers.paced import in_two_steps
 from ckptstore_tiers.scratch import ScratchPool
-from ckptstore_tiers.sources import ReaderSource
+from ckptstore_tiers.sources import MemorySource, ReaderSource
 from ckptstore_tiers.transfer_figures import ReportsTransfers, TransferFigures
 from ckptstore_tiers.zstd_seekable import LEVEL, ZstdEncoder
 
@@ -97,6 +97,22 @@ class CodecTier:
                 raise
             self._accept_equal_content(key, expected, refused)
             return expected
+
+    def put_many(self, files: Sequence[tuple[str, memoryview]]) -> list[BlockDigests]:
+        """Small objects together, all of them or, after an error, none; one after the other where the inner tier cannot, or they are
+        compressed."""
+        if self._compression == "none" and isinstance(self._inner, PutsMany):
+            return self._inner.put_many(files)
+        digests: list[BlockDigests] = []
+        try:
+            for key, data in files:
+                digests.append(self.put(key, MemorySource(data)))
+        except BaseException:
+            for key, _ in files[: len(digests)]:
+                with suppress(CkptStoreError):
+                    self._inner.delete(key)
+            raise
+        return digests
 
     def _codec_for(self, blocks: DigestedBlocks) -> tuple[FileFormat, FrameEncoder]:
         """The format for this object. Its first block is read once more for that."""

@@ -13,7 +13,7 @@ operation, key and tier. After an error of `put` or `put_document` nothing is vi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -129,3 +129,12 @@ class Tier(Protocol):
     def usage(self) -> TierUsage: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class PutsMany(Protocol):
+    """A tier that stores many small objects for less than each costs by itself."""
+
+    def put_many(self, files: Sequence[tuple[str, memoryview]]) -> list[BlockDigests]:
+        """Store each one's bytes under its key: as `put` does it, but all or, after an error, none. The bytes must not change meanwhile."""
+        ...

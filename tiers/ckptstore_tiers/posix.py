@@ -29,7 +29,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,7 +37,7 @@ from typing import Literal
 
 import stamina
 
-from ckptstore.errors import AlreadyExists, CkptStoreError, ConfigInvalid, InvalidInput, NotFound, TierUnavailable
+from ckptstore.errors import AlreadyExists, CkptStoreError, ConfigInvalid, InvalidInput, NotFound
 from ckptstore.failpoints import declare
 from ckptstore_tiers import disk_calls
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, DigestedBlocks
@@ -45,26 +45,24 @@ from ckptstore_tiers.followed import follower_of
 from ckptstore_tiers.interface import BlockSource, ObjectStat, TierFacts, TierUsage
 from ckptstore_tiers.key_locks import KeyLocks
 from ckptstore_tiers.keys import UNFINISHED, check_key, unfinished_owner
+from ckptstore_tiers.posix_batch import SmallPuts
 from ckptstore_tiers.posix_errors import from_os_error, translated
 from ckptstore_tiers.posix_folders import Folders
 from ckptstore_tiers.posix_list import list_files
-from ckptstore_tiers.posix_probe import PUBLISHERS, TOKEN, MountAbilities, probe_mount, refuse_file_system
+from ckptstore_tiers.posix_naming import SYNC_FOLDER, Naming
+from ckptstore_tiers.posix_probe import TOKEN, MountAbilities, probe_mount, refuse_file_system
 from ckptstore_tiers.posix_read import PosixReader, check_content
 from ckptstore_tiers.posix_space import Space
 from ckptstore_tiers.posix_write import WRITE_THREADS, BlockWriter, WriteWays, discard, write_all, write_file
 from ckptstore_tiers.scratch import ScratchPool
+from ckptstore_tiers.sources import MemorySource
 
-PUBLISH = declare("posix.put.publish")
-SYNC_FOLDER = declare("posix.put.fsync_folder")
-WITHDRAW = declare("posix.put.withdraw")
 REPLACE_DOCUMENT = declare("posix.put_document.rename")
 DELETE = declare("posix.delete.unlink")
 SYNC_DELETED = declare("posix.delete.fsync_folder")
 SWEEP = declare("posix.sweep.unlink")
 SYNC_ROOT = declare("posix.open_tier.fsync_root")
 
-#: How often a put whose folder is removed under it by somebody's delete makes it again before it gives up.
-MAX_FOLDER_RACES = 20
 #: How often a document that is missing is looked for on a mount where replacing one is not atomic, and how far apart.
 LOOKS_FOR_DOCUMENT, LOOK_AGAIN_S = 5, 0.005
 
@@ -105,6 +103,16 @@ class PosixTier:
         self._locks = KeyLocks()
         self._scratch = ScratchPool(keep=4 * write_threads)
         self._writers = ThreadPoolExecutor(write_threads, thread_name_prefix=f"ckptstore-{name}-write")
+        self._naming = Naming(self._folders, self._abilities.publisher, tier=name)
+        self._small = SmallPuts(
+            self._folders,
+            self._naming,
+            self._space,
+            self._locks,
+            tier=name,
+            read_back=self._read_back if shared else None,
+            put_alone=lambda key, data: self.put(key, MemorySource(data)),
+        )
 
     def _make_root(self) -> None:
         """Make the root and its folder for unfinished files. What is above the root is the operator's, and not fsynced."""
@@ -158,7 +166,7 @@ class PosixTier:
                     digests = blocks.digests()
                     if self._shared:
                         self._read_back(key, tmp, unfinished, digests)
-                    published = self._publish(key, names, name, tmp, unfinished)
+                    published = self._publish(names, name, tmp, unfinished)
                 if not published:
                     return self._check_repeated(key, names, name, digests)
                 self._space.changed(source.size_bytes)
@@ -212,37 +220,13 @@ class PosixTier:
                 discard(unfinished, dir_fd=tmp)
                 raise
 
-    def _publish(self, key: str, names: tuple[str, ...], name: str, tmp: int, unfinished: str) -> bool:
+    def _publish(self, names: tuple[str, ...], name: str, tmp: int, unfinished: str) -> bool:
         """Steps 3 to 5: the finished file gets its name, durably. False if something has that name already."""
-        for _ in range(MAX_FOLDER_RACES):
-            try:
-                with self._folders.durable(names) as folder:
-                    try:
-                        PUBLISHERS[self._abilities.publisher](PUBLISH, unfinished, name, dir_fd=tmp, new_dir_fd=folder)
-                    except FileExistsError:
-                        discard(unfinished, dir_fd=tmp)
-                        return False
-                    self._settle(name, folder)
-                    if self._abilities.publisher == "link":
-                        discard(unfinished, dir_fd=tmp)
-                    return True
-            except FileNotFoundError:
-                self._folders.forget(names)  # a delete removed the folder, empty as it was, before the file came
-        raise TierUnavailable(
-            "the object's folder is removed again and again, or its unfinished file was",
-            operation="put",
-            subject=key,
-            tier=self._name,
-        )
+        return not self._naming.give(names, [(unfinished, name)], tmp)
 
-    def _settle(self, name: str, folder: int) -> None:
-        """Step 5. If it fails, the name goes again: after an error nothing may be visible."""
-        try:
-            disk_calls.fsync(SYNC_FOLDER, folder)
-        except OSError:
-            with suppress(OSError):
-                disk_calls.unlink(WITHDRAW, name, dir_fd=folder)
-            raise
+    def put_many(self, files: Sequence[tuple[str, memoryview]]) -> list[BlockDigests]:
+        """See `interface.PutsMany`."""
+        return self._small.put(files)
 
     # -- open, stat, list, delete --------------------
 
@@ -303,7 +287,7 @@ class PosixTier:
                 before_bytes = self._size_before(names, name)
                 if before_bytes is not None and not exclusive:
                     self._replace(names, name, tmp, unfinished)
-                elif not self._publish(key, names, name, tmp, unfinished):
+                elif not self._publish(names, name, tmp, unfinished):
                     if exclusive:
                         raise AlreadyExists("there is such a document", operation="put document", subject=key, tier=self._name)
                     # Another node was first: a plain document is simply the last one written.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from ckptstore.errors import InvalidInput
-from ckptstore.wire import Abort, AttemptOpened, AttemptStatus, FileStored, HandOver, OpenAttempt, SessionOpened
+from ckptstore.wire import Abort, AttemptOpened, AttemptStatus, BundleStored, FileStored, HandOver, OpenAttempt, SessionOpened
 from ckptstore_server.api.dependencies import TheServices, TheSession, bounded_wait, check_id
-from ckptstore_server.spool import spool_body
+from ckptstore_server.small_files import check_size
+from ckptstore_server.spool import spool_body, whole_body
 
 router = APIRouter(prefix="/v1", tags=["attempts"])
 
@@ -40,6 +41,13 @@ async def put_file(services: TheServices, session: TheSession, attempt_id: str, 
     await services.attempts.expect_file(check_id(attempt_id), name)
     async with spool_body(services.node, request.stream(), content_length(request)) as source:
         return await services.attempts.store_file(check_id(attempt_id), name, source)
+
+
+@router.put("/attempts/{attempt_id}/bundle")
+async def put_bundle(services: TheServices, session: TheSession, attempt_id: str, request: Request) -> BundleStored:
+    """Many small files of a put at once."""
+    message = await whole_body(request.stream(), check_size(content_length(request)))
+    return await services.small_files.store(check_id(attempt_id), message)
 
 
 @router.post("/attempts/{attempt_id}/commit")
