@@ -14,6 +14,7 @@ import pytest
 from ckptstore import failpoints
 from ckptstore.errors import ChecksumMismatch, NotFound, StaleVersion, TierFull, TierUnavailable
 from ckptstore_server.readers.cache import content as contents
+from ckptstore_server.readers.cache.block_file import BlockFile
 from ckptstore_tiers.checksums import BLOCK_BYTES
 from tests.cache_bed import CacheBed, StreamingUpstream, Upstream, cache_bed, content
 from tests.until import until
@@ -63,6 +64,25 @@ def test_a_whole_copy_is_an_ordinary_file_with_the_bytes_of_its_version(bed: Cac
     _, fd = bed.open(PATH).descriptor()
     with os.fdopen(fd, "rb") as file:
         assert file.read() == bed.upstream.files[PATH]
+
+
+def test_a_copy_is_on_the_disk_when_the_disk_has_taken_all_of_it_and_not_before(bed: CacheBed, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, may_go, sync = threading.Event(), threading.Event(), BlockFile.sync
+
+    def held_back(file: BlockFile) -> None:
+        asked.set()
+        assert may_go.wait(60)
+        sync(file)
+
+    monkeypatch.setattr(BlockFile, "sync", held_back)
+    bed.read(PATH)
+    assert asked.wait(60)
+    copy = bed.open(PATH)
+    with ThreadPoolExecutor(1) as waiting:
+        on_disk = waiting.submit(lambda: (bed.run(copy.on_disk()), copy.whole)[1])
+        assert not copy.whole
+        may_go.set()
+        assert on_disk.result(60)
 
 
 def test_a_reader_is_answered_when_its_own_block_is_there_and_not_later(bed: CacheBed) -> None:

@@ -126,6 +126,18 @@ def test_what_is_at_a_path_is_the_same_by_descriptor_socket_and_by_http(home: Ho
         assert connection.look("/m/looked").size_bytes == 2000  # a refusal leaves the connection as it was
 
 
+def test_what_was_warmed_is_whole_at_its_next_open(home: Home) -> None:
+    with home.descriptors() as connection, ckptstore.connect(home=home.daemon.home, start=False) as store:
+        for number in range(5):
+            home.put(f"/m/warmed-{number}", content(20 + number, SIZE_BYTES))
+            store.warm(f"/m/warmed-{number}")
+            file, fd = connection.open_file(f"/m/warmed-{number}")
+            assert file.whole
+            assert fd is not None
+            os.close(fd)
+            assert connection.look(f"/m/warmed-{number}").whole
+
+
 def test_sixteen_connections_that_need_a_cold_file_read_it_once_each_block_when_it_is_there(home: Home) -> None:
     data = content(6, SIZE_BYTES)
     home.put("/m/cold", data)

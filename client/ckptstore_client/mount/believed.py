@@ -3,8 +3,8 @@ a moment.
 
 The source tells what changed (`Source.changes`), and while it does, an answer stays true until its path, something above or something
 below it is named. Nobody tells of a change in attached storage, of a copy that has become whole, or of anything while the source is away:
-such answers are asked again after `believed_s`. An answer that was on its way when a change was told is not kept. While nobody answers,
-what was known last is shown: when the source is back, everything is asked anew.
+such answers are asked again after `believed_s`, those of files that are not whole yet sooner. An answer that was on its way when a change
+was told is not kept. While nobody answers, what was known last is shown: when the source is back, everything is asked anew.
 
 Bounded: the oldest answers go. Thread-safe.
 """
@@ -22,6 +22,8 @@ from ckptstore.tree_messages import TreeInfo
 from ckptstore_client.mount.source import Source
 
 KEPT_ANSWERS = 32_768
+#: How long a file is taken to be not whole on the node, in seconds: the open that finds it whole reads it at the disk's speed.
+NOT_WHOLE_S = 0.1
 #: How long the kernel may believe a name of which changes are told: only a second line of defence.
 TOLD_S = 60.0
 
@@ -119,8 +121,10 @@ class Believed:
             if told != self._told:
                 return
             for path, answer in answers:
-                stays = self._told_of and (answer is None or (answer.origin is None and (answer.whole or answer.kind != "file")))
-                self._answers[path] = (answer, now_s + (TOLD_S if stays else self._believed_s))
+                is_partial = answer is not None and answer.kind == "file" and not answer.whole
+                stays = self._told_of and not is_partial and (answer is None or answer.origin is None)
+                valid_s = TOLD_S if stays else min(self._believed_s, NOT_WHOLE_S) if is_partial else self._believed_s
+                self._answers[path] = (answer, now_s + valid_s)
                 self._answers.move_to_end(path)
             while len(self._answers) > KEPT_ANSWERS:
                 self._answers.popitem(last=False)

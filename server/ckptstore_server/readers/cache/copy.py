@@ -68,6 +68,7 @@ class Copy:
         self._lock = threading.Lock()
         self._flights: dict[int, Flight] = {}
         self._is_synced = disk is not None and disk.is_complete
+        self._syncing: Future[None] | None = None
         self._refused = disk is None  # the last block that came could not be kept
         self.streams = 0  # under way now; counted on the event loop
         self._settle()
@@ -96,14 +97,12 @@ class Copy:
     @property
     def there_bytes(self) -> int:
         """Of the blocks that can be read now."""
-        disk = self._disk
-        return 0 if disk is None else disk.readable_bytes
+        return 0 if (disk := self._disk) is None else disk.readable_bytes
 
     @property
     def kept_bytes(self) -> int:
         """Of the blocks that need not be fetched, as far as is known."""
-        disk = self._disk
-        return 0 if disk is None else disk.kept_bytes
+        return 0 if (disk := self._disk) is None else disk.kept_bytes
 
     def serve_from(self, origin: Origin, queue: FetchQueue) -> None:
         """The version's origin, as it is known now; blocks that are on their way come from the one before."""
@@ -112,8 +111,7 @@ class Copy:
 
     def descriptor(self) -> tuple[str, int]:
         """The id of the copy's file, and a read-only descriptor, the caller's to close. TierFull without one. Blocking."""
-        disk = self._disk
-        if disk is None:
+        if (disk := self._disk) is None:
             raise self._not_kept()
         try:
             found = disk.copy_id, disk.descriptor()
@@ -131,8 +129,7 @@ class Copy:
         """
         offset, stop = min(offset, self.file.size_bytes), min(offset + size_bytes, self.file.size_bytes)
         blocks = range(offset // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
-        disk = self._disk
-        if disk is None:
+        if (disk := self._disk) is None:
             raise self._not_kept()
         if disk.copy_id != copy_id:
             raise NotFound("this copy is kept no longer", operation="read", subject=self.file.path, hint="open the file again")
@@ -164,6 +161,11 @@ class Copy:
             self._foresee(blocks)
             return [self._flights[index].results[index] for index in blocks if index in self._flights]
 
+    async def on_disk(self) -> None:
+        """When the disk has taken all of a copy that is complete: it is `whole` then, unless the disk did not."""
+        if (syncing := self._syncing) is not None:
+            await asyncio.shield(asyncio.wrap_future(syncing))
+
     def _not_kept(self) -> TierFull:
         why = "the node cannot keep a copy of these bytes"
         return TierFull(why, operation="read", subject=self.file.path, hint="read them by GET /v1/tree/content")
@@ -193,8 +195,7 @@ class Copy:
 
     def _foresee(self, blocks: Sequence[int]) -> None:
         """Have these come without hurry, neighbours by one request where the origin gives that. Under the lock."""
-        disk = self._disk
-        if disk is None:
+        if (disk := self._disk) is None:
             return
         fresh: list[int] = []
         for index in blocks:
@@ -323,7 +324,7 @@ class Copy:
         """Have the disk take all of it; nobody waits for that, since every block can be read already."""
         if disk.is_complete:
             with suppress(RuntimeError):  # the daemon is ending: the next one does it
-                self._readers.submit(self._sync, disk)
+                self._syncing = self._readers.submit(self._sync, disk)
 
     def _sync(self, disk: BlockFile) -> None:
         """Call it whole once the disk has all of it: an error of the device shows here, or never."""
@@ -341,8 +342,7 @@ class Copy:
 
     def _read_back(self, index: int) -> bytes | None:
         """A block of the file if it is what entered; else None, and it is being replaced."""
-        disk = self._disk
-        if disk is None or disk.states[index] != READABLE:
+        if (disk := self._disk) is None or disk.states[index] != READABLE:
             return None
         with self._scratch.borrow() as buffer:
             if self._is_good(disk, index, buffer):
@@ -359,8 +359,7 @@ class Copy:
 
     def check(self, index: int) -> bool:
         """For the scrub: whether a block that is there is what entered; if not, it is replaced. Blocking."""
-        disk = self._disk
-        if disk is None or disk.states[index] == ABSENT:
+        if (disk := self._disk) is None or disk.states[index] == ABSENT:
             return True
         if disk.states[index] == CLAIMED:
             for coming in self.fetch([index]):

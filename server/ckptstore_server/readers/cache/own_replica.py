@@ -66,6 +66,9 @@ class OwnReplica:
     def fetch(self, blocks: Sequence[int]) -> list[Future[bytes | None]]:
         return []
 
+    async def on_disk(self) -> None:
+        """It is."""
+
     async def block(self, index: int, offset: int, stop: int) -> bytes:
         self._served(stop - offset)
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, index)

@@ -90,6 +90,7 @@ class Warmer:
         try:
             copy = await self._cache.open(info.path, info.version, note=False)
             await _fill(copy)
+            await copy.on_disk()
         except CkptStoreError as error:
             return line.model_copy(update={"problem": str(error)})
         problem = None if copy.kept_bytes == copy.file.size_bytes else "the node has no room for it"
