@@ -38,8 +38,8 @@ def unpack(message: bytes) -> list[tuple[str, memoryview]]:
     except ValidationError as error:
         raise InvalidInput(first_faults(error, "list of files"), operation="read bundle") from error
     sizes_bytes = sum(size_bytes for _, size_bytes in listed)
-    if not newline or not listed or len(listed) > MAX_FILES or sizes_bytes > MAX_CONTENT_BYTES:
-        raise InvalidInput(f"a bundle has 1 to {MAX_FILES} files of {MAX_CONTENT_BYTES} bytes at most", operation="read bundle")
+    if not newline or len(listed) > MAX_FILES or sizes_bytes > MAX_CONTENT_BYTES:
+        raise InvalidInput(f"a bundle has at most {MAX_FILES} files of {MAX_CONTENT_BYTES} bytes together", operation="read bundle")
     if sizes_bytes != len(content):
         raise InvalidInput(f"{len(content)} bytes of {sizes_bytes} came", operation="read bundle")
     if len({name for name, _ in listed}) < len(listed):

@@ -15,6 +15,7 @@ Unknown fields are refused on both sides. Memory and descriptors go over another
     GET    /v1/publications?path=P                        → PublicationInfo    (P may end with /@latest)
     GET    /v1/publications/{id}?wait=TIER&timeout_s=S    → PublicationInfo    (answers early when TIER is reached)
     GET    /v1/publications/{id}/files?rank=R&name=N&after=A&limit=L → FilePage (rank, name and after are optional)
+    POST   /v1/objects/contents            Objects        → bytes              (many small ones: `ckptstore.bundle`, by id)
     GET    /v1/objects/{id}                               → FileInfo
     GET    /v1/objects/{id}/replicas                      → Located            (recalls the object first if no replica is openable here)
     GET    /v1/objects/{id}/content        [Range]        → bytes, 200 or 206  (each block verified before it is sent)
@@ -216,6 +217,12 @@ class FileInfo(Message):
     digest: str
     blocks: Base64 = b""
     whole: WholeFile | None = None
+
+
+class Objects(Message):
+    """POST /v1/objects/contents."""
+
+    object_ids: list[str]
 
 
 class FilePage(Message):

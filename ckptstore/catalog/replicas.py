@@ -23,7 +23,7 @@ from ckptstore.catalog.core import Core, chunks, insert_unless_there, upsert
 from ckptstore.catalog.model import Act, Replica, StoredFile, TierRow
 from ckptstore.catalog.references import KNOWN, needed_objects, wanted
 from ckptstore.catalog.schema import chores, drains, now_s, objects, owed_records, publications, references, replicas, tier_commits, unkept
-from ckptstore.catalog.views import FILE_COLUMNS, stored_file
+from ckptstore.catalog.views import FILE_COLUMNS, file_columns, stored_file
 from ckptstore.errors import NotFound
 
 
@@ -46,6 +46,20 @@ class Replicas(Core):
         query = select(replicas).where(replicas.c.object_id == object_id).order_by(replicas.c.tier, replicas.c.place)
         rows = self._db.read("list replicas", lambda tx: tx.execute(query).all(), object_id)
         return [Replica(row.object_id, row.tier, row.place, row.verified_at_s, row.damaged, row.stored_bytes) for row in rows]
+
+    def whereabouts(self, object_ids: Sequence[str]) -> dict[str, tuple[StoredFile, set[str]]]:
+        """Of many objects at once: the file, and the tiers that have a good replica within this node's reach. Unknown ones are left out."""
+        here = (replicas.c.object_id == objects.c.object_id) & ~replicas.c.damaged & replicas.c.place.in_((self.node, ""))
+
+        def work(tx: Connection) -> dict[str, tuple[StoredFile, set[str]]]:
+            found: dict[str, tuple[StoredFile, set[str]]] = {}
+            for ids in chunks(object_ids):
+                query = select(*file_columns(True), replicas.c.tier).select_from(objects.join(replicas, here))
+                for row in tx.execute(query.where(objects.c.object_id.in_(ids))):
+                    found.setdefault(row.object_id, (stored_file(row), set()))[1].add(row.tier)
+            return found
+
+        return self._db.read("list replicas", work)
 
     def stored_bytes(self, publication_id: str) -> dict[str, int]:
         """What the publication's own files take in each tier in which some of them are compressed, on all nodes together."""

@@ -76,11 +76,14 @@ class Api:
             raise CkptStoreError(why, operation=method, subject=route, hint=hint) from error
 
     @contextlib.contextmanager
-    def stream(self, method: str, route: str, *, headers: dict[str, str] | None = None, **params: Any) -> Iterator[httpx.Response]:
+    def stream(
+        self, method: str, route: str, message: Message | None = None, *, headers: dict[str, str] | None = None, **params: Any
+    ) -> Iterator[httpx.Response]:
         """An answer whose body is read bit by bit inside the `with`; an error response is raised before it begins."""
+        body = message.model_dump(mode="json") if message is not None else None
         with (
             self._translated(method, route),
-            self._client.stream(method, f"/v1/{route}", params=_given(params), headers=headers) as response,
+            self._client.stream(method, f"/v1/{route}", params=_given(params), headers=headers, json=body) as response,
         ):
             if response.is_error:
                 response.read()

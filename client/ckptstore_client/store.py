@@ -45,6 +45,7 @@ from ckptstore_client.saving import OnBusy, Save, Saver, SaveRequest, checked_me
 from ckptstore_client.sharding.loading import PerRanks, ShardedCheckpoint, Share
 from ckptstore_client.sharding.opening import Indexes, holds_dtensors, is_sharded, share_of
 from ckptstore_client.sharding.slices import Extent
+from ckptstore_client.small_files import by_bundle, write_bundle
 from ckptstore_client.staging import Staging
 from ckptstore_client.transport import Transport
 from ckptstore_client.tree_files import write_tree
@@ -334,9 +335,11 @@ class Store(Namespace):
             return target
         tally = local_files.Tally(publication.size_bytes + publication.referred_bytes, progress)
         with local_files.arriving(target, folder=True, replace=replace) as temporary:
-            for file in self._files(publication):
-                with self._open(file, publication.path, "get") as reader:
-                    self._write(publication, reader, temporary / local_files.local_name(file), tally)
+            for bundle in by_bundle(self._files(publication)):
+                several = not publication.referred_bytes  # else even a small file may refer to others
+                for file in self._ask(partial(write_bundle, files=bundle, folder=temporary, tally=tally)) if several else bundle:
+                    with self._open(file, publication.path, "get") as reader:
+                        self._write(publication, reader, temporary / local_files.local_name(file), tally)
         return target
 
     def _write(self, publication: PublicationInfo, reader: VerifiedObject, target: Path, tally: local_files.Tally) -> None:

@@ -32,6 +32,7 @@ from ckptstore_server.replicas import Replicas
 from ckptstore_server.retention import Keeper
 from ckptstore_server.sessions import Sessions
 from ckptstore_server.small_files import SmallFiles
+from ckptstore_server.small_reads import SmallReads
 from ckptstore_server.snapshots import Snapshots
 from ckptstore_server.verify import Verifier
 from ckptstore_server.watching import Watching
@@ -53,6 +54,7 @@ class Services:
     keeper: Keeper
     namespace: Namespace
     content: Content
+    small_reads: SmallReads
     verifier: Verifier
     watching: Watching
     snapshots: Snapshots
@@ -102,6 +104,7 @@ class Services:
             keeper=Keeper(node),
             namespace=Namespace(node, attached),
             content=Content(node, replicas, recall),
+            small_reads=SmallReads(node),
             verifier=Verifier(node, replicas, publisher),
             watching=Watching(node, changes),
             snapshots=Snapshots(node, sessions),

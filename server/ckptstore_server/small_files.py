@@ -23,6 +23,8 @@ class SmallFiles:
     async def store(self, attempt_id: str, message: bytes) -> BundleStored:
         """The files of a bundle, into the first durable tier that takes them. InvalidInput, AttemptAborted."""
         files = await self._node.run(self._node.ingest_executor, unpack, message)
+        if not files:
+            raise InvalidInput("the bundle holds no file", operation="put", subject=attempt_id)
         view = await self._node.query(self._node.catalog.attempt, attempt_id)
         if view.kind is not Kind.FOLDER:
             raise InvalidInput(f"an attempt of kind {view.kind} takes no bundle", operation="put", subject=view.path)

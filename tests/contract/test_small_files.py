@@ -13,7 +13,8 @@ from ckptstore.errors import AttemptAborted, ChecksumMismatch, InvalidInput
 from ckptstore.wire import Abort, AttemptOpened, AttemptStatus, BundleStored, OpenAttempt
 from ckptstore_client import Store, files
 from ckptstore_client.api import Api
-from tests.contract.store_place import daemon, folder, place, store
+from tests.contract.store_place import WAIT_S, Place, daemon, folder, place, store
+from tests.until import until
 
 __all__ = ["daemon", "folder", "place", "store"]
 
@@ -22,7 +23,7 @@ __all__ = ["daemon", "folder", "place", "store"]
 def many(tmp_path: Path) -> Path:
     """Small files in several folders, an empty one, and one that is not small."""
     top = tmp_path / "many"
-    for number in range(300):
+    for number in range(80):
         name = top / f"d{number % 7}" / f"f{number:03}"
         name.parent.mkdir(parents=True, exist_ok=True)
         name.write_bytes(os.urandom(number))
@@ -49,6 +50,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+def test_a_small_file_that_is_damaged_or_gone_is_got_from_another_tier_and_mended(
+    store: Store, place: Place, folder: str, many: Path, tmp_path: Path
+) -> None:
+    store.put(many, f"{folder}/many").wait("pfs", timeout_s=WAIT_S)
+    near = place.daemon.home / "nvme" / "objects" / folder.lstrip("/") / "many" / "d3"
+    damaged = next(near.glob("f010~*"))
+    damaged.chmod(0o644)
+    damaged.write_bytes(bytes(10))
+    next(near.glob("f017~*")).unlink()
+    assert contents(store.get(f"{folder}/many", tmp_path / "got")) == contents(many)
+    until("the damaged file is mended", lambda: damaged.read_bytes() != bytes(10))
+
+
 def test_many_small_files_are_put_by_few_requests_and_got_back(
     store: Store, folder: str, many: Path, tmp_path: Path, asked: list[str]
 ) -> None:
@@ -63,9 +77,9 @@ def test_many_small_files_are_put_by_few_requests_and_got_back(
 def test_bundles_are_bounded_in_files_and_in_bytes(
     store: Store, folder: str, many: Path, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "MAX_FILES", 100)
+    monkeypatch.setattr(files, "MAX_FILES", 20)
     store.put(many, f"{folder}/a")
-    assert sum("bundle" in request for request in asked) == 3  # and the last one, alone, by itself
+    assert sum("bundle" in request for request in asked) == 4  # and the last one, alone, by itself
     monkeypatch.setattr(files, "MAX_CONTENT_BYTES", bundle.SMALL_FILE_BYTES)
     store.put(many, f"{folder}/b")
     assert contents(store.get(f"{folder}/b", tmp_path / "got")) == contents(many)
@@ -117,3 +131,10 @@ def test_what_is_no_bundle_or_comes_to_no_folder_is_refused_and_stores_nothing(s
     store._ask(lambda api: api.call("POST", f"attempts/{attempt_id}/abort", AttemptStatus, Abort(reason="enough")))
     with pytest.raises(AttemptAborted):
         send(store, attempt_id, good)
+
+
+def test_many_small_files_are_got_by_few_requests(store: Store, folder: str, many: Path, tmp_path: Path, asked: list[str]) -> None:
+    store.put(many, f"{folder}/many")
+    asked.clear()
+    assert contents(store.get(f"{folder}/many", tmp_path / "got")) == contents(many)
+    assert len(asked) < 15, asked

@@ -5,12 +5,19 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Header
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
-from ckptstore.wire import Damage, FileInfo, Located
+from ckptstore.wire import Damage, FileInfo, Located, Objects
 from ckptstore_server.api.dependencies import TheServices, check_id
 
 router = APIRouter(prefix="/v1", tags=["objects"])
+
+
+@router.post("/objects/contents")
+async def contents(services: TheServices, message: Objects) -> Response:
+    """Many small objects at once, as a bundle by id; those that cannot be read from a file near by are left out."""
+    bundle = await services.small_reads.bundle([check_id(object_id) for object_id in message.object_ids])
+    return Response(bundle, media_type="application/octet-stream")
 
 
 @router.get("/objects/{object_id}")
