@@ -70,12 +70,16 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
         found = [] if len(one) == len(other) else [f"{place}: {len(one)} and {len(other)} items"]
         return found + [line for n, pair in enumerate(zip(one, other, strict=False)) for line in differences(*pair, f"{place}/{n}")]
     if isinstance(one, torch.Tensor):
-        same = one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
+        same = one.dtype == other.dtype and one.shape == other.shape and _bits(one) == _bits(other)
     elif isinstance(one, np.ndarray):
         same = one.dtype == other.dtype and one.tobytes() == other.tobytes()
     else:
         same = one == other
     return [] if same else [place]
+
+
+def _bits(tensor: torch.Tensor) -> bytes:
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def place_of(folder: Path, example: str, *, scripts: Path = EXAMPLES) -> Iterator[Place]:

@@ -28,6 +28,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from ckptstore.errors import InvalidInput
+from ckptstore_client.trainers.deepspeed_guard import EngineGuard
 from ckptstore_client.trainers.folder import FolderOptions, RunFolder
 from ckptstore_client.trainers.leaves import Word
 from ckptstore_client.trainers.random_states import random_states, set_random_states
@@ -36,13 +37,17 @@ _Path = str | PathLike[str]
 
 
 class StoreCheckpoints:
-    """Made after `deepspeed.initialize`, on every rank. Takes what `FolderOptions` lists."""
+    """Made after `deepspeed.initialize`, on every rank.
 
-    def __init__(self, engine: Any, checkpoints: str, **options: Unpack[FolderOptions]) -> None:
+    `guard`: whether the copy of weights and optimizer state overlaps the next forward and backward (nothing else may change them then).
+    The others are those of `FolderOptions`.
+    """
+
+    def __init__(self, engine: Any, checkpoints: str, *, guard: bool = False, **options: Unpack[FolderOptions]) -> None:
         _refuse_other_ways(engine, checkpoints)
         self.folder = RunFolder(checkpoints, words=_WORDS, **options)
         self._engine = engine
-        self._files = StoreCheckpointEngine(self.folder)
+        self._files = StoreCheckpointEngine(self.folder, EngineGuard(engine, checkpoints) if guard else None)
         self._save, self._load = engine.save_checkpoint, engine.load_checkpoint
         engine.checkpoint_engine = self._files
         engine.save_checkpoint, engine.load_checkpoint = self.save, self.load
@@ -81,10 +86,11 @@ class StoreCheckpoints:
 class StoreCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
     """DeepSpeed's interface: `create`, a `save` for each file, `commit`; or, after `open`, a `load` for each file."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, guard: EngineGuard | None = None) -> None:
         self.name = type(self).__name__
         self.step: int | None = None
         self._folder = folder
+        self._guard = guard
         self._given: dict[str, Any] = {}
         self._path = ""
         self._holders: dict[str, int] = {}
@@ -110,7 +116,9 @@ class StoreCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
         holders = _holders(list(given))
         if holders is not None:
             state |= {"holders": holders, "ranks": torch.distributed.get_world_size()}
-        self._folder.save(self._folder.path_of(str(info.tag)), state, step=self.step)
+        if self._guard is not None:
+            self._guard.look_through(given)
+        self._folder.save(self._folder.path_of(str(info.tag)), state, guard=self._guard, step=self.step)
         return True
 
     # --- loading -------------------------------------------------------------------------------------------------------------------
