@@ -74,6 +74,12 @@ class Facts:
     def acknowledged(self, path: str, version: int) -> None:
         self.may[path] = {version}
 
+    def copy(self) -> Facts:
+        """From another thread, too: what changes these collections, and what copies them, is one act of the interpreter each."""
+        may = {path: set(versions) for path, versions in self.may.copy().items()}
+        held = {what: set(tiers) for what, tiers in self.held.copy().items()}
+        return Facts(may, held, set(self.said), self.damaged)
+
 
 @dataclass
 class World:
@@ -123,11 +129,12 @@ class World:
         for file in self.home.glob("catalog.sqlite3*"):
             file.unlink()
 
-    def copy(self, base: Path) -> World:
+    def copy(self, base: Path, *, with_disk: bool = True) -> World:
         """The same disks in another place. Paths in the configuration are the new ones; the catalog does not know paths."""
         other = World(base, self.third_tier, self.compression)
         shutil.copytree(self.home, other.home, ignore=shutil.ignore_patterns("*.sock", "*.log"))
-        shutil.copytree(self.disk, other.disk)
+        if with_disk:
+            shutil.copytree(self.disk, other.disk)
         return other.write()
 
 

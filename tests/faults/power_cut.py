@@ -133,14 +133,18 @@ class PowerCutDisk:
                 named = [entry for entry in entries if entry.name != COPIES]
                 node.durable_entries = {entry.name: self._serial(entry.stat(follow_symlinks=False)) for entry in named}
 
+    def image(self, survives: Survives) -> Image:
+        """What is left if the power fails now."""
+        with self._lock:
+            return self._image(survives)
+
     def _moment(self, label: str, call: str) -> Moment:
-        root = self._serial(self._root.lstat())
-        images = {
-            Survives.STRICT: self._durable(root),
-            Survives.NAMES_KEPT: self._as_it_is(self._root, with_data=False),
-            Survives.ALL_KEPT: self._as_it_is(self._root, with_data=True),
-        }
-        return Moment(label, call, images)
+        return Moment(label, call, {survives: self._image(survives) for survives in Survives})
+
+    def _image(self, survives: Survives) -> Image:
+        if survives is Survives.STRICT:
+            return self._durable(self._serial(self._root.lstat()))
+        return self._as_it_is(self._root, with_data=survives is Survives.ALL_KEPT)
 
     def _durable(self, serial: int) -> Image:
         node = self._nodes[serial]

@@ -1,94 +1,32 @@
 """The power fails under the daemon: whatever its tiers had not fsynced is lost, at any of their system calls.
 
 A daemon in a process of its own tells the story of `crash_story`, with every labelled call of its two posix tiers shown to the model of
-`power_cut`. Right before one of the calls the model writes down what the disks hold, and the process dies. The next daemon gets that
-image. The catalog is kept as it is: that what SQLite has committed survives a power cut is SQLite's own promise with
-synchronous=FULL, in WAL mode, and is not tested here. In further cases the catalog is lost with the power, and made again from the
-records.
+`power_cut`. Right before some of the calls the model writes down what the disks hold, and the process pauses, so that the catalog can be
+copied as it is then (`crash_images`); each case starts a daemon on one such image. That what SQLite has committed survives a power cut is
+SQLite's own promise with synchronous=FULL, in WAL mode, and is not tested here. In further cases the catalog is lost with the power, and
+made again from the records. `tests/soak/test_daemon_power_cut_soak.py` cuts at each call, and kills the daemon there.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import signal
-import threading
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import pytest
 
 from ckptstore.errors import CkptStoreError
-from ckptstore_tiers import disk_calls, posix_probe
+from tests.faults.crash_images import CrashImage, pauses, taking_images
 from tests.faults.crash_story import Facts, World, check_rebuilt, check_recovered, tell_until_death
+from tests.faults.failing_power import PowerCut
 from tests.faults.forked_daemon import ForkedDaemon
-from tests.faults.power_cut import PowerCutDisk, Survives
+from tests.faults.power_cut import Survives
 from tests.faults.test_daemon_kill import SEED, let_probes_age
 
 CUTS, CUTS_WITHOUT_CATALOG = 40, 10
-#: Calls that change a disk, or say what is on it: one thread at a time makes them, so that the model sees what happens.
-CHANGING = ("open_file", "pwrite", "fallocate", "ftruncate", "fsync", "rename", "rename_new", "link", "unlink", "mkdir", "rmdir")
-
-
-class FailingPower(PowerCutDisk):
-    """A witness that writes down the label of every changing call and, at call number `cut_at`, ends the process.
-
-    The other threads cannot change a disk meanwhile; what they commit to the catalog until the process is dead follows from calls
-    that the image has seen.
-    """
-
-    def __init__(self, root: Path, labels: Path, cut_at: int | None, survives: Survives, image: Path) -> None:
-        super().__init__(root)
-        self._root_folder = root
-        self._labels = os.open(labels, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self._cut_at = cut_at
-        self._survives = survives
-        self._image = image
-        self._calls = 0
-
-    def before(self, label: str, call: str, arguments: tuple[Any, ...]) -> None:
-        if call in ("preadv", "open_folder") or label == posix_probe.PROBE:
-            return  # of a probe, which keeps nothing, the number of calls is different each time
-        self._calls += 1
-        os.write(self._labels, f"{label}\n".encode())
-        if self._calls == self._cut_at:
-            self.now().images[self._survives].materialise(self._image)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-@dataclass(frozen=True)
-class PowerCut:
-    """Rigging for a daemon whose disks are below `root`."""
-
-    root: Path
-    labels: Path
-    image: Path
-    cut_at: int | None = None
-    survives: Survives = Survives.STRICT
-    forgotten: str | None = None  # calls of this label are not made: a daemon with a bug
-
-    def __call__(self, stack: ExitStack) -> None:
-        lock = threading.RLock()
-
-        def one_at_a_time(call: Callable[..., Any]) -> Callable[..., Any]:
-            def locked(label: str, *arguments: Any, **named: Any) -> Any:
-                with lock:
-                    return call(label, *arguments, **named) if label != self.forgotten else None
-
-            return locked
-
-        serial = {name: one_at_a_time(getattr(disk_calls, name)) for name in CHANGING}
-        stack.enter_context(mock.patch.multiple(disk_calls, **serial))
-        publishers = {"renameat2": serial["rename_new"], "link": serial["link"]}
-        stack.enter_context(mock.patch.dict(posix_probe.PUBLISHERS, publishers))
-        power = FailingPower(self.root, self.labels, self.cut_at, self.survives, self.image)
-        stack.enter_context(disk_calls.witnessed_by(power))
 
 
 def world_with_disks(base: Path) -> World:
@@ -158,18 +96,51 @@ def survivors(case: int) -> Survives:
     return (Survives.STRICT, Survives.NAMES_KEPT)[case % 2]
 
 
+@pytest.fixture(scope="module")
+def with_catalog(calls: Calls, tmp_path_factory: pytest.TempPathFactory) -> list[CrashImage]:
+    return images_of(drawn_cuts(calls, CUTS, "cuts", from_start=True), tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def without_catalog(calls: Calls, tmp_path_factory: pytest.TempPathFactory) -> list[CrashImage]:
+    return images_of(drawn_cuts(calls, CUTS_WITHOUT_CATALOG, "catalog", from_start=False), tmp_path_factory.mktemp("images"))
+
+
+def images_of(numbers: list[int], base: Path) -> list[CrashImage]:
+    """What is left of one telling by cuts at these calls, and at its end by those that it did not come to: no two make as many calls."""
+    world, facts = world_with_disks(base), Facts()
+    plan = {number: survivors(case) for case, number in enumerate(numbers)}
+    power = PowerCut(world.disk, world.base / "labels", world.base / "cut", pauses_at=plan)
+
+    def copy(number: str) -> World:
+        return world.copy(power.image_at(int(number)).parent, with_disk=False)
+
+    with (
+        ForkedDaemon(world.home, rigging=power).start_unready() as daemon,
+        taking_images(daemon, facts, pauses(power.labels), copy) as images,
+    ):
+        assert daemon.wait_ready(), daemon.log()
+        tell_until_death(world, daemon, facts)
+    assert len(images) > len(numbers) * 3 // 4
+    return [images.get(str(number)) or CrashImage(world.copy(base / f"end-{number}"), facts.copy()) for number in numbers]
+
+
+def check_image(image: CrashImage, check: Callable[[World, Facts], None]) -> None:
+    print(f"seed {SEED}: what the power cut left is in {image.world.base}")
+    let_probes_age(image.world)
+    check(image.world, image.facts)
+
+
 @pytest.mark.parametrize("case", range(CUTS))
-def test_after_a_power_cut_what_was_acknowledged_is_there_and_nothing_is_left_over(case: int, calls: Calls, tmp_path: Path) -> None:
-    number = drawn_cuts(calls, CUTS, "cuts", from_start=True)[case]
-    cut_power(tmp_path / "world", number, survivors(case), check_recovered)
+def test_after_a_power_cut_what_was_acknowledged_is_there_and_nothing_is_left_over(case: int, with_catalog: list[CrashImage]) -> None:
+    check_image(with_catalog[case], check_recovered)
 
 
 @pytest.mark.parametrize("case", range(CUTS_WITHOUT_CATALOG))
 def test_after_a_power_cut_that_took_the_catalog_the_records_bring_back_what_was_acknowledged(
-    case: int, calls: Calls, tmp_path: Path
+    case: int, without_catalog: list[CrashImage]
 ) -> None:
-    number = drawn_cuts(calls, CUTS_WITHOUT_CATALOG, "catalog", from_start=False)[case]
-    cut_power(tmp_path / "world", number, survivors(case), check_rebuilt)
+    check_image(without_catalog[case], check_rebuilt)
 
 
 @pytest.mark.parametrize(
