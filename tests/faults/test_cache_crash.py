@@ -118,8 +118,8 @@ def bed(tmp_path: Path) -> Iterator[CacheBed]:
 def reboot(bed: CacheBed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int = 1) -> None:
     """Another boot id, and a new daemon."""
     bed.cache.close()
-    (tmp_path / "boot_id").write_text(f"00000000-0000-0000-0000-{number:012x}\n")
-    monkeypatch.setattr(block_map, "BOOT_ID_FILE", tmp_path / "boot_id")
+    (tmp_path / f"boot_id-{number}").write_text(f"00000000-0000-0000-0000-{number:012x}\n")
+    monkeypatch.setattr(block_map, "BOOT_ID_FILE", tmp_path / f"boot_id-{number}")
     bed.begin()
 
 

@@ -59,8 +59,8 @@ class CacheMachine(RuleBasedStateMachine):
 
     def new_boot(self) -> None:
         self.boot += 1
-        (self.folder / "boot_id").write_text(f"00000000-0000-0000-0000-{self.boot:012x}\n")
-        block_map.BOOT_ID_FILE = self.folder / "boot_id"
+        block_map.BOOT_ID_FILE = self.folder / f"boot_id-{self.boot}"
+        block_map.BOOT_ID_FILE.write_text(f"00000000-0000-0000-0000-{self.boot:012x}\n")
 
     def write(self, path: str, size_bytes: int, *, own: bool = False) -> None:
         self.seed += 1

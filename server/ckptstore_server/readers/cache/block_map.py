@@ -15,6 +15,7 @@ Blocking, and one writer at a time: `block_file` sees to that.
 
 from __future__ import annotations
 
+import functools
 import dataclasses
 import errno
 import json
@@ -43,7 +44,13 @@ BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 def boot_id() -> bytes:
     """Names the time since the kernel started: what is in the page cache now was written in it."""
-    return bytes.fromhex(BOOT_ID_FILE.read_text("ascii").strip().replace("-", ""))
+    return _read_boot_id(BOOT_ID_FILE)
+
+
+@functools.cache
+def _read_boot_id(file: Path) -> bytes:
+    """No process outlives it, and every open of a copy asks."""
+    return bytes.fromhex(file.read_text("ascii").strip().replace("-", ""))
 
 
 class BlockMap:
