@@ -15,9 +15,9 @@ Blocking, and one writer at a time: `block_file` sees to that.
 
 from __future__ import annotations
 
-import functools
 import dataclasses
 import errno
+import functools
 import json
 import os
 import struct
