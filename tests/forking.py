@@ -3,7 +3,9 @@
 A daemon here is forked from a process that has imported the server already (multiprocessing's fork server). Everything after the import
 is the real thing: its own process, session, lock, sockets, threads, catalog; it dies of SIGKILL, and what it leaves is on disk. It also
 dies with the test run. The pauses between the turns of its upkeep can be made shorter, so that a story in which something is deleted and
-evicted takes a second. What comes before (`python -m ckptstore_server`, the command line, an auto-start) is tested in tests/e2e.
+evicted takes a second. What comes before (`python -m ckptstore_server`, an auto-start) is tested in tests/e2e.
+
+Command lines are forked in the same way (`tests.e2e.shell`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import faulthandler
 import multiprocessing
 import os
 import signal
+import sys
 from contextlib import ExitStack
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +36,7 @@ CONTEXT.set_forkserver_preload(
     [
         "ckptstore_server.daemon",
         "ckptstore_server.rebuild_command",
+        "ckptstore_client.cli.main",
         "ckptstore_tiers.s3_tier",
         "ckptstore_tiers.fsspec_tier",
         "fsspec.implementations.local",
@@ -84,6 +89,23 @@ def rebuild(home: Path, armed: str) -> None:
     log_into(home)
     with failpoints.armed(armed):
         rebuild_command.main(home=home, allow_missing=None, allow_stale=None, delete_unknown=False, as_json=False)
+
+
+def command_line(arguments: list[str], environment: dict[str, str], cwd: Path | None, out: Connection, err: Connection) -> None:
+    """In the forked process: what `ckptstore ARGUMENTS` does, but for the import."""
+    from ckptstore_client.cli import main
+
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    os.dup2(out.fileno(), 1)
+    os.dup2(err.fileno(), 2)
+    out.close()
+    err.close()
+    os.environ.clear()
+    os.environ.update(environment)
+    if cwd is not None:
+        os.chdir(cwd)
+    sys.argv = ["ckptstore", *arguments]
+    main.main()
 
 
 def log_into(home: Path) -> None:
