@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from importlib import import_module
 from importlib.util import find_spec
 from os import PathLike, fspath
-from typing import Any, Unpack
+from typing import Any, Protocol, Unpack
 
 import torch
 
@@ -117,24 +117,34 @@ class RandomStates(_Callback):  # type: ignore[misc]
         self._states = None
 
 
+class SavesInFolder(Protocol):
+    folder: RunFolder
+
+
 class SaveWhenAsked(_Callback):  # type: ignore[misc]
     """`Trainer(plugins=[checkpoints], callbacks=[SaveWhenAsked(checkpoints)])`: a checkpoint for `ckptstore snapshot`, and a last one,
     after which training stops, when the job is about to be ended. Further arguments are `Store.preemption`'s.
 
-    The signal's handler is this one's while it trains, not Lightning's own.
+    `checkpoints` is what saves: a StoreCheckpointIO, or a strategy of `lightning_sharded`. The signal's handler is this one's while it
+    trains, not Lightning's own. Between the batches whose gradients are accumulated nothing is saved: a checkpoint has no gradients.
     """
 
-    def __init__(self, checkpoints: StoreCheckpointIO, **options: Any) -> None:
+    def __init__(self, checkpoints: SavesInFolder, **options: Any) -> None:
         self._folder = checkpoints.folder
         self._options = options
         self._training = ExitStack()
+        self._step = 0
         self.notice: Preemption | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._step = trainer.global_step
         self.notice = self._training.enter_context(self._folder.preemption(**self._options))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.notice is not None and self.notice.wanted(trainer.global_step):
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        if self.notice is not None and self.notice.wanted(self._step):
             trainer.save_checkpoint(f"{self._folder.path}/asked-step={trainer.global_step}.ckpt")
             trainer.should_stop = trainer.should_stop or self.notice.leaving
 
