@@ -16,7 +16,8 @@ from ckptstore.config import TierSettings
 from ckptstore.errors import TierUnavailable
 from ckptstore_tiers.s3_connection import S3Connection
 from ckptstore_tiers.s3_options import read_s3_settings
-from ckptstore_tiers.s3_transport import SEND_BYTES, Body
+from ckptstore_tiers.s3_socket import SEND_BYTES
+from ckptstore_tiers.s3_transport import Body
 from tests.contract.tier_contract import content
 
 DATA = content(3 * SEND_BYTES + 11)
@@ -54,6 +55,7 @@ class Server:
     def __init__(self, serve: Callable[[socket.socket], None], context: ssl.SSLContext | None = None) -> None:
         self._serve, self._context = serve, context
         self.connections = 0
+        self.ended = threading.Semaphore(0)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -73,6 +75,8 @@ class Server:
                     self._serve(plain)
             except OSError:
                 continue
+            finally:
+                self.ended.release()
 
     def __enter__(self) -> Server:
         self._thread.start()
@@ -124,6 +128,7 @@ def test_a_connection_that_the_server_closed_while_it_was_idle_is_not_used_again
     with Server(serve) as server, connected(server.url) as s3:
         for _ in range(3):
             assert get(s3) == DATA
+            assert server.ended.acquire(timeout=10)  # else the next request may be on its way before the end is
     assert server.connections == 3
 
 
@@ -178,19 +183,49 @@ def test_a_broken_answer_is_an_unavailable_tier_and_its_connection_is_not_used_a
     assert server.connections == 2
 
 
-def test_silence_ends_after_the_timeout() -> None:
+SILENT = {
+    "in the head": lambda connection: (receive_request(connection), connection.sendall(OK[:20])),
+    "in the body": lambda connection: (receive_request(connection), connection.sendall((OK % (len(DATA), DATA))[: len(DATA) // 2])),
+    "before the body is taken": lambda connection: connection.recv(1000),
+}
+
+
+@pytest.mark.parametrize("when", SILENT)
+def test_silence_ends_after_the_timeout(when: str) -> None:
     ended = threading.Event()
 
     def serve(connection: socket.socket) -> None:
-        receive_request(connection)
-        connection.sendall(OK[:20])
+        SILENT[when](connection)
         ended.wait(30)
 
     with Server(serve) as server, connected(server.url) as s3:
         with pytest.raises(TierUnavailable, match="timeout"):
-            get(s3)
+            put(s3, content(16 << 20)) if when == "before the body is taken" else get(s3)
         assert s3.window.figures.refusals == 1
         ended.set()
+
+
+def test_a_server_may_pause_again_and_again_for_less_than_the_timeout() -> None:
+    """The kernel gives on what has come by then, in pieces as large as the server's, whichever way the bytes go."""
+    received: list[bytes] = []
+    whole, pauses = OK % (len(DATA), DATA), threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        head, _ = receive_request(connection)
+        assert head.startswith(b"GET")
+        for start in range(0, len(whole), len(whole) // 3):
+            connection.sendall(whole[start : start + len(whole) // 3])
+            pauses.wait(0.9)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        connection.recv(1, socket.MSG_PEEK)
+        pauses.wait(0.9)
+        received.append(receive_request(connection)[1])
+        connection.sendall(OK % (0, b""))
+
+    with Server(serve) as server, connected(server.url) as s3:
+        assert get(s3) == DATA
+        put(s3, DATA * 8)
+    assert (server.connections, received) == (1, [DATA * 8])
 
 
 def test_nobody_listening_is_an_unavailable_tier() -> None:

@@ -16,12 +16,13 @@ from typing import Any
 from botocore.exceptions import IncompleteReadError
 
 from ckptstore.errors import ChecksumMismatch, NotFound
+from ckptstore_tiers.checksums import BLOCK_BYTES
 from ckptstore_tiers.s3_blocks import S3Blocks
 from ckptstore_tiers.s3_buffers import OBJECT_MEMORY_BYTES, PartBuffers
 from ckptstore_tiers.s3_connection import S3Connection, StoredObject
 
 #: Received at a time; how often the receiver learns what has arrived.
-_RECEIVE_BYTES = 1024 * 1024
+_RECEIVE_BYTES = BLOCK_BYTES
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/")
 
 
