@@ -60,6 +60,8 @@ class FileListing(Message):
     after: str | None = None
     #: what attached storage has here under names that no path can have, or as links that lead out of it
     skipped: Count = 0
+    #: of attached storage: for so many seconds the same would be said again; None: what changes is told (`tree/changes`)
+    good_for_s: float | None = None
 
 
 class AttachStorage(Message):

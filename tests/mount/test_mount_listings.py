@@ -28,7 +28,7 @@ def test_a_listing_that_was_read_to_its_end_is_kept_until_something_changed(entr
     source = Pages(entries)
     believed = Believed(source, believed_s=0.0)  # type: ignore[arg-type]
     believed.told_of(True)
-    folders = Folders(source, believed, lambda info: False)  # type: ignore[arg-type]
+    folders = Folders(source, believed)  # type: ignore[arg-type]
     folder = Node(2, "/run", "folder", "", 0, 0, None, hot=False)
     handle, unchanged = folders.open("/run")
     assert not unchanged
@@ -45,7 +45,7 @@ def test_of_an_empty_folder_the_kernel_keeps_nothing() -> None:
     source = Pages(0)
     believed = Believed(source, believed_s=0.0)  # type: ignore[arg-type]
     believed.told_of(True)
-    folders = Folders(source, believed, lambda info: False)  # type: ignore[arg-type]
+    folders = Folders(source, believed)  # type: ignore[arg-type]
     folder = Node(2, "/run", "folder", "", 0, 0, None, hot=False)
     handle, _ = folders.open("/run")
     assert len(folders.read(handle, folder, 0, 4096, plus=False, may_wait=True)) == 2

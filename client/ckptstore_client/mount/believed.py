@@ -110,6 +110,11 @@ class Believed:
             self._told += 1
             self._answers.pop(path, None)
 
+    @property
+    def is_told_of(self) -> bool:
+        """Whether changes of what the store holds, and of what is attached where, are being told at the moment."""
+        return self._told_of
+
     def told_of(self, yes: bool, *, away: bool = False) -> None:
         """Whether changes are being told at the moment; `away`: nobody answers at all, so that what was known has to do."""
         with self._lock:

@@ -37,6 +37,9 @@ from ckptstore_client.mount.source import Copy, Source
 
 #: A file's attributes never change; a folder's do.
 FILE_VALID_S, FOLDER_VALID_S = 86_400.0, 1.0
+#: For how long the kernel may believe that there is no such name right below the root: what comes there by a move or by `attach` is told
+#: without its name, and the kernel can be made to forget only names. (Deeper down it forgets them with their folder's.)
+UNTOLD_S = 1.0
 MAX_NAME_BYTES = 255
 #: Who was told ESTALE and has not come back yet: forgotten when there are more than this.
 TOLD_STALE = 4096
@@ -82,7 +85,7 @@ class FileSystem:
         self._told_stale: OrderedDict[tuple[str, int], None] = OrderedDict()
         #: whole copies that were opened for a cold node, for the open of the hot one that follows
         self._ready: OrderedDict[tuple[str, str], tuple[Copy, float]] = OrderedDict()
-        self._folders = Folders(source, believed, self.hot_now)
+        self._folders = Folders(source, believed)
         self._reading = Reading(source, files, lock)
         self.operations: dict[int, Callable[[Request, bool], Body]] = {
             Opcode.LOOKUP: self.lookup,
@@ -108,7 +111,8 @@ class FileSystem:
         try:
             info = self._believed.info(path, may_wait=may_wait)
         except NotFound:
-            return protocol.no_entry(name_valid_s=self._believed.valid_s(None))
+            valid_s = self._believed.valid_s(None)
+            return protocol.no_entry(name_valid_s=min(valid_s, UNTOLD_S) if parent.path == self._root else valid_s)
         with self.lock:
             (node,) = self._nodes.look(request.unique, [(info, self.hot_now(info))])
         return self._entry(node, info)
@@ -277,7 +281,8 @@ class FileSystem:
         if not plus:
             return b"".join(line.packed for line in lines)
         with self.lock:
-            looked = iter(self._nodes.look(request.unique, [(line.info, line.hot) for line in lines if line.info is not None]))
+            known = [(line.info, self.hot_now(line.info)) for line in lines if line.info is not None]
+            looked = iter(self._nodes.look(request.unique, known))
         bare = bytes(protocol.ENTRY_BYTES)
         return b"".join(
             (self._entry(next(looked), line.info) if line.info is not None else bare) + line.packed for line in lines

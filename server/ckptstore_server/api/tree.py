@@ -20,11 +20,13 @@ async def info(services: TheServices, path: Text, resolve: bool = False) -> Tree
     return services.cache.tell(await services.tree.look(path, resolve=resolve))
 
 
-@router.get("/list")
-async def listing(services: TheServices, path: Text = "/", after: Text = "", limit: Limit = 1000) -> FileListing:
+@router.get("/list", response_model=FileListing)
+async def listing(services: TheServices, path: Text = "/", after: Text = "", limit: Limit = 1000) -> Response:
     """A page of a folder; give `after` of the answer to go on."""
     page = await services.tree.list(path, after=after, limit=limit)
-    return page.model_copy(update={"entries": [services.cache.tell(entry) for entry in page.entries]})
+    told = page.model_copy(update={"entries": [services.cache.tell(entry) for entry in page.entries]})
+    # Written here and not by the framework, which would look at each entry of a folder of 100,000 in Python first, for 30 µs.
+    return Response(told.model_dump_json(), media_type="application/json")
 
 
 @router.head("/content")

@@ -53,9 +53,10 @@ class Shown:
 
     async def list(self, after: str, limit: int) -> FileListing:
         page = await self.answers.page(self.name, after, limit)
+        good_for_s = self.answers.page_good_for_s(self.name, after, limit)
         fitting = [entry for entry in page.entries if len(self._path(entry.name).encode()) <= MAX_PATH_BYTES]
         skipped = page.skipped + len(page.entries) - len(fitting)
-        return FileListing(entries=[self._info(entry) for entry in fitting], after=page.after, skipped=skipped)
+        return FileListing(entries=[self._info(entry) for entry in fitting], after=page.after, skipped=skipped, good_for_s=good_for_s)
 
     async def open(self, version: str) -> FileVersion:
         """The file's version; one that is too young to be trusted is waited for."""

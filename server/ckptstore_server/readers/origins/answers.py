@@ -62,6 +62,12 @@ class Answers:
         assert isinstance(page, FoundPage)
         return page
 
+    def page_good_for_s(self, folder: str, after: str, limit: int) -> float:
+        """For how long this page, just given, would be given again."""
+        with self._lock:
+            known = self._known.get((folder, after, limit))
+        return 0.0 if known is None else max(0.0, known.at_s + self._refresh_s - time.monotonic())
+
     def read_into(self, file: FileVersion, offset_bytes: int, into: memoryview) -> None:
         with self._forgetting(file):
             self.storage.read_into(file, offset_bytes, into)

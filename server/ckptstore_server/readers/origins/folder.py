@@ -61,6 +61,7 @@ class FolderStorage:
     def __init__(self, root: Path, *, young_s: float | None = None) -> None:
         self.identity = f"folder {root}"
         self._root = root
+        self._prefix = f"{str(root).rstrip('/')}/"
         self._young_s = YOUNG_S if young_s is None else young_s
         self._lock = threading.Lock()
         self._stretches: deque[_Stretch] = deque(maxlen=STRETCHES)
@@ -94,7 +95,7 @@ class FolderStorage:
             raise StaleVersion("it became shorter", operation="read", subject=self.where(file.name))
 
     def where(self, name: str) -> str:
-        return str(self._root / name)
+        return f"{self._prefix}{name}" if name else str(self._root)  # of each entry of a listing: `Path` takes seven microseconds to say so
 
     def close(self) -> None:
         """Nothing is held open."""
