@@ -26,7 +26,6 @@ from ckptstore_server.node import CATALOG_PAUSE_S, Node
 from ckptstore_server.publish import Publisher
 from ckptstore_server.sessions import Sessions
 from ckptstore_tiers.interface import BlockSource
-from ckptstore_tiers.memory import Segment
 
 T = TypeVar("T")
 
@@ -189,27 +188,25 @@ class AttemptService:
         self._noting[noted] = session
         noted.add_done_callback(self._noting.pop)
         store = partial(self._ingest.segment, attempt_id, rank, grant.new_object, segment, message.size_bytes, lineage=grant.lineage)
-        note = self._note(attempt_id, rank, segment, noted)
-        task = asyncio.create_task(self._finish(note, store, attempt_id, rank, copied_s), name=f"ingest {attempt_id} rank {rank}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        note, finish = self._note(attempt_id, rank, noted), self._finish(noted, store, attempt_id, rank, copied_s)
+        for task in (asyncio.create_task(finish, name=f"ingest {attempt_id} rank {rank}"), asyncio.create_task(note)):
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         if (found := self._node.steps.heard(session, message.steps_ended_s)) is not None:
             self._node.quiet.aim(found.used_cpus, found.slowdown)
         return noted
 
-    async def _note(self, attempt_id: str, rank: int, segment: Segment, noted: asyncio.Future[AttemptView]) -> AttemptView:
-        """Have the catalog know of the snapshot; however long it is locked."""
+    async def _note(self, attempt_id: str, rank: int, noted: asyncio.Future[AttemptView]) -> None:
+        """Have the catalog know of the snapshot; however long it is locked. `noted` tells what came of it."""
         try:
             view = await self._node.insist(self._node.catalog.snapshot_taken, attempt_id, rank)
-        except BaseException as error:
-            self._node.pool.release(segment)
+        except BaseException as error:  # noqa: BLE001 - told to whoever waits for it
             noted.set_exception(error)
-            raise
+            return
         if view.snapshots == view.world_size:
             self._node.timings.reach(attempt_id, "snapshot")
         noted.set_result(view)
-        self._node.board.announce()
-        return view
+        self._node.board.tell()
 
     async def _grant(self, attempt_id: str, rank: int, session: str) -> Grant:
         grant = self._grants.of(attempt_id, rank, session)
@@ -272,19 +269,20 @@ class AttemptService:
         """
         deadline = time.monotonic() + min(patience_s, LONGEST_COPY_S)
         while (left_s := deadline - time.monotonic()) > 0:
-            ticket = self._node.board.ticket()
+            ticket = self._node.board.attempts_ticket()
             if not self._grants.any_of(attempt_id):
                 return
             await self._node.board.heard(ticket, left_s)
 
     async def _finish(
-        self, note: Awaitable[AttemptView], store: Callable[[], Awaitable[object]], attempt_id: str, rank: int, copied_s: float
+        self, noted: asyncio.Future[AttemptView], store: Callable[[], Awaitable[object]], attempt_id: str, rank: int, copied_s: float
     ) -> None:
-        """The top of an ingest task: what goes wrong aborts the attempt, for all its ranks."""
+        """The top of an ingest task: what goes wrong aborts the attempt, for all its ranks. The bytes go to the disk while the catalog
+        notes that they are here; it decides in the end whether anybody wants them."""
         try:
-            view = await note
-            await self._let_others_copy(attempt_id, 0.0 if view.snapshots == view.world_size else copied_s)
+            await self._let_others_copy(attempt_id, copied_s)
             await store()
+            await noted
             await self._arrive(attempt_id, rank)
         except CkptStoreError as error:
             if not isinstance(error, AttemptAborted):

@@ -48,19 +48,29 @@ REMEMBERED_TIMINGS = 4096
 
 
 class Board:
-    """Tells everybody who waits that the catalog may have changed. One condition for all: waiters look again, and are few."""
+    """Tells those who wait that the catalog may have changed: they look again. Call it on the event loop."""
 
     def __init__(self) -> None:
-        self._changed = asyncio.Event()
+        self._changed, self._attempts = asyncio.Event(), asyncio.Event()
 
     def announce(self) -> None:
-        """Wake all who wait. Call it on the event loop."""
+        """Wake all who wait."""
         self._changed.set()
         self._changed = asyncio.Event()
+        self.tell()
+
+    def tell(self) -> None:
+        """An attempt has come on, which gives nobody new work: wake only those who wait for attempts."""
+        self._attempts.set()
+        self._attempts = asyncio.Event()
 
     def ticket(self) -> asyncio.Event:
         """Take it before looking at the catalog: it is set by the first announcement after this call."""
         return self._changed
+
+    def attempts_ticket(self) -> asyncio.Event:
+        """The same for who waits for attempts: set also when one of them has come on."""
+        return self._attempts
 
     @staticmethod
     async def heard(ticket: asyncio.Event, timeout_s: float) -> None:
@@ -159,7 +169,7 @@ class Node:
         deadline = time.monotonic() + timeout_s
         alone = self.settings.effective_catalog_url.startswith("sqlite")
         while True:
-            ticket = self.board.ticket()
+            ticket = self.board.attempts_ticket()
             found = await look()
             left_s = deadline - time.monotonic()
             if left_s <= 0 or is_settled(found):

@@ -54,13 +54,15 @@ class Publisher:
         it stays COMPLETE, and upkeep publishes it when there is.
         """
         view, completed = await self._node.insist(self._node.catalog.rank_stored, attempt_id, rank)
-        self._node.board.announce()
-        if completed:
-            failpoint(COMPLETE)
-            try:
-                await self.publish(view)
-            except (TierFull, TierUnavailable) as error:
-                self._node.remark("publish", error)
+        if not completed:
+            self._node.board.tell()
+            return
+        failpoint(COMPLETE)
+        try:
+            await self.publish(view)
+        except (TierFull, TierUnavailable) as error:
+            self._node.remark("publish", error)
+            self._node.board.announce()
 
     async def publish(self, view: AttemptView) -> None:
         """COMPLETE → PUBLISHED, with index and record. Repeating it after a crash at any point is harmless.
