@@ -104,10 +104,12 @@ def test_parts_take_about_half_a_second_within_their_bounds(mb_per_s: int) -> No
     assert part in (BOUNDS.part_least, BOUNDS.part_most) or abs(part - mb_per_s * MB / 2) <= BLOCK_BYTES
 
 
-def test_parts_leave_enough_of_them_for_all_slots_and_fit_into_memory() -> None:
+def test_every_slot_gets_as_many_parts_as_any_other_and_they_fit_into_memory() -> None:
     endpoint = Endpoint(lambda parallel: 1000 * MB * parallel)
     endpoint.move(1000)
     parallel = endpoint.window.figures.parallel
     assert endpoint.window.part_bytes(8 * parallel * 4 * BLOCK_BYTES, held=False) == BOUNDS.part_most
+    assert endpoint.window.part_bytes(parallel * BOUNDS.part_most, held=False) == BOUNDS.part_most
+    assert endpoint.window.part_bytes(parallel * 20 * BLOCK_BYTES, held=False) == 10 * BLOCK_BYTES
     assert endpoint.window.part_bytes(parallel * 4 * BLOCK_BYTES, held=False) == BOUNDS.part_least
     assert endpoint.window.part_bytes(1 << 40, held=True) == max(BOUNDS.part_least, BOUNDS.memory_bytes // parallel)

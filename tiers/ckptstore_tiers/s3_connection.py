@@ -24,6 +24,7 @@ from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import botocore
 import botocore.loaders
 import botocore.session
 import stamina
@@ -264,6 +265,8 @@ class S3Connection:
                 read_timeout=self.options.read_timeout_s,
                 max_pool_connections=self.options.parallel + 8,
                 retries={"total_max_attempts": 1},  # stamina retries, in `call`
+                # The one that botocore puts together anew for each request costs a fifth of all that it does for it.
+                user_agent=f"ckptstore Botocore/{botocore.__version__}",
                 # A hash of the body in the signature costs a second pass; the checksum header protects the bytes.
                 s3={"addressing_style": addressing, "payload_signing_enabled": False},
                 request_checksum_calculation="when_required",

@@ -6,8 +6,11 @@ and no more bytes a second, each takes longer: latency needs no measure of its o
 says 503 or SlowDown halves the window at once. Congestion control of the same shape: RFC 5681 (additive increase, multiplicative
 decrease), and Vegas for the part that looks at throughput.
 
-Parts are as large as one connection moves in about half a second, so that the cost of a request (0.7 ms of this processor, a round trip,
-a look-up in the server) disappears in it, but never fewer than two for each slot, and all that are held in memory stay within a bound.
+Parts are as large as one connection moves in about half a second, so that the cost of a request (0.7 ms of this processor where its code
+is in the caches, three times that where bodies have driven it out, a round trip, a look-up in the server) disappears in it. Each slot gets
+as many of them as any other, one if that is enough, so that none is left alone at the end; and all that are held in memory stay within a
+bound. Measured against SeaweedFS, 512 MiB, eight slots: one range of 64 MiB each cost the client 0.17 CPU seconds a GB and the server
+0.99, two of 32 MiB 0.24 and 1.14.
 
 Thread-safe. `slot` blocks; nothing else does.
 """
@@ -126,8 +129,10 @@ class TransferWindow:
             return self._part_bytes(size_bytes, most)
 
     def _part_bytes(self, size_bytes: int, most: int) -> int:
-        wanted = min(int(self._rate * PART_S), most, size_bytes // (2 * self._limit))
-        return max(self._bounds.part_least, wanted // BLOCK_BYTES * BLOCK_BYTES)
+        wanted = max(self._bounds.part_least, min(int(self._rate * PART_S), most) // BLOCK_BYTES * BLOCK_BYTES)
+        turns = -(-size_bytes // (self._limit * wanted))
+        even = -(-size_bytes // max(1, self._limit * turns * BLOCK_BYTES)) * BLOCK_BYTES
+        return max(self._bounds.part_least, even)
 
     def _begin_round(self) -> None:
         self._round_s = self._clock()
