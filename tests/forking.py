@@ -5,18 +5,22 @@ is the real thing: its own process, session, lock, sockets, threads, catalog; it
 dies with the test run. The pauses between the turns of its upkeep can be made shorter, so that a story in which something is deleted and
 evicted takes a second. What comes before (`python -m ckptstore_server`, an auto-start) is tested in tests/e2e.
 
-Command lines are forked in the same way (`tests.e2e.shell`).
+Command lines are forked in the same way (`tests.e2e.shell`), and so are programs that import torch (`Program`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import ctypes
 import faulthandler
 import multiprocessing
 import os
+import runpy
 import signal
+import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -37,6 +41,10 @@ CONTEXT.set_forkserver_preload(
         "ckptstore_server.daemon",
         "ckptstore_server.rebuild_command",
         "ckptstore_client.cli.main",
+        "ckptstore_client.store",
+        "ckptstore_client.connecting",
+        "ckptstore_client.local",
+        "torch.distributed",
         "ckptstore_tiers.s3_tier",
         "ckptstore_tiers.fsspec_tier",
         "fsspec.implementations.local",
@@ -91,21 +99,63 @@ def rebuild(home: Path, armed: str) -> None:
         rebuild_command.main(home=home, allow_missing=None, allow_stale=None, delete_unknown=False, as_json=False)
 
 
-def command_line(arguments: list[str], environment: dict[str, str], cwd: Path | None, out: Connection, err: Connection) -> None:
-    """In the forked process: what `ckptstore ARGUMENTS` does, but for the import."""
-    from ckptstore_client.cli import main
+class Program:
+    """A forked process that runs a Python program, or a command line; with what tests use of `subprocess.Popen`."""
 
+    def __init__(
+        self, program: Path | None, arguments: Sequence[str | Path], environment: dict[str, str], cwd: str | Path | None = None
+    ) -> None:
+        """`program`: None for the command line."""
+        (out, theirs_out), (err, theirs_err) = os.pipe(), os.pipe()
+        self.stdout, self.stderr = (os.fdopen(stream, encoding="utf-8", errors="replace") for stream in (out, err))
+        with Connection(theirs_out, readable=False) as to_out, Connection(theirs_err, readable=False) as to_err:
+            told = (program, [*map(str, arguments)], environment, cwd, to_out, to_err)
+            self._process = CONTEXT.Process(target=_run, args=told, daemon=True)
+            self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        self._process.join(timeout_s)
+        if (code := self.poll()) is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout_s or 0.0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def _run(
+    program: Path | None, arguments: list[str], environment: dict[str, str], cwd: str | Path | None, out: Connection, err: Connection
+) -> None:
+    """In the forked process."""
     ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    os.dup2(out.fileno(), 1)
-    os.dup2(err.fileno(), 2)
-    out.close()
-    err.close()
+    for stream, number in ((out, 1), (err, 2)):
+        os.dup2(stream.fileno(), number)
+        stream.close()
     os.environ.clear()
     os.environ.update(environment)
     if cwd is not None:
         os.chdir(cwd)
-    sys.argv = ["ckptstore", *arguments]
-    main.main()
+    try:
+        if program is None:
+            from ckptstore_client.cli import main
+
+            sys.argv = ["ckptstore", *arguments]
+            main.main()
+        else:
+            sys.argv = [str(program), *arguments]
+            sys.path.insert(0, str(program.parent))
+            runpy.run_path(str(program), run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
 
 
 def log_into(home: Path) -> None:

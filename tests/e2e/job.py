@@ -1,4 +1,7 @@
-"""A distributed job of real processes, for tests: `rank_program.py` once per rank, each saying in JSON lines what happened."""
+"""A distributed job of real processes, for tests: `rank_program.py` once per rank, each saying in JSON lines what happened.
+
+They are forked from a process that has imported torch (`tests.forking`).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ import json
 import os
 import queue
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tests.forking import Program
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
 TIMEOUT_S = 120.0
@@ -49,13 +52,11 @@ class Job:
                 "GLOO_SOCKET_IFNAME": "lo",
             }
             place = homes[rank] if homes else home
-            command = [sys.executable, str(self.program), str(place), path, str(value), *more]
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            process = Program(self.program, [place, path, str(value), *more], environment)
             threading.Thread(target=self._read, args=(process,), daemon=True).start()
             self.processes.append(process)
 
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
+    def _read(self, process: Program) -> None:
         for line in process.stdout:
             if line.startswith("{"):
                 self._events.put(json.loads(line))
@@ -78,7 +79,7 @@ class Job:
     def _complaints(self) -> str:
         for process in self.processes:
             process.kill()
-        return "\n".join(process.stderr.read()[-1500:] for process in self.processes if process.stderr is not None)
+        return "\n".join(process.stderr.read()[-1500:] for process in self.processes)
 
     def kill(self) -> None:
         for process in self.processes:

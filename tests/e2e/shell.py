@@ -14,7 +14,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +62,11 @@ class Shell:
         return kept | {"CKPTSTORE_HOME": str(self.home), "COLUMNS": "80", "TERM": "xterm"}
 
     def __call__(self, *arguments: str | Path, cwd: Path | None = None) -> Outcome:
-        (out, theirs_out), (err, theirs_err) = os.pipe(), os.pipe()
-        with Connection(theirs_out, readable=False) as to_out, Connection(theirs_err, readable=False) as to_err:
-            told = ([*map(str, arguments)], self.environment(), cwd, to_out, to_err)
-            process = forking.CONTEXT.Process(target=forking.command_line, args=told, daemon=True)
-            process.start()
-        with open(out, encoding="utf-8") as said, open(err, encoding="utf-8") as complained, ThreadPoolExecutor(1) as beside:
-            complaints = beside.submit(complained.read)
-            outcome = said.read(), complaints.result(TIMEOUT_S)
-        process.join(TIMEOUT_S)
-        assert process.exitcode is not None, f"it does not end: {arguments}"
-        return Outcome(process.exitcode, *outcome)
+        process = forking.Program(None, arguments, self.environment(), cwd)
+        with process.stdout, process.stderr, ThreadPoolExecutor(1) as beside:
+            complaints = beside.submit(process.stderr.read)
+            out, err = process.stdout.read(), complaints.result(TIMEOUT_S)
+        return Outcome(process.wait(TIMEOUT_S), out, err)
 
     def ok(self, *arguments: str | Path, cwd: Path | None = None) -> Outcome:
         outcome = self(*arguments, cwd=cwd)

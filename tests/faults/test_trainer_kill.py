@@ -7,7 +7,6 @@ its optimizer changes what is being copied as soon as it may.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import time
@@ -23,6 +22,7 @@ import torch
 import ckptstore
 from ckptstore.errors import NotFound
 from ckptstore_client.store import Store
+from tests import forking
 from tests.daemon_process import DaemonProcess, write_config
 from tests.until import until
 
@@ -80,11 +80,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 def live_and_die(home: Path, life: int, life_s: float) -> Life:
     """One trainer's life. Every other life's time begins with its first save, the rest's with its first acknowledged one."""
-    context = multiprocessing.get_context("forkserver")
-    modules = ["torch", "tests.faults.test_trainer_kill", "ckptstore_client.store", "ckptstore_client.connecting", "ckptstore_client.local"]
-    context.set_forkserver_preload(modules)
-    mine, its = context.Pipe(duplex=False)
-    process = context.Process(target=train, args=(str(home), life, its))
+    mine, its = forking.CONTEXT.Pipe(duplex=False)
+    process = forking.CONTEXT.Process(target=train, args=(str(home), life, its))
     process.start()
     its.close()
     seen = Life()
