@@ -1,8 +1,12 @@
 """Do the ranks of an attempt have, together, each tensor whole and once? From their plans to `shards.json`, or to what is missing.
 
-What is refused, by the tensor's name (InvalidInput): ranks that disagree on a tensor's dtype, shape or distribution; a box that no rank
-has, or two have; a tensor that some rank holds as a plain leaf; a pattern of `expect` that nothing matches; ranks that saved without a
-plan beside others that have one. Plain leaves are sorted into those that are equal on all ranks that have them, and the others.
+Several meshes may each have the whole of a tensor: a norm that is sharded over data-parallel ranks alone is so on each of the meshes that
+tensor parallelism makes of them, and an embedding that the first and the last stage of a pipeline share is on both. These are copies, as
+they are for DCP; that of the lowest ranks is the one that is read.
+
+What is refused, by the tensor's name (InvalidInput): ranks that disagree on a tensor's dtype, shape or distribution; a box that no rank of
+a mesh has, or two have; a tensor that some rank holds as a plain leaf; a pattern of `expect` that nothing matches; ranks that saved without
+a plan beside others that have one. Plain leaves are sorted into those that are equal on all ranks that have them, and the others.
 
 Ranks with equal documents are treated as one: the work grows with the tensors and the differing documents, not with ranks times tensors,
 where grids describe the tensors. Pure functions.
@@ -36,8 +40,27 @@ class _Merged:
     """What is known of one tensor."""
 
     first: Spread
-    said_by: set[int] = field(default_factory=set)  # numbers of plans
+    #: the grids that ranks say it lies in, each with the numbers of the plans that say so; none where ranks speak for themselves
+    grids: list[tuple[Grid, set[int]]] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
+
+    def add(self, said: Spread, plan: int) -> None:
+        """What one more plan says. InvalidInput if that does not go together with the others."""
+        self.pieces += said.boxes
+        if said.grid is None and self.first.grid is None:
+            return
+        for grid, sayers in self.grids:
+            if grid == said.grid:
+                sayers.add(plan)
+                return
+        if said.grid is None or self.first.grid is None or any(said.grid.cell_of.keys() & grid.cell_of.keys() for grid, _ in self.grids):
+            raise _refusal("ranks disagree on how it is spread over them", said.name)
+        self.grids.append((said.grid, {plan}))
+
+    @property
+    def home(self) -> Grid | None:
+        """The grid that is read."""
+        return min((grid for grid, _ in self.grids), key=lambda grid: min(grid.ranks), default=None)
 
 
 def merge(ranks: Sequence[RankDocuments], world_size: int, plans: Mapping[str, ShardTable], leaves: Mapping[str, bytes]) -> bytes:
@@ -52,8 +75,8 @@ def merge(ranks: Sequence[RankDocuments], world_size: int, plans: Mapping[str, S
     grids: dict[Grid, int] = {}
     written: dict[str, Any] = {}
     for name, merged in tensors.items():
-        first = merged.first
-        where: Any = written_boxes(merged.pieces) if first.grid is None else grids.setdefault(first.grid, len(grids))
+        first, home = merged.first, merged.home
+        where: Any = written_boxes(merged.pieces) if home is None else grids.setdefault(home, len(grids))
         written[name] = [first.dtype, list(first.shape), where]
     written |= plain.written_equal()
     more = {"world_size": world_size, "trees": _trees(ranks, plans, plain), "per_rank": plain.differing()}
@@ -79,24 +102,22 @@ def _merge_plans(plans: Mapping[str, ShardTable], having: Mapping[str, Sequence[
         for tensor in plans[digest].tensors():
             known = merged.setdefault(tensor.name, _Merged(tensor))
             _refuse_disagreement(known.first, tensor)
-            known.said_by.add(number)
-            known.pieces += tensor.boxes
+            known.add(tensor, number)
     ranks_of = [frozenset(ranks) for ranks in having.values()]
     silent: dict[tuple[int, frozenset[int]], set[int]] = {}
     for name, whole in merged.items():
-        grid = whole.first.grid
-        if grid is None:
+        if not whole.grids:
             fault = cover_fault(whole.first.shape, [(piece.rank, piece.box) for piece in whole.pieces])
             if fault is not None:
                 raise _refusal(fault, name)
-            continue
-        key = id(grid), frozenset(whole.said_by)
-        if key not in silent:
-            silent[key] = set(grid.ranks).difference(*(ranks_of[number] for number in whole.said_by))
-        for rank in silent[key]:
-            box = grid.of_rank(rank, whole.first.shape)
-            if box is not None:
-                raise _refusal(f"rank {rank} should have {box} of it, of the shape {whole.first.shape}, and saved nothing", name)
+        for grid, sayers in whole.grids:
+            key = id(grid), frozenset(sayers)
+            if key not in silent:
+                silent[key] = set(grid.ranks).difference(*(ranks_of[number] for number in sayers))
+            for rank in silent[key]:
+                box = grid.of_rank(rank, whole.first.shape)
+                if box is not None:
+                    raise _refusal(f"rank {rank} should have {box} of it, of the shape {whole.first.shape}, and saved nothing", name)
     return merged
 
 
@@ -104,8 +125,6 @@ def _refuse_disagreement(first: Spread, other: Spread) -> None:
     for what, one, two in (("dtype", first.dtype, other.dtype), ("shape", first.shape, other.shape)):
         if one != two:
             raise _refusal(f"one rank says that its {what} is {one}, another {two}", first.name)
-    if first.grid != other.grid:
-        raise _refusal("ranks disagree on how it is spread over them", first.name)
 
 
 # --- plain leaves -----------------------------------------------------------------------------------------------------
