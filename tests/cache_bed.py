@@ -34,7 +34,7 @@ def content(seed: int, size_bytes: int) -> bytes:
 
 
 class Upstream:
-    """Implements `cache.OpensFiles` and `origin.Origin`."""
+    """Implements `needs.OpensFiles` and `origin.Origin`."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}

@@ -26,7 +26,7 @@ from ckptstore.errors import InvalidInput, NotFound, StaleVersion, TierUnavailab
 from ckptstore.paths import check_relative
 from ckptstore_server.hugging_face.faults import RepoNotFound, RevisionNotFound
 from ckptstore_server.hugging_face.snapshots import ModelFile, Snapshot
-from ckptstore_server.readers.cache.cache import OpensFiles
+from ckptstore_server.readers.cache.needs import OpensFiles
 from ckptstore_server.readers.origin import FileVersion, Origin
 
 PLACE = "/@upstream"

@@ -132,6 +132,15 @@ class BlockMap:
         os.close(self._fd)
 
 
+def doubt(place: Path) -> None:
+    """Have the entries of the map at `place` compared with their blocks before they count, as after a boot. OSError."""
+    fd = os.open(place, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        _write(fd, bytes(_BOOT_BYTES), _BOOT_AT)
+    finally:
+        os.close(fd)
+
+
 def describe(place: Path) -> FileVersion:
     """What the map at `place` is of, without its blocks. ChecksumMismatch, OSError."""
     fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

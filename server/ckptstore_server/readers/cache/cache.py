@@ -2,7 +2,7 @@
 
 `open` gives one version's copy: an own object that lies whole in a tier of this node is its own copy, everything else a `Copy`, whose
 blocks come when they are asked for. Whatever goes wrong with the disk (no room, an error), the copy is streamed instead: a reader never
-sees an error because of the cache. A disk that fails is taken out until the daemon starts again, and says so in `status`.
+sees an error because of the cache. A disk that fails is taken out until it works again, and says so in `status`.
 
 Invariant: one `Copy` a version at a time, so that one block is fetched once; what is on the shelf has its two files, and what has files is
 on the shelf or about to be removed. A file's names are made and removed under its place's lock.
@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Literal, ParamSpec, Protocol, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 from ckptstore.errors import ChecksumMismatch, InvalidInput, NotFound, StaleVersion, TierUnavailable
 from ckptstore.tree_messages import TreeInfo
@@ -32,6 +32,8 @@ from ckptstore_server.readers.cache.copy import Copy
 from ckptstore_server.readers.cache.fetching import FetchQueue, FetchQueues
 from ckptstore_server.readers.cache.gone_origin import GoneOrigin
 from ckptstore_server.readers.cache.left_behind import left_behind
+from ckptstore_server.readers.cache.needs import FindsOwn, OpensFiles
+from ckptstore_server.readers.cache.outage import Outage, doubt_all
 from ckptstore_server.readers.cache.own_replica import OwnReplica
 from ckptstore_server.readers.cache.pins import Pins
 from ckptstore_server.readers.cache.read_ahead import ReadAhead
@@ -56,18 +58,6 @@ SQUEEZED_BYTES = 16 * BLOCK_BYTES
 EAGER_SUFFIX = ".safetensors"
 
 AnyCopy = Copy | OwnReplica
-
-
-class OpensFiles(Protocol):
-    """What the cache needs of the tree."""
-
-    async def open(self, path: str, version: str = "") -> tuple[FileVersion, Origin]: ...
-
-
-class FindsOwn(Protocol):
-    async def __call__(self, file: FileVersion, origin: Origin, served: Callable[[int], None]) -> OwnReplica | None:
-        """The own object's whole replica on this node, if there is one."""
-        ...
 
 
 class Cache:
@@ -98,6 +88,7 @@ class Cache:
         self._scratch = scratch
         self._window_blocks = max(1, window_bytes // BLOCK_BYTES)
         self._files = self._folder / "files"
+        self._outage = Outage(folder)
         self._lock, self._evicting = threading.Lock(), threading.Lock()
         self._places = KeyLocks()
         self._copies: weakref.WeakValueDictionary[str, Copy] = weakref.WeakValueDictionary()
@@ -108,18 +99,28 @@ class Cache:
     # --- life ------------------------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Find what a former daemon left: names and heads of maps, no data. Blocking; to be called again while the disk is not ready."""
-        if self.room is None or self.state != "off" or not self.room.is_ready():
+        """Find what a former daemon left (no data is read), within size and quotas as they are now. Blocking; to be called again and
+        again: a disk that is not ready is waited for, one that failed is tried again, with growing pauses."""
+        down = self.state == "down"
+        if self.room is None or self.state in ("ok", "full") or not self.room.is_ready() or (down and not self._outage.is_over()):
             return
         try:
             self._files.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.pins.load()
-            self.records.load()
+            if self._outage.is_return:
+                doubt_all(self._files)
+                self.pins.rewrite()
+            else:
+                self.pins.load()
+                self.records.load()
             self.shelf.found(left_behind(self._files))
+            self._outage.in_use()
         except OSError as error:
+            if down:
+                self._outage.failed()
             self.disk_failed(error)
             return
-        self.state = "ok"
+        self.state, self.last_error = "ok", None
+        self._shrink(self.limit_bytes)
 
     def close(self) -> None:
         """Blocking: reads from origins that are under way are waited for."""
@@ -194,8 +195,7 @@ class Cache:
 
     def _again(self, file: FileVersion, origin: Origin, *, note: bool) -> Copy | None:
         """The copy, if it is in use or was a moment ago: without a thread, since that touches no file."""
-        copy = self.loaded(file.version)
-        if copy is None or copy.streamed:
+        if (copy := self.loaded(file.version)) is None or copy.streamed:
             return None
         copy.serve_from(origin, self._queue(origin))
         self.shelf.opened(file, note=note)
@@ -312,13 +312,13 @@ class Cache:
                 return False
             there_is, gone = self.shelf.grow(copy.file.version, size_bytes, limit_bytes, self._is_busy)
             self._remove_files(gone)
-            self._note(there_is)
-        return there_is
+            return self._note(there_is)
 
-    def _note(self, there_is_room: bool) -> None:
+    def _note(self, there_is_room: bool) -> bool:
         with self._lock:
             if self.state in ("ok", "full"):
                 self.state = "ok" if there_is_room else "full"
+        return there_is_room
 
     def give_way(self, for_bytes: int = 0, *, mark: float | None = None) -> int:
         """Hold less, if the tier needs it: until it is below the mark with so many bytes more. How many bytes went. Blocking."""
@@ -338,8 +338,7 @@ class Cache:
             except OSError as error:
                 self.disk_failed(error)
                 return 0
-            gone = self.shelf.shrink(limit, self._is_busy)
-            self._remove_files(gone)
+            self._remove_files(self.shelf.within_quotas(self._is_busy) + self.shelf.shrink(limit, self._is_busy))
         return before - self.shelf.held_bytes
 
     def _is_busy(self, version: str) -> bool:
@@ -364,7 +363,7 @@ class Cache:
 
     def tell(self, info: TreeInfo) -> TreeInfo:
         """The same, and `whole` if every byte of it is kept here."""
-        held = self.shelf.get(info.version) if info.kind == "file" and not info.whole else None
+        held = None if info.whole or info.kind != "file" else self.shelf.get(info.version)
         if held is None or held.size_bytes < info.size_bytes or ((copy := self.loaded(info.version)) and not copy.whole):
             return info
         return info.model_copy(update={"whole": True})
@@ -392,9 +391,10 @@ class Cache:
             if self.state == "down":
                 return
             self.state, copies = "down", list(self._copies.values())
+        self._outage.failed()
         translated = from_os_error(error, operation="use", key=str(self._folder), tier=NAME)
         self.last_error = str(translated)
-        hint = "files are read from their origins meanwhile; replace the disk and start the daemon again"
+        hint = "files are read from their origins until it works again; if it does not, replace the disk and start the daemon again"
         self.remark(NAME, TierUnavailable(translated.why, operation="use", subject=str(self._folder), tier=NAME, hint=hint))
         for copy in copies:
             copy.give_up_disk()

@@ -84,7 +84,7 @@ class OwnReplica:
 
 
 class OwnReplicas:
-    """Finds them. Callable as `cache.FindsOwn`."""
+    """Finds them. Callable as `needs.FindsOwn`."""
 
     def __init__(self, node: Node, replicas: Replicas) -> None:
         self._node = node

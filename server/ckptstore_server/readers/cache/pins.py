@@ -25,6 +25,11 @@ class Pins:
         found = read_document(self._place)
         self._paths = frozenset(path for path in found if isinstance(path, str)) if isinstance(found, list) else frozenset()
 
+    def rewrite(self) -> None:
+        """Durably, on a disk that may have lost them. OSError."""
+        with self._lock:
+            self._keep(self._paths)
+
     def add(self, path: str) -> None:
         with self._lock:
             self._keep(self._paths | {path})

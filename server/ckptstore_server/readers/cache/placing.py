@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ckptstore_server.node import Node
-from ckptstore_server.readers.cache.cache import Cache, OpensFiles
+from ckptstore_server.readers.cache.cache import Cache
+from ckptstore_server.readers.cache.needs import OpensFiles
 from ckptstore_server.readers.cache.own_replica import OwnReplicas
 from ckptstore_server.readers.cache.room import Room
 from ckptstore_server.replicas import Replicas, digests_of

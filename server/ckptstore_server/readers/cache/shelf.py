@@ -78,12 +78,14 @@ class Shelf:
     # --- coming and going ----------------------------------------------------------------------------------------------------------
 
     def found(self, left_behind: Iterable[Held]) -> None:
-        """What a former daemon left."""
+        """What a former daemon left, or an outage of the disk; whatever else was here is not any more."""
+        ordered = sorted(left_behind, key=lambda held: held.used_s)
         with self._lock:
-            for held in sorted(left_behind, key=lambda held: held.used_s):
+            self._held, self._policy = {}, S3Fifo()
+            for held in ordered:
                 self._held[held.file.version] = held
                 self._policy.admit(held.file.version, held.size_bytes, proven=True)
-                self._newest[held.file.path] = held.file.version
+            self._newest = {held.file.path: held.file.version for held in ordered} | self._newest
 
     def opened(self, file: FileVersion, *, note: bool = True) -> None:
         """It is what its path stands for now; with `note`, to somebody who reads it."""
@@ -146,6 +148,14 @@ class Shelf:
             may_go = self._may_go(is_busy)
             while self._policy.held_bytes > limit_bytes and self._evict_one(may_go, gone):
                 pass
+        return gone
+
+    def within_quotas(self, is_busy: Callable[[str], bool]) -> list[str]:
+        """The versions that are off the shelf, so that every quota is kept, as far as they may go: quotas may be less than they were."""
+        gone: list[str] = []
+        with self._lock:
+            for path, quota_bytes in self._quotas.items():
+                self._make_room_below(path, quota_bytes, self._may_go(is_busy), gone)
         return gone
 
     def _may_go(self, stays: Callable[[str], bool]) -> Callable[[str], bool]:
