@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ from ckptstore.paths import join, parent_and_name
 from ckptstore.tree_messages import TreeInfo
 from ckptstore_client.connecting import connect
 from ckptstore_client.fsspec_files.faults import as_python_errors
+from ckptstore_client.fsspec_files.new_bytes import filled_bytes
 from ckptstore_client.fsspec_files.new_file import NewFile
 from ckptstore_client.fsspec_files.ranges import Range, clipped, read_ranges
 from ckptstore_client.fsspec_files.read_file import ReadFile
@@ -142,11 +144,17 @@ class CkptFileSystem(AbstractFileSystem):  # type: ignore[misc]
         path = self._strip_protocol(path)
         if mode != "rb":
             return self._open_new(path, mode, autocommit)
-        self._refuse_folder(path)
-        with as_python_errors(path):
-            opened = self.store.tree.open(path)
+        opened = self._opened(path)
         cache_type = options.pop("cache_type", "readahead")
         return ReadFile(self, path, opened, block_size=block_size, cache_type=cache_type, cache_options=cache_options)
+
+    def _opened(self, path: str) -> TreeFile:
+        try:
+            with as_python_errors(path):
+                return self.store.tree.open(path)
+        except ValueError:
+            self._refuse_folder(path)
+            raise
 
     def _refuse_folder(self, path: str) -> None:
         if self.info(path)["type"] != "file":
@@ -154,9 +162,9 @@ class CkptFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         path = self._strip_protocol(path)
-        self._refuse_folder(path)
-        with as_python_errors(path), self.store.tree.open(path) as opened:
-            return bytes(opened.read(*clipped(start, end, opened.info.size_bytes)))
+        with self._opened(path) as opened, as_python_errors(path):
+            first, stop = clipped(start, end, opened.info.size_bytes)
+            return filled_bytes(stop - first, partial(opened.read_into, first))
 
     def cat_ranges(
         self, paths: Sequence[str], starts: Any, ends: Any, max_gap: Any = None, on_error: str = "return", **_: Any

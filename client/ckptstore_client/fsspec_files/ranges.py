@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
+from ckptstore_client.fsspec_files.new_bytes import filled_bytes
 from ckptstore_client.tree import TreeFile
 from ckptstore_tiers.checksums import BLOCK_BYTES
 
@@ -55,5 +57,7 @@ def _together(ranges: Iterable[Range]) -> Iterable[list[Range]]:
 
 def _read(file: TreeFile, group: Sequence[Range]) -> dict[int, bytes]:
     first, stop = group[0].start, max(item.stop for item in group)
-    data = file.read(first, stop)
-    return {item.index: bytes(data[item.start - first : item.stop - first]) for item in group}
+    data = filled_bytes(stop - first, partial(file.read_into, first))
+    if len(group) == 1:
+        return {group[0].index: data}
+    return {item.index: data[item.start - first : item.stop - first] for item in group}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fsspec.spec import AbstractBufferedFile
 
 from ckptstore_client.fsspec_files.faults import as_python_errors
+from ckptstore_client.fsspec_files.new_bytes import filled_bytes
 from ckptstore_client.tree import TreeFile
 from ckptstore_tiers.checksums import BLOCK_BYTES
 
@@ -23,7 +25,8 @@ class ReadFile(AbstractBufferedFile):  # type: ignore[misc]
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         with as_python_errors(self.path):
-            return bytes(self._opened.read(start, end))
+            stop = min(end, self._opened.info.size_bytes)
+            return filled_bytes(stop - start, partial(self._opened.read_into, start))
 
     def readinto(self, b: Any) -> int:
         """A large read goes past the cache, into the caller's memory."""
