@@ -109,8 +109,11 @@ class Attempts(ShardDocuments):
         place = self._place(row)
         return self._db.write("store objects", lambda tx: store_objects(tx, self.node, attempt_id, stored, row, place), attempt_id)
 
-    def rank_stored(self, attempt_id: str, rank: int) -> tuple[AttemptView, bool]:
-        """→ STORED. True for the one caller, over all nodes, whose rank made the attempt complete."""
+    def rank_stored(self, attempt_id: str, rank: int, *, index: str = "") -> tuple[AttemptView, bool]:
+        """→ STORED. True for the one caller, over all nodes, whose rank made the attempt complete.
+
+        `index`: the file of a checkpoint that this caller stores next; it is recorded in the same transaction, as `add_objects` does it.
+        """
 
         def work(tx: Connection) -> tuple[AttemptView, bool]:
             attempt = locked_attempt(tx, attempt_id, "finish rank")
@@ -132,6 +135,8 @@ class Attempts(ShardDocuments):
                 snapshots=attempts.c.snapshots + (1 if before is RankState.STAGING else 0),
                 state=AttemptState.COMPLETE if complete else AttemptState.OPEN,
             )
+            if complete and index and view.kind is Kind.CHECKPOINT:
+                self._record_objects(tx, attempt_id, attempt.path, 0, [index])
             return view, complete
 
         return self._db.write("finish rank", work, attempt_id)

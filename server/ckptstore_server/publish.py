@@ -10,7 +10,8 @@ between (3) and (5) leaves an owed record, which `settle` writes after the resta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from ckptstore.catalog.model import AttemptState, AttemptView, Kind, NewObject, StoredFile, record_key
 from ckptstore.errors import AlreadyExists, CkptStoreError, NotFound, PathConflict, TierFull, TierUnavailable
@@ -53,7 +54,7 @@ class Publisher:
         From here on nothing but a conflict may end the attempt: all of it is in a durable tier. Where there is no room for its index,
         it stays COMPLETE, and upkeep publishes it when there is.
         """
-        view, completed = await self._node.insist(self._node.catalog.rank_stored, attempt_id, rank)
+        view, completed = await self._node.insist(self._node.catalog.rank_stored, attempt_id, rank, index=INDEX_NAME)
         if not completed:
             self._node.board.tell()
             return
@@ -90,19 +91,20 @@ class Publisher:
 
     async def _store_documents(self, view: AttemptView) -> None:
         """`shards.json`, where the state is sharded, and `checkpoint.json`, unless they are stored (a crash interrupted the publish)."""
-        for name, build in ((SHARDS_NAME, self._sharding.build_index), (INDEX_NAME, self._build_index)):
-            data = await self._node.insist(self._unless_stored, view, name, build)
-            if data is not None:
+        files = await self._node.insist(lambda: list(self._node.catalog.attempt_files(view.attempt_id)))
+        known = {file.name: file for file in files if file.name in (INDEX_NAME, SHARDS_NAME)}
+        parts = [file for file in files if file.name not in known]
+        for name, build in ((SHARDS_NAME, self._sharding.build_index), (INDEX_NAME, partial(self._build_index, parts=parts))):
+            file = known.get(name)
+            if (file is not None and file.root) or (data := await self._node.insist(build, view)) is None:
+                continue
+            if file is None:
                 (new_object,) = await self._node.insist(self._node.catalog.add_objects, view.attempt_id, 0, [name])
-                await self._node.run(self._node.ingest_executor, self._put_document, new_object, data)
+            else:
+                new_object = NewObject(file.object_id, file.name, file.key)
+            await self._node.run(self._node.ingest_executor, self._put_document, new_object, data)
 
-    def _unless_stored(self, view: AttemptView, name: str, build: Callable[[AttemptView], bytes | None]) -> bytes | None:
-        files = self._node.catalog.attempt_files(view.attempt_id)
-        return None if any(file.name == name and file.root for file in files) else build(view)
-
-    def _build_index(self, view: AttemptView) -> bytes:
-        files = self._node.catalog.attempt_files(view.attempt_id)
-        parts: Iterator[StoredFile] = (file for file in files if file.name not in (INDEX_NAME, SHARDS_NAME))
+    def _build_index(self, view: AttemptView, *, parts: Sequence[StoredFile]) -> bytes:
         return build_index(view, parts, self._refers_to(view.attempt_id))
 
     def _refers_to(self, attempt_id: str) -> dict[int, list[str]]:

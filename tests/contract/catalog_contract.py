@@ -221,6 +221,21 @@ class CatalogContract:
             saver.catalog.object_stored(ticket.objects[0].object_id, BlockDigests.of(b"different"), tier="pfs")
         assert saver.catalog.object(ticket.objects[0].object_id).root == DIGESTS.root
 
+    def test_who_completes_a_checkpoint_records_its_index_with_it_and_who_completes_files_does_not(self, saver: Saver) -> None:
+        ticket = saver.join("/a", names=["part"])
+        assert saver.catalog.object_stored(ticket.objects[0].object_id, DIGESTS, tier="nvme")
+        assert saver.catalog.rank_stored(ticket.attempt_id, 0, index="checkpoint.json")[1]
+        files = {file.name: file for file in saver.catalog.attempt_files(ticket.attempt_id)}
+        assert sorted(files) == ["checkpoint.json", "part"]
+        (index,) = saver.catalog.add_objects(ticket.attempt_id, 0, ["checkpoint.json"])
+        assert (index.object_id, index.key) == (files["checkpoint.json"].object_id, files["checkpoint.json"].key)
+        with pytest.raises(InvalidInput, match="1 of 2 files are not stored"):
+            saver.catalog.publish(ticket.attempt_id)
+        files_only = saver.join("/b", names=["part"], kind=Kind.FOLDER)
+        assert saver.catalog.object_stored(files_only.objects[0].object_id, DIGESTS, tier="nvme")
+        assert saver.catalog.rank_stored(files_only.attempt_id, 0, index="checkpoint.json")[1]
+        assert [file.name for file in saver.catalog.attempt_files(files_only.attempt_id)] == ["part"]
+
     def test_an_index_can_be_added_to_a_complete_attempt_and_is_published_with_it(self, saver: Saver) -> None:
         ticket = saver.join("/run/1")
         assert saver.store(ticket)
