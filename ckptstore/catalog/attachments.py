@@ -2,7 +2,7 @@
 
 An attachment is configuration that is kept where all nodes see it: nothing of what lies there is recorded. Its path shows up in the
 namespace as a folder, and nothing of ours can be at it or below it, nor can it be above anything that is: attaching and publishing
-exclude each other under the namespace's lock. A rebuild of the catalog knows nothing of attachments; they are made again.
+exclude each other under the namespace's lock. A rebuild finds them in a document that the tiers keep (`attachments_record`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ckptstore import paths
 from ckptstore.catalog.core import Core, lock_namespace
 from ckptstore.catalog.entries import add_entry, attached_over, refuse_taken_path, remove_entries
 from ckptstore.catalog.model import Attachment
-from ckptstore.catalog.schema import attachments, now_s
+from ckptstore.catalog.schema import attachments, counters, now_s
 from ckptstore.errors import AlreadyExists, NotFound
 
 
@@ -38,6 +38,15 @@ class Attachments(Core):
         """All, in the order of their paths."""
         rows = self._db.read("list attachments", lambda tx: tx.execute(select(attachments).order_by(attachments.c.path)).all())
         return [_attachment(row) for row in rows]
+
+    def attachments_now(self) -> tuple[int, list[Attachment]]:
+        """All of them, and the namespace's number at this moment."""
+
+        def work(tx: Connection) -> tuple[int, list[Attachment]]:
+            sequence = tx.execute(select(counters.c.value).where(counters.c.name == "sequence")).scalar_one()
+            return int(sequence), [_attachment(row) for row in tx.execute(select(attachments).order_by(attachments.c.path))]
+
+        return self._db.read("list attachments", work)
 
     def attached_over(self, path: str) -> Attachment | None:
         """The attachment at or above a path."""

@@ -15,7 +15,7 @@ An object that others refer to comes back with them, whether its own publication
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -25,11 +25,12 @@ from ckptstore import paths
 from ckptstore.catalog.core import Core, chunks, clock, fact, insert_unless_there, is_empty, lock_namespace, set_fact
 from ckptstore.catalog.deletion import delete_publications, queue_tombstones_everywhere
 from ckptstore.catalog.drains import free_superseded
-from ckptstore.catalog.entries import add_entry, below, remove_entries
-from ckptstore.catalog.model import Reference, StoredFile, TierRow
+from ckptstore.catalog.entries import add_entry, below, refuse_taken_path, remove_entries
+from ckptstore.catalog.model import Attachment, Reference, StoredFile, TierRow
 from ckptstore.catalog.publish import queue_drains
 from ckptstore.catalog.replicas import objects_lacking
 from ckptstore.catalog.schema import (
+    attachments,
     chores,
     counters,
     entries,
@@ -145,6 +146,18 @@ class Restore(Core):
             _raise_counter(tx, "opened", header.opened)
 
         self._db.write("note record", work, header.path)
+
+    def restore_attachment(self, attachment: Attachment, sequence: int) -> None:
+        """Show it again, after all publications. AlreadyExists, PathConflict, InvalidInput where it cannot be."""
+        path = paths.check_path(attachment.path, operation="attach")
+
+        def work(tx: Connection) -> None:
+            lock_namespace(tx)
+            _raise_counter(tx, "sequence", sequence)
+            add_entry(tx, path, None, refuse_taken_path(tx, path, False, "attach"))
+            tx.execute(insert(attachments).values(**asdict(attachment)))
+
+        self._db.write("restore attachment", work, path)
 
     def restore_publication(
         self,

@@ -2,9 +2,10 @@
 
 Every durable tier holds a commit record for each checkpoint in it, and tombstones of what was deleted until all tiers have acknowledged
 that. A rebuild reads the tombstones of all tiers, then the records; a publication comes back when every one of its files, and every
-object that it refers to, is found with its size in some tier. Incomplete ones are left where they are, and reported. Nothing is
-written into a tier, and nothing is deleted: what the deletions still owe is queued, for the daemon to do. The catalog takes no daemon
-until the rebuild has ended, and a rebuild that was interrupted is run again from the start.
+object that it refers to, is found with its size in some tier. Incomplete ones are left where they are, and reported. What was attached
+(`attachments_record`) is shown again, as the tier that heard of it last has it. Nothing is written into a tier, and nothing is deleted:
+what the deletions still owe is queued, for the daemon to do. The catalog takes no daemon until the rebuild has ended, and a rebuild that
+was interrupted is run again from the start.
 
 `sweep_unknown` deletes objects that no record names. It is for an operator who asks for it, and refuses where anything was unreadable:
 an unread record might name them.
@@ -18,11 +19,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from ckptstore.attachments_record import ATTACHMENTS_KEY, LIMIT_BYTES, AttachmentsRecord, read_attachments
 from ckptstore.catalog import Catalog
 from ckptstore.catalog.model import Reference, StoredFile, TierRow, record_key
 from ckptstore.catalog.restore import Outcome, RestoredFile, RestoredReference
 from ckptstore.config import Settings
-from ckptstore.errors import ChecksumMismatch, InvalidInput, NotFound, TierUnavailable, WrongStore
+from ckptstore.errors import AlreadyExists, ChecksumMismatch, InvalidInput, NotFound, PathConflict, TierUnavailable, WrongStore
 from ckptstore.failpoints import declare, failpoint
 from ckptstore.paths import is_id
 from ckptstore.records import RecordHeader, read_record, read_tombstone
@@ -64,6 +66,9 @@ class RebuildReport:
     missing_tiers: list[str] = field(default_factory=list)
     #: This node's tiers that were away at the last rebuild: what they alone tell may have been removed since.
     stale_tiers: set[str] = field(default_factory=set)
+    #: Attachments that are shown again; and those that are not, with the reason.
+    attached: int = 0
+    not_attached: list[str] = field(default_factory=list)
     unknown_objects: int = 0
     unknown_bytes: int = 0
     #: The first of the unknown objects, as "tier: key".
@@ -114,6 +119,7 @@ def rebuild(
             for key in _names(tier, "records/", ".jsonl"):
                 _restore_one(key, name, usable, catalog, report, pool)
                 failpoint(BETWEEN_PUBLICATIONS)
+    _restore_attachments(usable, catalog, report)
     failpoint(BEFORE_END)
     catalog.end_restore(generation)
     failpoint(ENDED)
@@ -191,6 +197,30 @@ def _usable_tiers(settings: Settings, tiers: Mapping[str, CodecTier], allow_miss
         said = ", ".join(f"{name} is of store {store}" for name, store in stores.items())
         raise WrongStore(f"the tiers belong to different stores: {said}", operation="rebuild", hint="correct the configuration's roots")
     return usable, next(iter(stores.values()))
+
+
+def _restore_attachments(tiers: Mapping[str, CodecTier], catalog: Catalog, report: RebuildReport) -> None:
+    """What was attached last, as far as a tier knows that was not away at the last rebuild."""
+    newest: AttachmentsRecord | None = None
+    for name, tier in tiers.items():
+        try:
+            found = read_attachments(tier.get_document(ATTACHMENTS_KEY, limit_bytes=LIMIT_BYTES), subject=ATTACHMENTS_KEY)
+            _refuse_foreign(found.store, report.store_id, ATTACHMENTS_KEY)
+        except NotFound:
+            continue
+        except InvalidInput as error:
+            report.not_attached.append(f"{name}: {ATTACHMENTS_KEY}: {error.why}")
+            continue
+        if name not in report.stale_tiers and (newest is None or found.sequence > newest.sequence):
+            newest = found
+    if newest is None:
+        return
+    for attachment in newest.attachments:
+        try:
+            catalog.restore_attachment(attachment, newest.sequence)
+            report.attached += 1
+        except (AlreadyExists, PathConflict, InvalidInput) as error:
+            report.not_attached.append(f"{attachment.url} at {attachment.path}: {error.why}")
 
 
 # --- what they say -------------------------------------------------------------------------------------------------------------

@@ -93,6 +93,8 @@ def _lines(report: RebuildReport, swept: int) -> list[str]:
         *(f"tier {name} was away at the last rebuild" for name in sorted(report.stale_tiers)),
         *(f"not restored: {item.path!r}: {item.why}" for item in report.incomplete),
         *(f"unreadable: {said!r}" for said in report.unreadable),
+        *([f"{report.attached} attachments are shown again"] if report.attached else []),
+        *(f"not attached: {said!r}" for said in report.not_attached),
         *([f"{report.unknown_objects} objects that no record names ({report.unknown_bytes} bytes)"] if report.unknown_objects else []),
         *([f"{swept} of them deleted"] if swept else []),
     ]

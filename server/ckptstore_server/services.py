@@ -20,6 +20,7 @@ from ckptstore_server.namespace import Namespace
 from ckptstore_server.node import Node
 from ckptstore_server.publish import Publisher
 from ckptstore_server.readers.attached import Attached
+from ckptstore_server.readers.attachments_records import AttachmentsRecords
 from ckptstore_server.readers.cache.cache import Cache
 from ckptstore_server.readers.cache.control import CacheControl
 from ckptstore_server.readers.cache.placing import cache_of
@@ -59,6 +60,7 @@ class Services:
     watching: Watching
     snapshots: Snapshots
     attached: Attached
+    attachments_records: AttachmentsRecords
     tree: Tree
     changes: Changes
     cache: Cache
@@ -109,6 +111,7 @@ class Services:
             watching=Watching(node, changes),
             snapshots=Snapshots(node, sessions),
             attached=attached,
+            attachments_records=AttachmentsRecords(node),
             tree=tree,
             changes=changes,
             cache=cache,

@@ -22,6 +22,7 @@ MEMORY_TURN_S = 15.0
 IDLE_TURN_S = 1.0
 DRAINS_TURN_S = 1.0
 COPIES_TURN_S = 5.0
+ATTACHMENTS_TURN_S = 5.0
 SCRUB_TURN_S = 30.0
 READERS_TURN_S = 5.0
 RETENTION_TURN_S = 10.0
@@ -44,6 +45,7 @@ class Upkeep:
             ("watch drains", DRAINS_TURN_S, False, self._services.drain_watch.look),
             ("notice emptied tiers", RECORDS_TURN_S, False, self._notice_emptied),
             ("commit records", RECORDS_TURN_S, True, self._settle),
+            ("records of attachments", ATTACHMENTS_TURN_S, False, self._services.attachments_records.settle),
             ("give memory back", MEMORY_TURN_S, False, self._give_back),
             ("close idle readers", READERS_TURN_S, False, self._close_idle_readers),
             ("look after copies", COPIES_TURN_S, False, self._look_after_copies),

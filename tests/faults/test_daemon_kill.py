@@ -52,7 +52,9 @@ REBUILD = "rebuild."
 COPIES = "cache."
 #: Carrying out what policies decide is killed in `tests/e2e/test_retention.py`: the story has none.
 POLICIES = "retention."
-NAMES = [name for name in failpoints.names() if not name.startswith(("test.", REBUILD, COPIES, POLICIES))]
+#: What the tiers hear of attachments is killed in `tests/readers/test_attachments_rebuilt.py`: the story has none.
+ATTACHED = "attachments."
+NAMES = [name for name in failpoints.names() if not name.startswith(("test.", REBUILD, COPIES, POLICIES, ATTACHED))]
 
 
 @dataclass(frozen=True)

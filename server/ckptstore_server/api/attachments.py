@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter
 
 from ckptstore.errors import Unauthorized
@@ -17,7 +19,7 @@ async def attach(services: TheServices, local: IsLocal, message: AttachStorage) 
     """Only on the daemon's own node: what is attached is read with the daemon's rights and credentials."""
     _require_local(local, "attach", message.path)
     attached = await services.attached.attach(message)
-    await services.changes.told()
+    await asyncio.gather(services.changes.told(), services.attachments_records.soon())
     return attached
 
 
@@ -25,7 +27,7 @@ async def attach(services: TheServices, local: IsLocal, message: AttachStorage) 
 async def detach(services: TheServices, local: IsLocal, path: Text) -> AttachmentInfo:
     _require_local(local, "detach", path)
     detached = await services.attached.detach(path)
-    await services.changes.told()
+    await asyncio.gather(services.changes.told(), services.attachments_records.soon())
     return detached
 
 
