@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from fsspec.tests import abstract
+from fsspec.tests.abstract.common import GLOB_EDGE_CASES_TESTS
 
 from ckptstore_client.fsspec_files.filesystem import CkptFileSystem
 from tests.readers.fsspec_place import files_place, fs
@@ -47,8 +49,23 @@ class Fixtures(abstract.AbstractFixtures):  # type: ignore[misc]
         return str(self._10_files_with_hashed_names(fs, join, f"{fs_path}/hashed"))
 
 
+#: Some forty patterns, each in four ways. Which files a pattern means is asked of us by `get`, with all of them; what `put` and a copy
+#: do with those files does not depend on it. So these two take one pattern in five, and the others in `make soak`.
+PATTERNS = [
+    pytest.param(*values, marks=() if number % 5 == 0 else pytest.mark.soak)
+    for number, values in enumerate(GLOB_EDGE_CASES_TESTS["argvalues"])
+]
+
+
 class TestCopy(abstract.AbstractCopyTests, Fixtures):  # type: ignore[misc]
-    pass
+    @pytest.mark.parametrize(GLOB_EDGE_CASES_TESTS["argnames"], PATTERNS)
+    def test_copy_glob_edge_cases(
+        self, path: str, recursive: bool, maxdepth: int | None, expected: list[str],
+        fs: Any, fs_join: Any, fs_glob_edge_cases_files: str, fs_target: str, fs_sanitize_path: Any,
+    ) -> None:  # fmt: skip
+        super().test_copy_glob_edge_cases(
+            path, recursive, maxdepth, expected, fs, fs_join, fs_glob_edge_cases_files, fs_target, fs_sanitize_path
+        )
 
 
 class TestGet(abstract.AbstractGetTests, Fixtures):  # type: ignore[misc]
@@ -56,7 +73,14 @@ class TestGet(abstract.AbstractGetTests, Fixtures):  # type: ignore[misc]
 
 
 class TestPut(abstract.AbstractPutTests, Fixtures):  # type: ignore[misc]
-    pass
+    @pytest.mark.parametrize(GLOB_EDGE_CASES_TESTS["argnames"], PATTERNS)
+    def test_put_glob_edge_cases(
+        self, path: str, recursive: bool, maxdepth: int | None, expected: list[str],
+        fs: Any, fs_join: Any, fs_target: str, local_glob_edge_cases_files: str, local_join: Any, fs_sanitize_path: Any,
+    ) -> None:  # fmt: skip
+        super().test_put_glob_edge_cases(
+            path, recursive, maxdepth, expected, fs, fs_join, fs_target, local_glob_edge_cases_files, local_join, fs_sanitize_path
+        )
 
 
 class TestOpen(abstract.AbstractOpenTests, Fixtures):  # type: ignore[misc]
