@@ -37,10 +37,12 @@ def test_saves_and_loads_with_dcp_are_measured_beside_its_own_writer_and_reader(
         "dcp.durable.fs": 0.5,
         "dcp.durable.fs-best": 0.7,
         "dcp.load.same_ranks.fs": 0.5,
+        "dcp.load.same_ranks.fio": 0.85,
         "dcp.load.other_ranks.fs": 0.5,
+        "dcp.load.other_ranks.fio": 0.85,
         "dcp.plan": 500.0,
     }
-    assert [row["way"] for row in report["tables"][0]["rows"]] == ["store", "fs", "fs-best"]
+    assert [row["way"] for row in report["tables"][0]["rows"]] == ["store", "fs", "fs-best", "fio"]
 
 
 def test_a_watcher_is_measured_from_the_publish_until_it_holds_the_weights(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ckptstore_bench.dcp.measuring import Results, Wanted
-from ckptstore_bench.dcp.ways import AS_CALLED, BEST, STORE, WAYS
+from ckptstore_bench.dcp.ways import AS_CALLED, BEST, FIO, STORE, WAYS
 from ckptstore_bench.measure import figure
 from ckptstore_bench.report import Bars, Column, Figure, Report, Table, samples
 
 LIMIT_SAID = (
     "DCP's own file system writer and reader on the same device, in the same processes and rounds; "
-    "`fs` as dcp.async_save is called, `fs-best` with its staging memory and plan kept."
+    "`fs` as dcp.async_save is called, `fs-best` with its staging memory and plan kept. Beside the loads, fio reads as many bytes."
 )
 #: measure → bounds of our seconds to those of `fs` and of `fs-best`
 BOUNDS: dict[str, tuple[float, float | None]] = {
@@ -21,6 +21,8 @@ BOUNDS: dict[str, tuple[float, float | None]] = {
     "load, other ranks": (1 / 2, None),
 }
 PLAN_MS = 500.0
+#: of fio's speed, when as many bytes are loaded: what is left is no longer the reader's to gain
+DISK_SHARE = 0.85
 
 
 def build(results: Results, wanted: Wanted, *, machine: dict[str, Any]) -> Report:
@@ -28,7 +30,7 @@ def build(results: Results, wanted: Wanted, *, machine: dict[str, Any]) -> Repor
     table = Table(
         title=f"{wanted.ranks} ranks, {wanted.tensors} tensors",
         columns=(Column(key="way", heading="way"), *(Column(key=name, heading=name, kind="seconds") for name in measures)),
-        rows=tuple({"way": way} | {name: samples(results.seconds[name][way]) for name in measures} for way in WAYS),
+        rows=tuple({"way": way} | {name: samples(results.seconds[name][way]) for name in measures} for way in (*WAYS, FIO)),
     )
     bars = {name: tuple(samples(results.seconds[name][way]) for way in WAYS) for name in measures}
     return Report(
@@ -63,6 +65,10 @@ def figures(results: Results, wanted: Wanted) -> list[Figure]:
             ratios = [ours / theirs for ours, theirs in zip(taken[STORE], taken[way], strict=True)]
             key = f"dcp.{name.replace(', ', '.').replace(' ', '_')}.{way}"
             found += figure(key, f"{name}: seconds, to those of {way}", ratios, bound, at_least=False)
+        if taken[FIO]:
+            speeds = [disk / ours for ours, disk in zip(taken[STORE], taken[FIO], strict=True)]
+            key = f"dcp.{name.replace(', ', '.').replace(' ', '_')}.{FIO}"
+            found += figure(key, f"{name}: speed, of that of fio", speeds, DISK_SHARE)
     if results.plan_s:
         what = f"plan and header of {wanted.planned:,} tensors on one of 64 ranks, second save"
         found += figure("dcp.plan", what, [seconds * 1e3 for seconds in results.plan_s], PLAN_MS, at_least=False, unit="ms")

@@ -1,4 +1,4 @@
-"""How is it measured? One job saves, its ways in turn; then it and a job of another size load, cold, again in turn.
+"""How is it measured? One job saves, its ways in turn; then it and a job of another size load, cold, again in turn, and so does fio.
 
 All ranks are processes of their own with a gloo group, driven over their standard input; a number is that of the slowest rank. Before
 each load the files of both stores are dropped from the page cache, and the daemon is started anew, so that nothing is in memory.
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ckptstore_bench.cold import make_cold
-from ckptstore_bench.dcp.ways import STORE, WAYS, folder_of, path_of
+from ckptstore_bench.dcp.ways import FIO, STORE, WAYS, folder_of, path_of
+from ckptstore_bench.fio import Fio
 from ckptstore_bench.line_process import LineProcess
 from ckptstore_bench.running import Steps
 from ckptstore_bench.workspace import Workspace
@@ -77,19 +78,23 @@ def running(workspace: Workspace, wanted: Wanted, count: int) -> Iterator[Job]:
 
 def measure(wanted: Wanted, workspace: Workspace, steps: Steps) -> Results:
     results = Results()
-    steps.plan((3 * wanted.rounds + 1) * len(WAYS) + 1)
+    disk = Fio(workspace.folder / FIO, wanted.size_bytes) if shutil.which("fio") is not None else None
+    steps.plan((3 * wanted.rounds + 1) * len(WAYS) + (1 if disk is None else 2 * wanted.rounds + 2))
     with running(workspace, wanted, wanted.ranks) as job:
         for turn in range(wanted.rounds + 1):
-            for way in _in_turn(turn):
+            for way in _in_turn(WAYS, turn):
                 steps.next(f"saving with {way}")
                 taken = job.ask(do="save", way=way, turn=turn)
                 if turn:  # the first one makes memory and plans
                     _remove(workspace, way, turn - 1)
                     for name, seconds in taken.items():
                         results.seconds[name][way].append(seconds)
-        _load(job, "load, same ranks", wanted, workspace, results, steps)
+        if disk is not None:
+            steps.next("writing with fio")
+            disk.write_s()
+        _load(job, "load, same ranks", wanted, workspace, disk, results, steps)
     with running(workspace, wanted, wanted.others) as job:
-        _load(job, "load, other ranks", wanted, workspace, results, steps)
+        _load(job, "load, other ranks", wanted, workspace, disk, results, steps)
     steps.next("planning")
     if wanted.planned:
         from ckptstore_bench.dcp.planning import plan_seconds
@@ -98,20 +103,25 @@ def measure(wanted: Wanted, workspace: Workspace, steps: Steps) -> Results:
     return results
 
 
-def _load(job: Job, name: str, wanted: Wanted, workspace: Workspace, results: Results, steps: Steps) -> None:
-    """What was saved last, with each way in turn, cold each time."""
+def _load(job: Job, name: str, wanted: Wanted, workspace: Workspace, disk: Fio | None, results: Results, steps: Steps) -> None:
+    """What was saved last, with each way in turn, cold each time; and as much by the disk itself."""
     for turn in range(wanted.rounds):
-        for way in _in_turn(turn):
+        for way in _in_turn(WAYS if disk is None else (*WAYS, FIO), turn):
             steps.next(f"{name}: {way}")
             _make_cold(workspace)
             job.ask(do="connect")
-            results.seconds[name][way].append(job.ask(do="load", way=way, turn=wanted.rounds)["load"])
+            if way == FIO:
+                assert disk is not None
+                seconds = disk.read_s()
+            else:
+                seconds = job.ask(do="load", way=way, turn=wanted.rounds)["load"]
+            results.seconds[name][way].append(seconds)
 
 
-def _in_turn(turn: int) -> list[str]:
+def _in_turn(ways: Sequence[str], turn: int) -> list[str]:
     """The ways in an order that changes from round to round."""
-    first = turn % len(WAYS)
-    return [*WAYS[first:], *WAYS[:first]]
+    first = turn % len(ways)
+    return [*ways[first:], *ways[:first]]
 
 
 def _remove(workspace: Workspace, way: str, turn: int) -> None:

@@ -20,6 +20,8 @@ from ckptstore_client.torch import Reader, Writer
 
 STORE, AS_CALLED, BEST = "store", "fs", "fs-best"
 WAYS = (STORE, AS_CALLED, BEST)
+#: What the disk does by itself stands beside the loads.
+FIO = "fio"
 
 
 @dataclass
