@@ -39,7 +39,7 @@ class TestPostgresCatalog(
 ):
     @pytest.fixture
     def url(self, postgres: Postgres) -> str:
-        return postgres.database()
+        return postgres.emptied()
 
 
 def test_a_locked_catalog_is_unavailable_says_so_and_recovers(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
