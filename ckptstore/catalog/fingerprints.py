@@ -6,10 +6,10 @@ has none. An object has them from its publishing on if it is published where mod
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from ckptstore.catalog.core import Core, chunks
 from ckptstore.catalog.schema import objects
@@ -38,6 +38,11 @@ class Fingerprints(Core):
 
     def set_fingerprint(self, object_id: str, fingerprint: Fingerprint) -> None:
         """Of an object that is known; of another one, nothing."""
-        values = {"sha256": fingerprint.sha256, "git_sha1": fingerprint.git_sha1}
-        known = update(objects).where(objects.c.object_id == object_id).values(values)
-        self._db.write("note fingerprint", lambda tx: tx.execute(known), object_id)
+        self.set_fingerprints({object_id: fingerprint})
+
+    def set_fingerprints(self, found: Mapping[str, Fingerprint]) -> None:
+        """The same for many, in one transaction."""
+        rows = [{"id": object_id, "sha256_now": one.sha256, "git_now": one.git_sha1} for object_id, one in found.items()]
+        known = update(objects).where(objects.c.object_id == bindparam("id"))
+        known = known.values(sha256=bindparam("sha256_now"), git_sha1=bindparam("git_now"))
+        self._db.write("note fingerprints", lambda tx: tx.execute(known, rows))

@@ -11,6 +11,7 @@ from ckptstore.bundle import MAX_BUNDLE_BYTES, unpack
 from ckptstore.catalog.model import Kind
 from ckptstore.errors import InvalidInput
 from ckptstore.wire import BundleStored
+from ckptstore_server.hugging_face.fingerprinting import fingerprint_of
 from ckptstore_server.ingest import Ingest
 from ckptstore_server.node import Node
 
@@ -29,7 +30,11 @@ class SmallFiles:
         if view.kind is not Kind.FOLDER:
             raise InvalidInput(f"an attempt of kind {view.kind} takes no bundle", operation="put", subject=view.path)
         objects = await self._node.query(self._node.catalog.add_objects, attempt_id, 0, [name for name, _ in files])
-        await self._ingest.files(attempt_id, [(found, data) for found, (_, data) in zip(objects, files, strict=True)])
+        stored = [(found, data) for found, (_, data) in zip(objects, files, strict=True)]
+        await self._ingest.files(attempt_id, stored)
+        if view.path.startswith(f"{self._node.settings.hugging_face.models}/"):  # the publish would read each of them again for that
+            fingerprints = {found.object_id: fingerprint_of(data) for found, data in stored}
+            await self._node.insist(self._node.catalog.set_fingerprints, fingerprints)
         return BundleStored(files=len(files), size_bytes=sum(len(data) for _, data in files))
 
 

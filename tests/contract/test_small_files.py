@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +141,14 @@ def test_many_small_files_are_got_by_few_requests(store: Store, folder: str, man
     asked.clear()
     assert contents(store.get(f"{folder}/many", tmp_path / "got")) == contents(many)
     assert len(asked) < 15, asked
+
+
+def test_small_files_of_a_model_have_the_hubs_names_when_they_are_published(store: Store, place: Place, folder: str, many: Path) -> None:
+    store.put(many, f"/models{folder}")
+    with closing(sqlite3.connect(f"file:{place.daemon.home}/catalog.sqlite3?mode=ro", uri=True)) as catalog:
+        query = "SELECT o.name, o.sha256, o.git_sha1 FROM objects o JOIN publications p ON p.publication_id = o.attempt_id WHERE p.path = ?"
+        found = {name: names for name, *names in catalog.execute(query, (f"/models{folder}",))}
+    assert found == {
+        name: [hashlib.sha256(data).hexdigest(), hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()]
+        for name, data in contents(many).items()
+    }

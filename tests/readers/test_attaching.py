@@ -16,7 +16,7 @@ from ckptstore.errors import AlreadyExists, CkptStoreError, InvalidInput, NotFou
 from ckptstore_client import Store
 from ckptstore_client.cli.main import run
 from tests.contract.store_place import TOKEN, WAIT_S, free_port, start
-from tests.daemon_process import DaemonProcess, run_rebuild
+from tests.daemon_process import DaemonProcess
 from tests.e2e.shell import Outcome
 from tests.until import until
 
@@ -215,22 +215,6 @@ def test_what_was_read_is_there_for_the_next_daemon_though_the_origin_is_gone(tm
                     store.get(other, tmp_path / "third")
             with pytest.raises(TierUnavailable):
                 list(store.ls("/m/org"))
-
-
-def test_a_rebuilt_catalog_has_no_attachments_and_they_are_made_again(tmp_path: Path, models: Path) -> None:
-    with start(tmp_path / "home", free_port()) as daemon, ckptstore.connect(home=daemon.home, start=False) as store:
-        store.attach(str(models), "/m")
-        store.put(models / "empty", "/kept").wait("pfs", timeout_s=WAIT_S)
-        assert daemon.stop() == 0
-        for file in daemon.home.glob("catalog*"):
-            file.unlink()
-        assert run_rebuild(daemon.home) == 0
-        daemon.start()
-        with ckptstore.connect(home=daemon.home, start=False) as again:
-            assert [entry.name for entry in again.ls("/")] == ["kept"]
-            assert again.attachments() == []
-            again.attach(str(models), "/m")
-            assert [entry.name for entry in again.ls("/")] == ["kept", "m"]
 
 
 # --- the command line ------------------------------------------------------------------------------------------------------------------
