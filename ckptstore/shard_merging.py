@@ -1,12 +1,14 @@
 """Do the ranks of an attempt have, together, each tensor whole and once? From their plans to `shards.json`, or to what is missing.
 
 Several meshes may each have the whole of a tensor: a norm that is sharded over data-parallel ranks alone is so on each of the meshes that
-tensor parallelism makes of them, and an embedding that the first and the last stage of a pipeline share is on both. These are copies, as
-they are for DCP; that of the lowest ranks is the one that is read.
+tensor parallelism makes of them. Where some other tensor is spread over all of their ranks, they are parts of one mesh, and these are
+copies, trusted to be equal as `Replicate()` is; that of the lowest ranks is the one that is read. Meshes that nothing joins, such as the
+stages of a pipeline, may well mean different tensors by one name.
 
-What is refused, by the tensor's name (InvalidInput): ranks that disagree on a tensor's dtype, shape or distribution; a box that no rank of
-a mesh has, or two have; a tensor that some rank holds as a plain leaf; a pattern of `expect` that nothing matches; ranks that saved without
-a plan beside others that have one. Plain leaves are sorted into those that are equal on all ranks that have them, and the others.
+What is refused, by the tensor's name (InvalidInput): ranks that disagree on a tensor's dtype, shape or distribution; one that several
+meshes have whole and nothing joins; a box that no rank of a mesh has, or two have; a tensor that some rank holds as a plain leaf; a pattern
+of `expect` that nothing matches; ranks that saved without a plan beside others that have one. Plain leaves are sorted into those that are
+equal on all ranks that have them, and the others.
 
 Ranks with equal documents are treated as one: the work grows with the tensors and the differing documents, not with ranks times tensors,
 where grids describe the tensors. Pure functions.
@@ -105,6 +107,7 @@ def _merge_plans(plans: Mapping[str, ShardTable], having: Mapping[str, Sequence[
             known.add(tensor, number)
     ranks_of = [frozenset(ranks) for ranks in having.values()]
     silent: dict[tuple[int, frozenset[int]], set[int]] = {}
+    _refuse_strangers(merged)
     for name, whole in merged.items():
         if not whole.grids:
             fault = cover_fault(whole.first.shape, [(piece.rank, piece.box) for piece in whole.pieces])
@@ -119,6 +122,17 @@ def _merge_plans(plans: Mapping[str, ShardTable], having: Mapping[str, Sequence[
                 if box is not None:
                     raise _refusal(f"rank {rank} should have {box} of it, of the shape {whole.first.shape}, and saved nothing", name)
     return merged
+
+
+def _refuse_strangers(merged: Mapping[str, _Merged]) -> None:
+    """Meshes that have the same tensor, each the whole of it, must be parts of one over which some tensor is spread."""
+    spans = {frozenset(grid.ranks) for whole in merged.values() for grid, _ in whole.grids}
+    for name, whole in merged.items():
+        having = {rank for grid, _ in whole.grids for rank in grid.ranks}
+        if len(whole.grids) > 1 and not any(span >= having for span in spans):
+            one, two = (sorted(grid.ranks)[:8] for grid, _ in whole.grids[:2])
+            why = f"ranks {one} and ranks {two} each have all of it, and no tensor is spread over all of them"
+            raise _refusal(why, name, "give tensors of different pipeline stages different names, and save a shared one from one stage")
 
 
 def _refuse_disagreement(first: Spread, other: Spread) -> None:

@@ -63,7 +63,7 @@ def test_a_small_file_that_is_damaged_or_gone_is_got_from_another_tier_and_mende
     damaged.write_bytes(bytes(10))
     next(near.glob("f017~*")).unlink()
     assert contents(store.get(f"{folder}/many", tmp_path / "got")) == contents(many)
-    until("the damaged file is mended", lambda: damaged.read_bytes() != bytes(10))
+    until("the damaged file is mended", lambda: damaged.exists() and damaged.read_bytes() != bytes(10))
 
 
 def test_many_small_files_are_put_by_few_requests_and_got_back(

@@ -42,17 +42,16 @@ def test_a_norm_that_only_data_parallel_ranks_shard_goes_through_every_other_mes
             assert torch.equal(into[name].to_local(), full(into[name], saved)), (rank, name)
 
 
-def test_an_embedding_that_two_stages_of_a_pipeline_share_is_there_once(ranks: Ranks, folder: str) -> None:
+def test_stages_of_a_pipeline_that_mean_different_tensors_by_one_name_are_refused(ranks: Ranks, folder: str) -> None:
     def stage(rank: int) -> dict[str, Any]:
         mesh = DeviceMesh("cpu", [rank])
-        return {f"layer{rank}": dtensor(WEIGHT + rank, mesh, [Replicate()])} | (
-            {} if rank == 1 else {"embedding": dtensor(EMBEDDING, mesh, [Replicate()])}
-        )
+        return {f"layer{rank}": dtensor(WEIGHT, mesh, [Replicate()]), "head": dtensor(EMBEDDING + rank, mesh, [Replicate()])}
 
-    ranks.save(f"{folder}/x", states_of(3, stage))
-    whole = ranks[0].load(f"{folder}/x")
-    assert torch.equal(whole["embedding"], EMBEDDING)
-    assert all(torch.equal(whole[f"layer{rank}"], WEIGHT + rank) for rank in range(3))
+    pending = ranks.save(f"{folder}/x", states_of(2, stage), wait=None)
+    with pytest.raises(AttemptAborted, match=r"'head'.*ranks \[0\] and ranks \[1\] each have all of it"):
+        pending[0].wait("nvme", timeout_s=60)
+    with pytest.raises(NotFound):
+        ranks[0].stat(f"{folder}/x")
 
 
 @pytest.mark.parametrize("silent", [2, 3])
@@ -68,8 +67,9 @@ def test_each_mesh_must_have_all_of_it(ranks: Ranks, folder: str, silent: int) -
 
 
 def merged(*grids: Grid) -> ShardTable:
-    """Of as many ranks, whose plans say that the tensor lies in these."""
-    plans = [write_table({"w": ["F32", [4], 0]}, [grid]) for grid in grids]
+    """Of as many ranks, whose plans say that the tensor lies in these, and another one on all ranks."""
+    everywhere = Grid(((len(grids),),), tuple(range(len(grids))))
+    plans = [write_table({"w": ["F32", [4], 0], "all": ["F32", [4], 1]}, [grid, everywhere]) for grid in grids]
     leaves = write_leaves(Leaves({}, {}))
     documents = [RankDocuments(rank, str(plan), "leaves") for rank, plan in enumerate(plans)]
     return read_index(merge(documents, len(grids), {str(plan): read_plan_text(plan) for plan in plans}, {"leaves": leaves}))

@@ -20,6 +20,8 @@ from ckptstore_client.torch import Reader, Writer
 
 STORE, AS_CALLED, BEST = "store", "fs", "fs-best"
 WAYS = (STORE, AS_CALLED, BEST)
+#: How many buffers each has to fill by turns.
+BUFFERS = {STORE: 2, AS_CALLED: 1, BEST: 1}
 #: What the disk does by itself stands beside the loads.
 FIO = "fio"
 
