@@ -2,7 +2,8 @@
 
 Several readers may read one file at once, each in its own place: up to RUNS runs are told apart. A read that begins about where a run ended
 continues it, and each block that a run gets further doubles its window, up to the limit; a read anywhere else begins a run without a
-window, so that random reads fetch what they touch and nothing else. A read at the beginning of a file is taken for the first of a run.
+window, so that random reads fetch what they touch and nothing else. The second read of a run from a file's beginning has a window at once;
+the first has none, so that nothing comes beside the block that somebody waits for.
 
 A file that a loader reads (`eager`, safetensors) is wanted whole: its header is read first and its tensors then, in whatever order the
 model names them. There each read keeps the next blocks on their way that are not there yet, in the file's order, from the read on and
@@ -31,7 +32,8 @@ RUN_BLOCKS = 4
 @dataclass
 class _Run:
     end: int
-    window: int  # blocks
+    is_first: bool  # from the beginning of the file
+    window: int = 0  # blocks
 
 
 class ReadAhead:
@@ -52,12 +54,14 @@ class ReadAhead:
         """The window, in blocks, of the run that this read belongs to."""
         run = next((run for run in reversed(self._runs) if abs(start - run.end) <= SLACK_BYTES), None)
         if run is None:
-            run = _Run(stop, 1 if start == 0 else 0)
+            run = _Run(stop, is_first=start == 0)
             self._runs = [*self._runs, run][-RUNS:]
-            return min(run.window, self._limit)
+            return run.window
         self._runs.remove(run)
         self._runs.append(run)
         steps = stop // BLOCK_BYTES - run.end // BLOCK_BYTES
+        if run.is_first:
+            run.window = min(max(1, run.window), self._limit)
         for _ in range(min(steps, self._limit)):
             run.window = min(max(1, 2 * run.window), self._limit)
         run.end = max(run.end, stop)
