@@ -20,9 +20,9 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 # pytest's selection; `make test MARK='not soak and not pfs and not browser'` leaves out what needs programs that only root can install.
 MARK ?= not soak
-# A file runs in one process, so that its servers are started once. Twice as many as there are cores, and one more: tests wait for disks,
-# servers and retries half of their time. Long files come first (tests/conftest.py), in that order.
-WORKERS ?= $(shell echo $$(( 2 * $$(nproc) + 1 )))
+# A file runs in one process, so that its servers are started once. Two processes more than there are cores: tests wait for disks, servers
+# and retries a good part of their time; a third one more makes it slower. Long files come first (tests/conftest.py), in that order.
+WORKERS ?= $(shell echo $$(( $$(nproc) + 2 )))
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 DEMO_ARGS ?=
