@@ -7,7 +7,8 @@ twice, are InvalidInput; what a name may be is checked where the file gets it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
@@ -22,7 +23,26 @@ MAX_CONTENT_BYTES = 16 * 1024 * 1024
 #: Names of 800 bytes, each of which JSON may write as six.
 MAX_BUNDLE_BYTES = MAX_CONTENT_BYTES + MAX_FILES * 5000
 
+T = TypeVar("T")
 _LINE = TypeAdapter(list[tuple[str, NonNegativeInt]])
+
+
+def in_parts(files: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """The files in parts: bundles of small ones, in their order, and each of the others alone."""
+    bundle: list[T] = []
+    bundle_bytes = 0
+    for file in files:
+        size_bytes = size_of(file)
+        if size_bytes > SMALL_FILE_BYTES:
+            yield [file]
+            continue
+        if len(bundle) == MAX_FILES or bundle_bytes + size_bytes > MAX_CONTENT_BYTES:
+            yield bundle
+            bundle, bundle_bytes = [], 0
+        bundle.append(file)
+        bundle_bytes += size_bytes
+    if bundle:
+        yield bundle
 
 
 def pack(files: Sequence[tuple[str, bytes]]) -> bytes:

@@ -110,8 +110,7 @@ class DescriptorConnection:
         """What came of the attempt that was named when the slot was acquired. WaitTimeout: it is not known yet."""
         with self._lock:
             question = FdOpened(segment_id=grant.segment_id, generation=grant.generation)
-            said, received = self._answer(FdAttempt, question, (), self._timeout_s)
-            fd_protocol.close_all(() if received is None else (received,))
+            said = self._said(FdAttempt, question, (), self._timeout_s)
             if said.opened is None:
                 raise self._broken("the daemon's answer does not say what attempt was opened", None)
             return said.opened
@@ -168,8 +167,7 @@ class DescriptorConnection:
     def look(self, path: str) -> TreeInfo:
         """What is at a path of the tree."""
         with self._lock:
-            looked, received = self._answer(FdLooked, FdLook(path=path), (), self._timeout_s)
-            fd_protocol.close_all(() if received is None else (received,))
+            looked = self._said(FdLooked, FdLook(path=path), (), self._timeout_s)
             if looked.info is None:
                 raise self._broken(f"the daemon's answer does not say what is at {path}", None)
             return looked.info
@@ -184,9 +182,7 @@ class DescriptorConnection:
         """Have the daemon store the file behind `fd`, which stays the caller's. Returns once it is durable."""
         request = FdIngest(attempt_id=attempt_id, name=name, size_bytes=size_bytes)
         with self._lock:
-            ready, answered = self._ask(request, (fd,), timeout_s)
-            fd_protocol.close_all(() if answered is None else (answered,))
-            return ready
+            return self._said(FdReady, request, (fd,), timeout_s)
 
     @property
     def is_open(self) -> bool:
@@ -244,6 +240,12 @@ class DescriptorConnection:
 
     def _ask(self, message: Message, fds: Sequence[int], timeout_s: float | None) -> tuple[FdReady, int | None]:
         return self._answer(FdReady, message, fds, timeout_s)
+
+    def _said(self, kind: type[Said], message: Message, fds: Sequence[int], timeout_s: float | None) -> Said:
+        """The answer to a question that brings no descriptor; one that comes all the same is closed."""
+        said, received = self._answer(kind, message, fds, timeout_s)
+        fd_protocol.close_all(() if received is None else (received,))
+        return said
 
     def _answer(self, kind: type[Said], message: Message, fds: Sequence[int], timeout_s: float | None) -> tuple[Said, int | None]:
         """Under the lock. The answer's error is raised; its descriptor is the caller's."""

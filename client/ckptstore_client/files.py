@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from ckptstore.bundle import MAX_CONTENT_BYTES, MAX_FILES, SMALL_FILE_BYTES, pack
+from ckptstore.bundle import SMALL_FILE_BYTES, in_parts, pack
 from ckptstore.errors import AlreadyExists, CkptStoreError, InvalidInput, NotFound, TierFull, TierUnavailable
 from ckptstore.paths import check_relative
 from ckptstore.wire import BundleStored, FileInfo
@@ -134,7 +134,8 @@ def store_files(transport: Transport, attempt_id: str, files: dict[str, Path], p
             if content is None:
                 store(name)
 
-    alone, bundles = _bundled(sizes)
+    parts = list(in_parts(sizes, sizes.__getitem__))
+    alone, bundles = [names[0] for names in parts if len(names) == 1], [names for names in parts if len(names) > 1]
     with ThreadPoolExecutor(min(PUT_WORKERS, len(files)), thread_name_prefix="ckptstore-put") as executor:
         futures = [*(executor.submit(store, name) for name in alone), *(executor.submit(store_bundle, names) for names in bundles)]
         try:
@@ -143,23 +144,6 @@ def store_files(transport: Transport, attempt_id: str, files: dict[str, Path], p
         except BaseException:
             executor.shutdown(wait=True, cancel_futures=True)
             raise
-
-
-def _bundled(sizes: dict[str, int]) -> tuple[list[str], list[list[str]]]:
-    """The names of files that go by themselves, and those of each bundle. A single small file is no bundle."""
-    alone = [name for name, size_bytes in sizes.items() if size_bytes > SMALL_FILE_BYTES]
-    bundles: list[list[str]] = []
-    room_bytes = 0
-    for name, size_bytes in sizes.items():
-        if size_bytes > SMALL_FILE_BYTES:
-            continue
-        if not bundles or len(bundles[-1]) == MAX_FILES or size_bytes > room_bytes:
-            bundles.append([])
-            room_bytes = MAX_CONTENT_BYTES
-        bundles[-1].append(name)
-        room_bytes -= size_bytes
-    alone += [names[0] for names in bundles if len(names) == 1]
-    return alone, [names for names in bundles if len(names) > 1]
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class LocalTransport:
     hands_over_at_once = True
 
     def acquire(self, size_bytes: int, opens: OpenAttempt | None = None) -> Target | None:
-        if opens is not None and len(opens.model_dump_json()) > LINE_BYTES:
+        if opens is not None and opens.metadata and len(opens.model_dump_json()) > LINE_BYTES:
             opens = None
         try:
             grant = self._connection.acquire(size_bytes, opens)

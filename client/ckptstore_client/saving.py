@@ -204,17 +204,20 @@ class Saver:
         self, transport: Transport, request: SaveRequest, member: Membership, size_bytes: int, target: Target | None
     ) -> AttemptOpened:
         """Join the attempt, if that is not done already; while no slot is free, or the catalog is locked, wait or skip as was asked for."""
-        message = request.message(member, size_bytes, None if target is None else target.grant)
-        asked = partial(transport.api.call, "POST", "attempts", AttemptOpened, message)
-        ask = asked if target is None or not target.opening else partial(transport.opened, target)
+
+        def ask_by_request() -> AttemptOpened:
+            message = request.message(member, size_bytes, None if target is None else target.grant)
+            return transport.api.call("POST", "attempts", AttemptOpened, message)
+
+        ask = ask_by_request if target is None or not target.opening else partial(transport.opened, target)
         deadline = time.monotonic() + BUSY_TIMEOUT_S
         while True:
             try:
                 return ask()
             except WaitTimeout:
-                if ask is asked:
+                if ask is ask_by_request:
                     raise
-                ask = asked
+                ask = ask_by_request
                 continue
             except (Busy, CatalogUnavailable) as error:
                 if request.on_busy == "skip" and isinstance(error, CatalogUnavailable):
@@ -226,7 +229,7 @@ class Saver:
                 if time.monotonic() > deadline:
                     self._tell_the_others(request, member, error)
                     raise
-            ask = asked
+            ask = ask_by_request
             time.sleep(_BUSY_PAUSE_S)
 
     def _tell_the_others(self, request: SaveRequest, member: Membership, error: CkptStoreError) -> None:

@@ -8,11 +8,11 @@ caller fsyncs with the folders.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ckptstore.bundle import MAX_CONTENT_BYTES, MAX_FILES, SMALL_FILE_BYTES, unpack
+from ckptstore.bundle import unpack
 from ckptstore.errors import ChecksumMismatch
 from ckptstore.wire import FileInfo, Objects
 from ckptstore_client.api import Api
@@ -21,23 +21,6 @@ from ckptstore_tiers.checksums import BlockDigests
 
 #: Files that are fsynced at once: one commit of the file system's journal serves many.
 WRITERS = 16
-
-
-def by_bundle(files: Iterable[FileInfo]) -> Iterator[list[FileInfo]]:
-    """The files in parts: bundles of small ones, and each of the others alone."""
-    bundle: list[FileInfo] = []
-    size_bytes = 0
-    for file in files:
-        if file.size_bytes > SMALL_FILE_BYTES:
-            yield [file]
-            continue
-        if len(bundle) == MAX_FILES or size_bytes + file.size_bytes > MAX_CONTENT_BYTES:
-            yield bundle
-            bundle, size_bytes = [], 0
-        bundle.append(file)
-        size_bytes += file.size_bytes
-    if bundle:
-        yield bundle
 
 
 def write_bundle(api: Api, files: Sequence[FileInfo], folder: Path, tally: Tally) -> list[FileInfo]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ckptstore.bundle import in_parts
 from ckptstore.durability import is_as_safe_as
 from ckptstore.errors import InvalidInput, NotFound
 from ckptstore.manifest import part_file_name
@@ -45,7 +46,7 @@ from ckptstore_client.saving import OnBusy, Save, Saver, SaveRequest, checked_me
 from ckptstore_client.sharding.loading import PerRanks, ShardedCheckpoint, Share
 from ckptstore_client.sharding.opening import Indexes, holds_dtensors, is_sharded, share_of
 from ckptstore_client.sharding.slices import Extent
-from ckptstore_client.small_files import by_bundle, write_bundle
+from ckptstore_client.small_files import write_bundle
 from ckptstore_client.staging import Staging
 from ckptstore_client.transport import Transport
 from ckptstore_client.tree_files import write_tree
@@ -335,7 +336,7 @@ class Store(Namespace):
             return target
         tally = local_files.Tally(publication.size_bytes + publication.referred_bytes, progress)
         with local_files.arriving(target, folder=True, replace=replace) as temporary:
-            for bundle in by_bundle(self._files(publication)):
+            for bundle in in_parts(self._files(publication), lambda file: file.size_bytes):
                 several = not publication.referred_bytes  # else even a small file may refer to others
                 for file in self._ask(partial(write_bundle, files=bundle, folder=temporary, tally=tally)) if several else bundle:
                     with self._open(file, publication.path, "get") as reader:

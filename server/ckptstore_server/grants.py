@@ -41,8 +41,12 @@ class Grant:
         self.check_size(message.size_bytes, "hand over")
 
     def to_wire(self) -> SegmentGrant:
-        segment = self.segment
-        return SegmentGrant(segment_id=segment.segment_id, generation=segment.generation, capacity_bytes=segment.capacity_bytes)
+        return as_lent(self.segment)
+
+
+def as_lent(segment: Segment) -> SegmentGrant:
+    """The slot as its client is told of it."""
+    return SegmentGrant(segment_id=segment.segment_id, generation=segment.generation, capacity_bytes=segment.capacity_bytes)
 
 
 class Grants:

@@ -24,8 +24,8 @@ from ckptstore.fd_messages import (
     FdSegment,
 )
 from ckptstore.tree_messages import FdFile, FdLook, FdLooked, FdNeed, FdOpenFile
-from ckptstore.wire import SegmentGrant
 from ckptstore_server.attempts import AttemptService
+from ckptstore_server.grants import as_lent
 from ckptstore_server.node import Node
 from ckptstore_server.openings import Openings
 from ckptstore_server.readers.cache.lending import CopyLending
@@ -86,10 +86,7 @@ class Lending:
         """A slot ahead of the attempt that it is for, which is joined while the client copies."""
         segment = self._node.pool.acquire(session, message.size_bytes, timeout_s=0.0)
         if message.opens is not None:
-            grant = SegmentGrant(
-                segment_id=segment.segment_id, generation=segment.generation, capacity_bytes=segment.capacity_bytes
-            )
-            self._loop.call_soon_threadsafe(self._openings.begin, message.opens, grant, session)
+            self._loop.call_soon_threadsafe(self._openings.begin, message.opens, as_lent(segment), session)
         ready = FdReady(segment_id=segment.segment_id, capacity_bytes=segment.capacity_bytes, generation=segment.generation)
         return ready, None
 

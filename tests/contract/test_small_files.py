@@ -80,10 +80,10 @@ def test_many_small_files_are_put_by_few_requests_and_got_back(
 def test_bundles_are_bounded_in_files_and_in_bytes(
     store: Store, folder: str, many: Path, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "MAX_FILES", 20)
+    monkeypatch.setattr(bundle, "MAX_FILES", 20)
     store.put(many, f"{folder}/a")
     assert sum("bundle" in request for request in asked) == 4  # and the last one, alone, by itself
-    monkeypatch.setattr(files, "MAX_CONTENT_BYTES", bundle.SMALL_FILE_BYTES)
+    monkeypatch.setattr(bundle, "MAX_CONTENT_BYTES", bundle.SMALL_FILE_BYTES)
     store.put(many, f"{folder}/b")
     assert contents(store.get(f"{folder}/b", tmp_path / "got")) == contents(many)
 

@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from ckptstore.catalog.model import AttemptView
 from ckptstore.errors import AttemptAborted, WaitTimeout
 from ckptstore.wire import AttemptOpened
 from ckptstore_client.local import LocalTransport
 from tests.faults.fault_store import FaultStore, assert_state, posix_tier, published, state_of
 from tests.faults.raw_client import RawClient
+from tests.faults.slow_catalog import SlowCatalog
 from tests.until import until
-
-
-@dataclass
-class SlowToNote:
-    """Rigging for a daemon whose catalog does not take the note of a snapshot while a file `slow` lies in its home."""
-
-    home: Path
-
-    def __call__(self, stack: ExitStack) -> None:
-        from ckptstore.catalog.attempts import Attempts
-
-        snapshot_taken, slow = Attempts.snapshot_taken, self.home / "slow"
-
-        def late(catalog: Attempts, attempt_id: str, rank: int) -> AttemptView:
-            if slow.exists():
-                (self.home / "notes").touch()
-                until("the catalog is quick again", lambda: not slow.exists())
-            return snapshot_taken(catalog, attempt_id, rank)
-
-        Attempts.snapshot_taken = late  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +22,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultStore]:
     folder = tmp_path_factory.mktemp("hand-over")
     home = folder / "home"
     settings = {"memory": {"limit": "64MiB"}}
-    with FaultStore(home, [posix_tier("nvme", folder / "nvme")], settings=settings, rigging=SlowToNote(home)) as place:
+    with FaultStore(home, [posix_tier("nvme", folder / "nvme")], settings=settings, rigging=SlowCatalog(home, "snapshot_taken")) as place:
         place.start()
         yield place
 
@@ -73,7 +51,7 @@ def test_a_trainer_that_is_gone_when_its_save_has_returned_has_saved_whatever_th
                 pending = trainer.save("/run/noted-late", state_of(2))
                 with pytest.raises(WaitTimeout):
                     pending.wait("snapshot", timeout_s=0.3)
-            until("the catalog is being told", (place.home / "notes").exists)
+            until("the catalog is being told", (place.home / "asked").exists)
             until("the trainer's session has ended", lambda: observer.status().sessions == 1)
         finally:
             slow.unlink()

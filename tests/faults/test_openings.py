@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ckptstore.catalog.model import Join, Ticket
 from ckptstore.config import read_settings
 from ckptstore.errors import AlreadyExists, InvalidInput, NotFound, WaitTimeout
 from ckptstore.wire import OpenAttempt
 from ckptstore_client.api import Api
 from ckptstore_client.descriptors import DescriptorConnection
 from tests.faults.fault_store import FaultStore, assert_state, posix_tier, published, state_of
+from tests.faults.slow_catalog import SlowCatalog
 from tests.until import until
 
 SLOTS = 2
-
-
-@dataclass
-class SlowToJoin:
-    """Rigging for a daemon whose catalog joins nobody while a file `slow` lies in its home."""
-
-    home: Path
-
-    def __call__(self, stack: ExitStack) -> None:
-        from ckptstore.catalog.attempts import Attempts
-
-        join, slow = Attempts.join, self.home / "slow"
-
-        def late(catalog: Attempts, wanted: Join, names: Any) -> Ticket:
-            if slow.exists():
-                until("the catalog is quick again", lambda: not slow.exists())
-            return join(catalog, wanted, names)
-
-        Attempts.join = late  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +24,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultStore]:
     folder = tmp_path_factory.mktemp("openings")
     home = folder / "home"
     settings = {"memory": {"limit": "64MiB", "slots": SLOTS}}
-    with FaultStore(home, [posix_tier("nvme", folder / "nvme")], settings=settings, rigging=SlowToJoin(home)) as place:
+    with FaultStore(home, [posix_tier("nvme", folder / "nvme")], settings=settings, rigging=SlowCatalog(home, "join")) as place:
         place.start()
         with place.connect() as store:
             store.save("/run/there", state_of(0)).wait("nvme", timeout_s=60)

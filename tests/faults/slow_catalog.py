@@ -1,0 +1,34 @@
+"""A daemon whose catalog takes its time, for as long as a test wants: what goes on meanwhile, and what waits?"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.until import until
+
+
+@dataclass
+class SlowCatalog:
+    """Rigging for a daemon whose catalog does not do one thing, a method of `Attempts`, while a file `slow` lies in its home.
+
+    A file `asked` appears there when it was to be done.
+    """
+
+    home: Path
+    method: str
+
+    def __call__(self, stack: ExitStack) -> None:
+        from ckptstore.catalog.attempts import Attempts
+
+        does, slow = getattr(Attempts, self.method), self.home / "slow"
+
+        def late(catalog: Attempts, *arguments: Any) -> Any:
+            if slow.exists():
+                (self.home / "asked").touch()
+                until("the catalog is quick again", lambda: not slow.exists())
+            return does(catalog, *arguments)
+
+        setattr(Attempts, self.method, late)
