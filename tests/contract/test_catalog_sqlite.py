@@ -26,7 +26,9 @@ from tests.contract.changes_contract import ChangesContract
 from tests.contract.fingerprints_contract import FingerprintsContract
 from tests.contract.leaving_contract import LeavingContract
 from tests.contract.moving_contract import MovingContract
+from tests.contract.namespace_contract import NamespaceContract
 from tests.contract.references_contract import ReferencesContract
+from tests.contract.replicas_contract import ReplicasContract
 from tests.contract.retention_contract import RetentionContract
 from tests.contract.snapshots_contract import SnapshotsContract
 from tests.contract.storing_contract import StoringContract
@@ -39,8 +41,8 @@ SMALL_TABLES = {
 
 
 class TestSqliteCatalog(
-    CatalogContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract, RetentionContract, LeavingContract,
-    FingerprintsContract, SnapshotsContract, StoringContract, TaggingContract,
+    CatalogContract, NamespaceContract, ReplicasContract, ReferencesContract, MovingContract, AttachmentsContract, ChangesContract,
+    RetentionContract, LeavingContract, FingerprintsContract, SnapshotsContract, StoringContract, TaggingContract,
 ):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:

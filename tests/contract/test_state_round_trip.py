@@ -1,7 +1,4 @@
-"""A state goes into a file and comes back bit for bit, or is refused by its place before a byte is written. No daemon is needed for that.
-
-The file lies in memory; what reads it is the client's own reader, with the file's block digests, as it reads a replica.
-"""
+"""A state goes into a file and comes back bit for bit. No daemon is needed for that."""
 
 from __future__ import annotations
 
@@ -9,9 +6,7 @@ import math
 import mmap
 import os
 import struct
-from collections import OrderedDict, defaultdict, namedtuple
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -21,125 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load as safetensors_load
 
-from ckptstore.errors import ChecksumMismatch, InvalidInput, NotFound, NotStorable
+from ckptstore.errors import InvalidInput
 from ckptstore.wire import FileInfo
 from ckptstore_client import tensors_numpy, tensors_torch
 from ckptstore_client.loading import load_state
 from ckptstore_client.reading import VerifiedObject
-from ckptstore_client.replicas import MappedReplica, OpenFile, Replica, SegmentMapping
+from ckptstore_client.replicas import OpenFile, Replica
 from ckptstore_client.staging import Staging
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests
-
-
-@dataclass
-class Replicas:
-    """The replicas of one object, by tier, as a daemon would open them; `reports` is what it was told."""
-
-    bytes_by_tier: dict[str, bytes]
-    reports: list[tuple[str, int]] = field(default_factory=list)
-
-    def openable(self, object_id: str) -> list[str]:
-        return list(self.bytes_by_tier)
-
-    def open(self, object_id: str, tier: str) -> Replica:
-        data = self.bytes_by_tier[tier]
-        fd = os.memfd_create("replica")
-        os.write(fd, data)
-        if tier != "memory":
-            return OpenFile(fd, tier, size_bytes=len(data))
-        replica = MappedReplica(SegmentMapping(fd), size_bytes=len(data))
-        os.close(fd)
-        return replica
-
-    def stream(self, object_id: str) -> Replica:
-        return NoStream()
-
-    def report_damage(self, object_id: str, tier: str, block: int) -> None:
-        self.reports.append((tier, block))
-
-
-class NoStream:
-    tier = "stream"
-    bounces = True
-
-    def read(self, offset: int, views: Any, *, again: bool) -> None:
-        raise NotFound("no replica is left", operation="read")
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-def staged(state: Any, staging: Staging | None = None) -> bytes:
-    """The file that the state becomes."""
-    staging = staging or Staging()
-    plan = staging.plan(state)
-    segment = bytearray(b"\xa5" * (plan.size_bytes + 100))
-    staging.copy(plan, memoryview(segment))
-    return bytes(segment[: plan.size_bytes])
-
-
-def reader(data: bytes, source: Replicas | None = None) -> VerifiedObject:
-    digests = BlockDigests.of(data)
-    file = FileInfo(object_id="0" * 32, name="rank-0", rank=0, size_bytes=len(data), digest=digests.root, blocks=digests.blocks)
-    return VerifiedObject(file, source or Replicas({"memory": data}), operation="load", path="/a")
-
-
-def loaded(data: bytes, *, into: Any = None, only: Any = None, tier: str = "memory") -> Any:
-    with reader(data, Replicas({tier: data})) as source:
-        return load_state(source, into, only)
-
-
-def round_trip(state: Any) -> Any:
-    data = staged(state)
-    from_memory, from_file = loaded(data), loaded(data, tier="nvme")
-    assert_identical(from_memory, from_file)
-    return from_memory
-
-
-def assert_identical(left: Any, right: Any, place: str = "") -> None:
-    """Same types, same bits."""
-    assert type(left) is type(right), place
-    if isinstance(left, torch.Tensor):
-        assert left.dtype is right.dtype, place
-        assert left.shape == right.shape, place
-        assert tensor_bits(left) == tensor_bits(right), place
-    elif isinstance(left, np.ndarray):
-        assert (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes()), place
-    elif isinstance(left, dict):
-        assert [(type(key), key) for key in left] == [(type(key), key) for key in right], place
-        for key in left:
-            assert_identical(left[key], right[key], f"{place}/{key}")
-    elif type(left) in (list, tuple):
-        assert len(left) == len(right), place
-        for position, (a, b) in enumerate(zip(left, right, strict=True)):
-            assert_identical(a, b, f"{place}/{position}")
-    elif isinstance(left, float):
-        assert struct.pack("d", left) == struct.pack("d", right), place
-    elif isinstance(left, np.generic):
-        assert left.tobytes() == right.tobytes(), place
-    elif isinstance(left, complex):
-        assert struct.pack("dd", left.real, left.imag) == struct.pack("dd", right.real, right.imag), place
-    else:
-        assert left == right, place
-
-
-def tensor_bits(tensor: torch.Tensor) -> bytes:
-    flat = tensor.detach().resolve_conj().resolve_neg()
-    if flat.numel() == 0:
-        return b""
-    flat = flat.view(torch.uint8) if flat.dtype is torch.float4_e2m1fn_x2 else flat
-    return bytes(flat.contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
-def random_tensor(dtype: torch.dtype, *shape: int) -> torch.Tensor:
-    """Random bits, NaNs with payloads among them."""
-    size_bytes = math.prod(shape) * torch.empty((), dtype=dtype).element_size()
-    if size_bytes == 0:
-        return torch.empty(shape, dtype=dtype)
-    raw = torch.from_numpy(np.frombuffer(os.urandom(size_bytes), np.uint8).copy())
-    raw = raw % 2 if dtype is torch.bool else raw
-    return raw.view(dtype).reshape(shape)
-
+from tests.contract.state_files import Replicas, assert_identical, loaded, random_tensor, round_trip, staged
 
 # --- tensors -----------------------------------------------------------------------------------------------------------------------
 
@@ -384,75 +269,6 @@ def test_any_nesting_comes_back(state: Any) -> None:
     assert_identical(round_trip(state), state)
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------------------
-
-Pair = namedtuple("Pair", "a b")
-
-
-class Foo:
-    pass
-
-
-REFUSED = {
-    "a class": Foo(),
-    "a namedtuple": Pair(1, 2),
-    "a defaultdict": defaultdict(int),
-    "a set": {1},
-    "a bytearray": bytearray(b"x"),
-    "a function": len,
-    "a subclass of int": type("Number", (int,), {})(3),
-    "a subclass of str": type("Text", (str,), {})("x"),
-    "lone surrogates": "\ud800",
-    "a sparse tensor": torch.eye(2).to_sparse(),
-    "a meta tensor": torch.empty(2, device="meta"),
-    "a quantized tensor": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
-    "complex128": torch.ones(2, dtype=torch.complex128),
-    "a tensor subclass": torch.ones(2).as_subclass(type("Special", (torch.Tensor,), {})),
-    "an object array": np.array([None]),
-    "a text array": np.array(["a"]),
-    "a big-endian array": np.ones(2, ">f4"),
-    "a structured array": np.zeros(2, [("a", "i4")]),
-    "a date": np.datetime64("2020-01-01"),
-    "a masked array": np.ma.array([1]),
-    "a nan key": {math.nan: 1},
-    "a tuple key": {(1, 2): 3},
-    "a surrogate key": {"\udfff": 1},
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_stored_is_refused_by_its_place(what: str) -> None:
-    state = {"model": {"w": torch.ones(2)}, "optim": {"state": {3: {"foo": REFUSED[what]}}}}
-    with pytest.raises(NotStorable) as refusal:
-        Staging().plan(state)
-    assert refusal.value.subject == "optim/state/3/foo"
-
-
-def test_a_refusal_names_the_class() -> None:
-    with pytest.raises(NotStorable, match=r"optim/0: <class '.*Foo'>"):
-        Staging().plan({"optim": [Foo()]})
-
-
-def test_a_cycle_is_refused() -> None:
-    state: dict[str, Any] = {"a": {}}
-    state["a"]["b"] = [state["a"]]
-    with pytest.raises(NotStorable, match="contains itself"):
-        Staging().plan(state)
-
-
-def test_a_container_that_is_met_twice_is_no_cycle() -> None:
-    shared = [1]
-    assert round_trip({"a": shared, "b": shared}) == {"a": [1], "b": [1]}
-
-
-def test_bottomless_nesting_is_refused() -> None:
-    state: Any = 1
-    for _ in range(5000):
-        state = [state]
-    with pytest.raises(NotStorable, match="deep"):
-        Staging().plan(state)
-
-
 # --- plans -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -490,161 +306,3 @@ def test_into_an_inference_tensor_needs_inference_mode() -> None:
         assert torch.equal(loaded(data, into=into)["w"], torch.ones(3))
     with pytest.raises(InvalidInput, match="inference"):
         loaded(data, into=into)
-
-
-# --- only and into -----------------------------------------------------------------------------------------------------------------
-
-
-def test_only_leaves_out_what_does_not_match() -> None:
-    data = staged(
-        {"model": {"a": torch.ones(2), "b": torch.zeros(2)}, "optim": {"a": 1}, "list": [1, {"a": 2}, "x"], "step": 3, "pair": (1, 2)}
-    )
-    assert_identical(loaded(data, only="model/a"), {"model": {"a": torch.ones(2)}})
-    assert_identical(loaded(data, only=["list/1/*", "step"]), {"list": [None, {"a": 2}, None], "step": 3})
-    assert_identical(loaded(data, only="pair/1"), {"pair": (None, 2)})
-    assert_identical(loaded(data, only="*/a"), {"model": {"a": torch.ones(2)}, "optim": {"a": 1}, "list": [None, {"a": 2}, None]})
-
-
-def test_only_what_matches_is_read() -> None:
-    state = {"a": random_tensor(torch.uint8, 4 * BLOCK_BYTES), "b": random_tensor(torch.uint8, 4 * BLOCK_BYTES)}
-    data = bytearray(staged(state))
-    with reader(bytes(data)) as source:
-        for index in range(5, 8):  # damage what belongs to `b` alone
-            data[index * BLOCK_BYTES + 5000] ^= 1
-        source._source.bytes_by_tier["memory"] = bytes(data)  # type: ignore[attr-defined]
-        assert torch.equal(load_state(source, None, "a")["a"], state["a"])
-        with pytest.raises(ChecksumMismatch):
-            load_state(source, None, "b")
-
-
-def test_into_fills_the_same_objects() -> None:
-    weight = torch.randn(600, 600)
-    saved = {
-        "w": weight,
-        "tied": weight,
-        "t": torch.randn(300, 500).t(),
-        "n": np.arange(5.0),
-        "o": {0: {"step": 7, "l": [1, (2, 3)]}},
-        "s": torch.ones(()),
-    }
-    target_weight = torch.zeros(600, 600)
-    into = {
-        "w": target_weight,
-        "tied": target_weight,
-        "t": torch.zeros(300, 500).t(),
-        "n": np.zeros(10)[::2],
-        "o": {0: {"step": 0, "l": [0, (0, 3)]}},
-    }
-    into["s"] = torch.nn.Parameter(torch.zeros(()))
-    strided, inner = into["t"], into["o"]
-    assert loaded(staged(saved), into=into) is into
-    assert into["w"] is target_weight
-    assert into["t"] is strided
-    assert into["o"] is inner
-    assert torch.equal(target_weight, weight)
-    assert torch.equal(strided, saved["t"])
-    assert np.array_equal(into["n"], saved["n"])
-    assert inner == {0: {"step": 7, "l": [1, (2, 3)]}}
-    assert into["s"].item() == 1
-
-
-def test_into_a_part_with_only_leaves_the_rest_alone() -> None:
-    data = staged({"a": torch.ones(3), "b": torch.ones(3), "step": 1})
-    into = {"a": torch.zeros(3), "b": torch.zeros(3), "step": 0, "extra": 5}
-    loaded(data, into=into, only="a")
-    assert_identical(into, {"a": torch.ones(3), "b": torch.zeros(3), "step": 0, "extra": 5})
-
-
-SAVED = {"m": {"w": torch.ones(2, 3), "n": np.ones(2)}, "l": [1, 2]}
-UNFIT = {
-    "m/w": {"m": {"w": torch.zeros(3, 2), "n": np.ones(2)}, "l": [1, 2]},
-    "m/n": {"m": {"w": torch.zeros(2, 3), "n": np.ones(2, np.float32)}, "l": [1, 2]},
-    "m": {"m": [1], "l": [1, 2]},
-    "l": {"m": {"w": torch.zeros(2, 3), "n": np.ones(2)}, "l": [1, 2, 3]},
-    "m/x": {"m": {"w": torch.zeros(2, 3), "n": np.ones(2), "x": 1}, "l": [1, 2]},
-    "l/1": {"m": {"w": torch.zeros(2, 3), "n": np.ones(2)}, "l": [1, torch.ones(1)]},
-}
-
-
-@pytest.mark.parametrize("place", UNFIT)
-def test_into_that_does_not_fit_is_refused_by_place_and_untouched(place: str) -> None:
-    into = UNFIT[place]
-    with pytest.raises(InvalidInput) as refusal:
-        loaded(staged(SAVED), into=into)
-    assert refusal.value.subject == place
-    weight = into["m"]["w"] if isinstance(into["m"], dict) else None
-    assert weight is None or not weight.any()
-
-
-def test_into_what_cannot_be_written_is_refused() -> None:
-    frozen = np.ones(2)
-    frozen.flags.writeable = False
-    shared = torch.zeros(2)
-    with pytest.raises(InvalidInput, match="read-only"):
-        loaded(staged({"a": np.ones(2)}), into={"a": frozen})
-    with pytest.raises(InvalidInput, match="expanded"):
-        loaded(staged({"a": torch.ones(4, 2)}), into={"a": torch.zeros(1, 2).expand(4, 2)})
-    with pytest.raises(InvalidInput, match="tied"):
-        loaded(staged({"a": torch.ones(2), "b": torch.ones(2)}), into={"a": shared, "b": shared})
-    with pytest.raises(InvalidInput, match="missing here"):
-        loaded(staged({"a": 1, "b": 2}), into={"a": 0})
-
-
-# --- damage ------------------------------------------------------------------------------------------------------------------------
-
-
-def _flipped(data: bytes, position: int) -> bytes:
-    damaged = bytearray(data)
-    damaged[position] ^= 0x10
-    return bytes(damaged)
-
-
-@pytest.mark.parametrize("tier", ["memory", "nvme"])
-@pytest.mark.parametrize("position", [3, 100, BLOCK_BYTES - 1, 2 * BLOCK_BYTES + 7, -1])
-def test_a_flipped_bit_is_noticed_reported_and_read_from_the_next_replica(tier: str, position: int) -> None:
-    state = {"w": random_tensor(torch.uint8, 3 * BLOCK_BYTES), "s": torch.ones(3)}
-    data = staged(state)
-    source = Replicas({tier: _flipped(data, position), "pfs": data})
-    with reader(data, source) as object_reader:
-        assert_identical(load_state(object_reader, None, None), state)
-    assert set(source.reports) == {(tier, position % len(data) // BLOCK_BYTES)}
-
-
-def test_a_segment_that_was_reused_is_asked_for_no_further_block() -> None:
-    state = {"w": random_tensor(torch.uint8, 40 * BLOCK_BYTES)}
-    data = staged(state)
-    source = Replicas({"memory": bytes(len(data)), "nvme": data})
-    with reader(data, source) as object_reader:
-        assert_identical(load_state(object_reader, None, None), state)
-    assert {tier for tier, _ in source.reports} == {"memory"}
-    assert len(source.reports) < 10
-
-
-def test_without_a_good_replica_the_mismatch_names_object_tier_and_file() -> None:
-    data = staged({"w": random_tensor(torch.uint8, 2 * BLOCK_BYTES)})
-    source = Replicas({"memory": _flipped(data, -1), "nvme": _flipped(data, -2)})
-    with reader(data, source) as object_reader, pytest.raises(ChecksumMismatch) as mismatch:
-        load_state(object_reader, None, None)
-    assert "/a/rank-0 (object 00000000" in str(mismatch.value)
-    assert mismatch.value.tier == "memory, nvme"
-
-
-def test_a_replica_that_is_too_short_is_passed_over() -> None:
-    state = {"w": random_tensor(torch.uint8, 2 * BLOCK_BYTES)}
-    data = staged(state)
-    with reader(data, Replicas({"nvme": data[:BLOCK_BYTES], "pfs": data})) as object_reader:
-        assert_identical(load_state(object_reader, None, None), state)
-
-
-def test_a_file_on_disk_is_read_directly(tmp_path: Path) -> None:
-    state = {"w": random_tensor(torch.uint8, 2 * BLOCK_BYTES + 77)}
-    data = staged(state)
-    place = tmp_path / "replica"
-    place.write_bytes(data)
-
-    class OnDisk(Replicas):
-        def open(self, object_id: str, tier: str) -> Replica:
-            return OpenFile(os.open(place, os.O_RDONLY), tier, size_bytes=len(data))
-
-    with reader(data, OnDisk({"nvme": data})) as object_reader:
-        assert_identical(load_state(object_reader, None, None), state)

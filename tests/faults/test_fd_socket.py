@@ -1,12 +1,9 @@
-"""The descriptor socket between a real server and real clients, well-behaved, broken and hostile."""
+"""The descriptor socket between a real server and clients that keep to its rules; sessions' ends, the socket's file, a broken daemon."""
 
 from __future__ import annotations
 
-import array
 import contextlib
-import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -18,142 +15,34 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ckptstore import fd_protocol, sockets
 from ckptstore.errors import (
     AlreadyRunning,
-    Busy,
-    CkptStoreError,
     ConfigInvalid,
     DaemonUnavailable,
-    InvalidInput,
     NotFound,
-    TierUnavailable,
     Unauthorized,
-    VersionMismatch,
     WaitTimeout,
-    from_wire,
 )
-from ckptstore.fd_messages import FdHello, FdIngest, FdOpen, FdReady, FdSegment, FdWelcome
-from ckptstore.wire import API_VERSION, Message
+from ckptstore.fd_messages import FdHello, FdReady, FdSegment, FdWelcome
+from ckptstore.wire import API_VERSION
 from ckptstore_client.descriptors import DescriptorConnection
 from ckptstore_server.fd_server import DescriptorServer
 from ckptstore_tiers.memory import SegmentPool
+from tests.faults.fd_socket_place import (
+    MIB,
+    PoolHandler,
+    assert_serves,
+    greeted,
+    handler,
+    hello,
+    raw,
+    sent,
+    server,
+)
 
-MIB = 1 << 20
-
-
-class PoolHandler:
-    """What the daemon does, over a real pool, without a catalog."""
-
-    def __init__(self, pool: SegmentPool) -> None:
-        self.pool = pool
-        self.live: dict[str, tuple[int, int]] = {}
-        self.ended: list[str] = []
-        self.changed = threading.Condition()
-        self.ingested: dict[str, bytes] = {}
-        self.go_on = threading.Event()
-        self.go_on.set()
-
-    def connected(self, session: str, pid: int, uid: int) -> None:
-        with self.changed:
-            self.live[session] = (pid, uid)
-            self.changed.notify_all()
-
-    def disconnected(self, session: str) -> None:
-        self.pool.owner_gone(session)
-        with self.changed:
-            self.live.pop(session)
-            self.ended.append(session)
-            self.changed.notify_all()
-
-    def segment(self, session: str, message: FdSegment) -> tuple[FdReady, int | None]:
-        segment = self.pool.lent(message.segment_id, session)
-        assert segment.wait_prefaulted(60)  # as the daemon does: small pages that are collapsed later are unmapped in the client
-        return FdReady(capacity_bytes=segment.capacity_bytes, generation=segment.generation), segment.duplicate()
-
-    def open(self, session: str, message: FdOpen) -> tuple[FdReady, int | None]:
-        if message.tier == "bug":
-            raise ValueError("a bug in the daemon")
-        if message.tier == "long":
-            raise TierUnavailable("x" * (8 << 20))
-        if message.tier == "none":
-            return FdReady(), None
-        segment = self.pool.find(message.object_id)
-        if segment is None:
-            raise NotFound("no such object", subject=message.object_id, tier=message.tier)
-        return FdReady(size_bytes=segment.size_bytes), segment.read_only_fd()
-
-    def ingest(self, session: str, message: FdIngest, fd: int) -> tuple[FdReady, int | None]:
-        assert self.go_on.wait(60)
-        self.ingested[message.name] = os.pread(fd, message.size_bytes, 0)
-        return FdReady(size_bytes=message.size_bytes), None
-
-    def wait_for(self, true: Callable[[], bool]) -> None:
-        with self.changed:
-            assert self.changed.wait_for(true, 60)
-
-
-@pytest.fixture
-def handler() -> Iterator[PoolHandler]:
-    pool = SegmentPool(256 * MIB, 2)
-    yield PoolHandler(pool)
-    pool.close()
-
-
-@pytest.fixture
-def server(tmp_path: Path, handler: PoolHandler) -> Iterator[DescriptorServer]:
-    with DescriptorServer(tmp_path / "fd.sock", handler) as server:
-        yield server
-
-
-@pytest.fixture
-def impatient_server(tmp_path: Path, handler: PoolHandler) -> Iterator[DescriptorServer]:
-    with DescriptorServer(tmp_path / "impatient.sock", handler, send_timeout_s=0.5, line_timeout_s=0.5) as server:
-        yield server
-
-
-def raw(server: DescriptorServer) -> socket.socket:
-    """A connection for somebody who does not keep to the protocol."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(60)
-    connection.connect(os.fspath(server.path))
-    return connection
-
-
-def greeted(server: DescriptorServer) -> socket.socket:
-    connection = raw(server)
-    fd_protocol.send(connection, FdHello(api=API_VERSION, pid=os.getpid()))
-    document, _ = fd_protocol.receive(connection)
-    assert fd_protocol.read_as(document, FdWelcome).session
-    return connection
-
-
-def assert_hung_up(connection: socket.socket) -> CkptStoreError | None:
-    """The server ends the connection; what it said before that."""
-    data = b""
-    with connection:
-        try:
-            while chunk := connection.recv(1 << 16):
-                data += chunk
-        except ConnectionResetError:
-            pass  # bytes of ours were left unread: it hung up all the same
-    return error_in(json.loads(data)) if data else None
-
-
-def error_in(document: dict[str, object]) -> CkptStoreError:
-    return from_wire(document["error"])
-
-
-def assert_serves(server: DescriptorServer, handler: PoolHandler) -> None:
-    """A well-behaved client gets a segment, writes, and the daemon sees it."""
-    with DescriptorConnection(server.path) as connection:
-        segment = handler.pool.acquire(connection.session, MIB, timeout_s=0)
-        connection.segment(segment.segment_id).view[:5] = b"bytes"
-        assert bytes(segment.view[:5]) == b"bytes"
-
+__all__ = ["handler", "server"]
 
 # --- a client that keeps to the rules ----------------------------------------------------------------------------------------------
 
@@ -295,15 +184,6 @@ STEPS: dict[str, Callable[[DescriptorServer, PoolHandler], socket.socket]] = {
 }
 
 
-def hello() -> bytes:
-    return FdHello(api=API_VERSION, pid=1).model_dump_json().encode() + b"\n"
-
-
-def sent(connection: socket.socket, data: bytes) -> socket.socket:
-    connection.sendall(data)
-    return connection
-
-
 def asked_for_a_segment(server: DescriptorServer, handler: PoolHandler) -> socket.socket:
     connection = raw(server)
     fd_protocol.send(connection, FdHello(api=API_VERSION, pid=1))
@@ -323,6 +203,26 @@ def test_a_client_that_hangs_up_at_any_step_harms_only_itself(
     assert handler.pool.usage()["lent_bytes"] == 0
 
 
+def test_a_stopping_server_waits_for_sessions_that_are_ending(tmp_path: Path) -> None:
+    ending, go_on = threading.Event(), threading.Event()
+
+    class Slow(PoolHandler):
+        def disconnected(self, session: str) -> None:
+            ending.set()
+            assert go_on.wait(60)
+            super().disconnected(session)
+
+    pool = SegmentPool(MIB, 2)
+    handler = Slow(pool)
+    with DescriptorServer(tmp_path / "fd.sock", handler) as server:
+        with DescriptorConnection(server.path) as connection:
+            session = connection.session
+        assert ending.wait(60)
+        threading.Timer(0.2, go_on.set).start()  # while the server closes
+    assert handler.ended == [session]
+    pool.close()
+
+
 def test_a_stopping_server_ends_its_clients_sessions(tmp_path: Path, handler: PoolHandler) -> None:
     server = DescriptorServer(tmp_path / "fd.sock", handler)
     server.start()
@@ -334,184 +234,6 @@ def test_a_stopping_server_ends_its_clients_sessions(tmp_path: Path, handler: Po
     assert "connect again" in (caught.value.hint or "")
     assert not connection.is_open
     assert not server.path.exists()
-
-
-# --- hostile clients ---------------------------------------------------------------------------------------------------------------
-
-
-def test_another_sessions_segment_is_not_found(server: DescriptorServer, handler: PoolHandler) -> None:
-    with DescriptorConnection(server.path) as one, DescriptorConnection(server.path) as other:
-        segment = handler.pool.acquire(one.session, MIB, timeout_s=0)
-        with pytest.raises(NotFound):
-            other.segment(segment.segment_id)
-        assert one.segment(segment.segment_id).capacity_bytes == segment.capacity_bytes
-        handler.pool.hold(segment.segment_id, segment.generation)
-    with DescriptorConnection(server.path) as late, pytest.raises(NotFound):
-        late.segment(segment.segment_id)
-
-
-def test_ten_megabytes_of_garbage_end_one_connection(server: DescriptorServer, handler: PoolHandler) -> None:
-    for connection in (raw(server), greeted(server)):
-        with contextlib.suppress(ConnectionError):
-            connection.sendall(b"\xff{[" * (10 * MIB // 3))
-        error = assert_hung_up(connection)
-        assert error is None or isinstance(error, InvalidInput)
-    assert_serves(server, handler)
-
-
-BAD_LINES = {
-    "no_json": b"hello\n",
-    "no_object": b"[1, 2]\n",
-    "no_utf8": b'{"op": "\xff"}\n',
-    "deep": b"[" * 200_000 + b"\n",
-    "long_number": b'{"op": ' + b"9" * 10_000 + b"}\n",
-    "empty_line": b"\n",
-    "two_at_once": b'{"op":"open","object_id":"o","tier":"memory"}\n' * 2,
-}
-
-
-@pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES.keys())
-def test_a_line_that_is_no_message_ends_the_connection_with_an_error(
-    server: DescriptorServer, handler: PoolHandler, line: bytes
-) -> None:
-    error = assert_hung_up(sent(greeted(server), line))
-    assert isinstance(error, InvalidInput)
-    assert_serves(server, handler)
-
-
-BAD_REQUESTS = {
-    "no_operation": {},
-    "unknown_operation": {"op": "format"},
-    "name_of_another_method": {"op": "disconnected"},
-    "operation_of_a_wrong_type": {"op": ["segment"]},
-    "missing_field": {"op": "segment"},
-    "unknown_field": {"op": "segment", "segment_id": "x", "owner": "root"},
-    "wrong_type": {"op": "open", "object_id": 7, "tier": None},
-    "ingest_without_a_file": {"op": "ingest", "attempt_id": "a", "name": "n", "size_bytes": 1},
-    "hello_again": {"op": "hello", "api": API_VERSION, "pid": 1},
-}
-
-
-@pytest.mark.parametrize("request_", BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())
-def test_a_request_that_breaks_a_rule_is_refused_by_name(server: DescriptorServer, request_: dict[str, object]) -> None:
-    with greeted(server) as connection:
-        for _ in range(2):  # the stream is in step, so the connection goes on
-            connection.sendall(json.dumps(request_).encode() + b"\n")
-            document, fds = fd_protocol.receive(connection)
-            assert isinstance(error_in(document), InvalidInput)
-            assert fds == []
-
-
-def test_descriptors_that_nobody_asked_for_are_closed(server: DescriptorServer, handler: PoolHandler) -> None:
-    assert_serves(server, handler)
-    handler.wait_for(lambda: not handler.live)
-    handler.pool.give_back(0)
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    read, write = os.pipe()
-    line = b'{"op":"segment","segment_id":"x"}\n'
-    for count, ends in ((1, False), (2, True), (200, True)):
-        connection = greeted(server)
-        connection.sendmsg([line], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [write] * count))])
-        if ends:
-            assert isinstance(assert_hung_up(connection), InvalidInput)
-        else:
-            with connection:
-                assert isinstance(error_in(fd_protocol.receive(connection)[0]), InvalidInput)
-        handler.wait_for(lambda: not handler.live)
-    with raw(server) as connection:
-        connection.sendmsg([hello()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [write]))])
-        assert isinstance(assert_hung_up(connection), InvalidInput)
-    os.close(write)
-    assert os.read(read, 1) == b"", "the pipe's end is seen only once every copy of its other end is closed"
-    os.close(read)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
-
-
-def test_a_client_that_never_reads_is_dropped(
-    server: DescriptorServer, impatient_server: DescriptorServer, handler: PoolHandler
-) -> None:
-    connection = sent(greeted(impatient_server), b'{"op":"open","object_id":"o","tier":"long"}\n')
-    handler.wait_for(lambda: len(handler.ended) == 1)
-    connection.close()
-    assert_serves(server, handler)
-
-
-def test_a_line_that_drips_is_dropped(server: DescriptorServer, impatient_server: DescriptorServer, handler: PoolHandler) -> None:
-    connection = sent(greeted(impatient_server), b'{"op":')
-    assert assert_hung_up(connection) is None
-    assert_serves(server, handler)
-
-
-def test_another_version_is_refused_with_a_hint(server: DescriptorServer) -> None:
-    with raw(server) as connection:
-        fd_protocol.send(connection, FdHello(api=API_VERSION + 1, pid=1))
-        error = assert_hung_up(connection)
-    assert isinstance(error, VersionMismatch)
-    assert "ckptstore stop" in (error.hint or "")
-
-
-def test_a_bug_in_the_daemon_costs_one_connection(
-    server: DescriptorServer, handler: PoolHandler, caplog: pytest.LogCaptureFixture
-) -> None:
-    with DescriptorConnection(server.path) as connection:
-        with pytest.raises(CkptStoreError, match="a fault in the daemon"):
-            connection.open("object", "bug")
-        with pytest.raises(DaemonUnavailable):
-            connection.open("object", "memory")
-    assert "a bug in the daemon" in caplog.text
-    assert_serves(server, handler)
-
-
-def test_too_many_clients_are_told_so(tmp_path: Path, handler: PoolHandler) -> None:
-    with DescriptorServer(tmp_path / "fd.sock", handler, connection_limit=2) as server:
-        first, second = DescriptorConnection(server.path), DescriptorConnection(server.path)
-        with pytest.raises(Busy, match="2 clients"):
-            DescriptorConnection(server.path)
-        first.close()
-        handler.wait_for(lambda: len(handler.live) == 1)
-        DescriptorConnection(server.path).close()
-        second.close()
-
-
-def test_a_daemon_out_of_descriptors_serves_again_once_it_has_some(server: DescriptorServer, handler: PoolHandler) -> None:
-    """The limit is lowered to the standard streams, so that accept fails in the server, which is in this process."""
-    first, waiting = (socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(2))
-    waiting.settimeout(60)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    try:
-        first.connect(os.fspath(server.path))  # an accept that waits already has its descriptor: this connection may take it
-        waiting.connect(os.fspath(server.path))
-        waiting.sendall(hello())
-        waiting.settimeout(0.3)
-        with pytest.raises(TimeoutError):
-            waiting.recv(1, socket.MSG_PEEK)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    waiting.settimeout(60)
-    assert fd_protocol.receive(waiting)[0]["session"]
-    first.close()
-    waiting.close()
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter, unlike pytest's."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
-
-
-def test_another_user_is_refused(open_folder: Path, handler: PoolHandler) -> None:
-    """As root, by a real process of another user; otherwise this user is the other one."""
-    other = 65534 if os.getuid() == 0 else os.getuid()
-    allowed = frozenset({0}) if os.getuid() else None
-    script = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(10000).decode())"
-    with DescriptorServer(open_folder / "fd.sock", handler, allowed_uids=allowed) as server:
-        server.path.chmod(0o666)
-        said = subprocess.run(["python3", "-c", script, server.path], user=other, stdout=subprocess.PIPE, check=True, cwd="/")
-        assert isinstance(error_in(json.loads(said.stdout)), Unauthorized)
-        assert handler.live == {}
 
 
 # --- the file that is the socket ---------------------------------------------------------------------------------------------------
@@ -649,99 +371,3 @@ def test_an_answer_that_makes_no_sense_is_an_unavailable_daemon(tmp_path: Path, 
         assert caught.value.hint
         assert not connection.is_open
         daemon.join(60)
-
-
-# --- the framing -------------------------------------------------------------------------------------------------------------------
-
-
-class Long(Message):
-    text: str
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    one, other = socket.socketpair()
-    one.settimeout(60)
-    other.settimeout(60)
-    yield one, other
-    one.close()
-    other.close()
-
-
-def test_a_long_message_and_its_descriptors_arrive_together(pair: tuple[socket.socket, socket.socket]) -> None:
-    one, other = pair
-    message = Long(text="é\n" * 200_000)
-    read, write = os.pipe()
-    sender = threading.Thread(target=fd_protocol.send, args=(one, message, [read, write]))
-    sender.start()
-    document, fds = fd_protocol.receive(other, 8 << 20, fd_limit=2)
-    sender.join(60)
-    assert fd_protocol.read_as(document, Long) == message
-    os.write(fds[1], b"through")
-    assert os.read(fds[0], 7) == b"through"
-    assert not any(os.get_inheritable(fd) for fd in fds)
-    fd_protocol.close_all([read, write, *fds])
-
-
-def test_a_message_may_come_byte_by_byte(pair: tuple[socket.socket, socket.socket]) -> None:
-    one, other = pair
-    line = Long(text="x").model_dump_json().encode() + b"\n"
-    sender = threading.Thread(target=lambda: [one.send(line[i : i + 1]) for i in range(len(line))])
-    sender.start()
-    assert fd_protocol.receive(other) == ({"text": "x"}, [])
-    sender.join(60)
-    assert other.gettimeout() == 60
-
-
-@pytest.mark.parametrize("excess", [-1, 0, 1])
-def test_a_message_has_a_greatest_length(pair: tuple[socket.socket, socket.socket], excess: int) -> None:
-    one, other = pair
-    line = Long(text="x" * 100).model_dump_json().encode() + b"\n"
-    one.sendall(line)
-    if excess > 0:
-        with pytest.raises(InvalidInput, match="longer"):
-            fd_protocol.receive(other, len(line) - excess)
-    else:
-        assert fd_protocol.receive(other, len(line) - excess)[0]["text"] == "x" * 100
-
-
-def test_nothing_to_read_in_time_is_a_timeout_and_a_hang_up_is_not(pair: tuple[socket.socket, socket.socket]) -> None:
-    one, other = pair
-    other.settimeout(0.01)
-    with pytest.raises(TimeoutError):
-        fd_protocol.receive(other)
-    one.close()
-    with pytest.raises(ConnectionError):
-        fd_protocol.receive(other)
-
-
-PIECES = st.binary(max_size=40) | st.sampled_from([b"{", b"}", b"\n", b'"text":', b'"x"', b"[", b"null", b"1e999", b"NaN"])
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.lists(PIECES, max_size=12), st.integers(0, 3))
-def test_whatever_bytes_arrive_only_the_promised_errors_come_out(parts: list[bytes], fd_count: int) -> None:
-    one, other = socket.socketpair()
-    with one, other, open("/dev/null", "rb") as attached:
-        one.sendall(b"".join(parts))
-        rights = array.array("i", [attached.fileno()] * fd_count)
-        one.sendmsg([b"\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fd_count else [])
-        one.close()
-        before = descriptors_of("/dev/null")
-        try:
-            document, fds = fd_protocol.receive(other, 300, fd_limit=1)
-            fd_protocol.close_all(fds)
-            assert isinstance(document, dict)
-        except (InvalidInput, ConnectionError):
-            pass
-        assert descriptors_of("/dev/null") == before
-
-
-def descriptors_of(target: str) -> set[str]:
-    """This process's descriptors of one file: others come and go with its threads."""
-    found = set()
-    for place in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            if str(place.readlink()) == target:
-                found.add(place.name)
-    return found
