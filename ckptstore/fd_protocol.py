@@ -70,7 +70,7 @@ def _receive_line(sock: socket.socket, limit_bytes: int, fd_limit: int, line_tim
     idle_timeout_s, deadline = sock.gettimeout(), 0.0
     space_bytes = socket.CMSG_SPACE((fd_limit + 1) * _FD_BYTES)  # one more than expected, so that it is seen and refused
     try:
-        while not line.endswith(b"\n"):
+        while True:
             data, ancillary, flags, _ = sock.recvmsg(_CHUNK_BYTES, space_bytes, socket.MSG_CMSG_CLOEXEC)
             fds += _descriptors(ancillary)
             if flags & socket.MSG_CTRUNC or len(fds) > fd_limit:
@@ -82,13 +82,16 @@ def _receive_line(sock: socket.socket, limit_bytes: int, fd_limit: int, line_tim
                 raise InvalidInput(f"the message is longer than {limit_bytes} bytes", operation="receive")
             if b"\n" in data and line.index(b"\n") != len(line) - 1:
                 raise InvalidInput("a second message came before the first was answered", operation="receive")
+            if line.endswith(b"\n"):
+                break
             deadline = deadline or time.monotonic() + line_timeout_s
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
                 raise TimeoutError(f"the message did not end within {line_timeout_s:g} s")
             sock.settimeout(remaining_s)
     finally:
-        sock.settimeout(idle_timeout_s)
+        if deadline:
+            sock.settimeout(idle_timeout_s)
     return bytes(line[:-1])
 
 

@@ -77,10 +77,13 @@ class AttemptService:
     async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Do all of `work` also when the client hangs up, for which the server cancels the request: half of it would leave a slot
         or an attempt that nobody owns."""
-        task = asyncio.ensure_future(work)
+        return await asyncio.shield(self._begun(work))
+
+    def _begun(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
-        return await asyncio.shield(task)
+        return task
 
     async def _open(self, request: OpenAttempt, session: str) -> AttemptOpened:
         check_path(request.path, operation="save")
@@ -92,6 +95,10 @@ class AttemptService:
         self._node.timings.open(ticket.attempt_id)
         try:
             return await self._enter(ticket, request, names, session)
+        except CkptStoreError as error:
+            if not (request.on_busy == "wait" and isinstance(error, (Busy, CatalogUnavailable))):  # for these its client asks again
+                self._begun(self._abort_quietly(ticket.attempt_id, f"rank {request.rank} failed: {error}"))
+            raise
         finally:
             if not self._sessions.is_open(session):
                 # Its client died while it joined. What `session_lost` saw was before the join: end the attempt here.
@@ -181,14 +188,13 @@ class AttemptService:
         grant = await self._grant(attempt_id, rank, session)
         grant.check_is(message)
         self._grants.end(grant)
-        copied_s = time.monotonic() - grant.lent_s
         segment = self._node.pool.hold(message.segment_id, message.generation, owner=session)
         noted: asyncio.Future[AttemptView] = asyncio.get_running_loop().create_future()
         noted.add_done_callback(asyncio.Future.exception)  # an error is for who waits, and for nobody if nobody does
         self._noting[noted] = session
         noted.add_done_callback(self._noting.pop)
         store = partial(self._ingest.segment, attempt_id, rank, grant.new_object, segment, message.size_bytes, lineage=grant.lineage)
-        note, finish = self._note(attempt_id, rank, noted), self._finish(noted, store, attempt_id, rank, copied_s)
+        note, finish = self._note(attempt_id, rank, noted), self._finish(noted, store, attempt_id, rank, grant.lent_s)
         for task in (asyncio.create_task(finish, name=f"ingest {attempt_id} rank {rank}"), asyncio.create_task(note)):
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -275,22 +281,27 @@ class AttemptService:
             await self._node.board.heard(ticket, left_s)
 
     async def _finish(
-        self, noted: asyncio.Future[AttemptView], store: Callable[[], Awaitable[object]], attempt_id: str, rank: int, copied_s: float
+        self, noted: asyncio.Future[AttemptView], store: Callable[[], Awaitable[object]], attempt_id: str, rank: int, lent_s: float
     ) -> None:
         """The top of an ingest task: what goes wrong aborts the attempt, for all its ranks. The bytes go to the disk while the catalog
         notes that they are here; it decides in the end whether anybody wants them."""
         try:
-            await self._let_others_copy(attempt_id, copied_s)
-            await store()
+            with self._node.steps.saving(since_s=lent_s):
+                await self._let_others_copy(attempt_id, time.monotonic() - lent_s)
+                await store()
             await noted
             await self._arrive(attempt_id, rank)
         except CkptStoreError as error:
             if not isinstance(error, AttemptAborted):
                 self._node.remark(f"save, rank {rank}", error)
-            await self._abort_quietly(attempt_id, f"rank {rank}: {error}")
+            reason = f"rank {rank}: {error}"
         except Exception as error:  # noqa: BLE001 - the top of a task: an unknown fault ends this attempt, not the daemon
             self._node.remark(f"save, rank {rank}", error)
-            await self._abort_quietly(attempt_id, f"rank {rank}: a fault in the daemon ({type(error).__name__}: {error})")
+            reason = f"rank {rank}: a fault in the daemon ({type(error).__name__}: {error})"
+        else:
+            return
+        await asyncio.wait([noted])  # whoever handed it over is told that it was taken; what became of it, whoever asks for that
+        await self._abort_quietly(attempt_id, reason)
 
     async def _arrive(self, attempt_id: str, rank: int) -> None:
         """What is stored is published however long the catalog takes: an attempt that is complete is so for the next try, too."""
@@ -310,8 +321,15 @@ class AttemptService:
     # --- ending ----------------------------------------------------------------------------------------------------------------
 
     async def abort(self, attempt_id: str, reason: str, *, session: str | None = None) -> AttemptStatus:
-        """End the attempt for all its ranks. A client that aborts its own save gives its slot back by it (`session`)."""
-        view = await self._node.query(self._node.catalog.abort, attempt_id, reason)
+        """End the attempt for all its ranks. A client that aborts its own save gives its slot back by it (`session`).
+
+        CatalogUnavailable: it ends as soon as the catalog can be written.
+        """
+        try:
+            view = await self._node.query(self._node.catalog.abort, attempt_id, reason)
+        except CatalogUnavailable:
+            self._begun(self._abort_quietly(attempt_id, reason))
+            raise
         if session is not None:
             self._grants.give_up(attempt_id, session)
         self.ended([view])
@@ -327,6 +345,12 @@ class AttemptService:
             self._forget_files(view.attempt_id)
         if views:
             self._node.board.announce()
+
+    async def slot_given_up(self, segment_id: str, generation: int, session: str) -> None:
+        """A client gave back a slot of which it may not have heard what attempt it was granted for: nobody else would end that."""
+        if (grant := self._grants.with_slot(segment_id, generation, session)) is not None:
+            self._grants.end(grant)
+            self._begun(self._abort_quietly(grant.attempt_id, f"rank {grant.rank} gave its slot back"))
 
     async def session_lost(self, session: str) -> None:
         """A client is gone: its slots are freed, and what it had not handed over is aborted."""

@@ -82,6 +82,10 @@ class DescriptorHandler(Protocol):
         """A free slot, lent to this session from now on; Busy if there is none at this moment."""
         ...
 
+    def answered(self, session: str) -> None:
+        """The last answer is on its way to the client: what it need not wait for can begin."""
+        ...
+
     def opened(self, session: str, message: FdOpened) -> Answer:
         """What came of the attempt that `acquire` named."""
         ...
@@ -218,6 +222,7 @@ class DescriptorServer:
             thread.start()
         except RuntimeError as error:
             _log.error("no thread for a connection: %s", error)
+            connection.close()
             self._forget(connection)
 
     def _refusal(self, connection: socket.socket) -> CkptStoreError | None:
@@ -236,7 +241,6 @@ class DescriptorServer:
     def _forget(self, connection: socket.socket) -> None:
         with self._lock:
             self._connections.pop(connection, None)
-        connection.close()
 
     # --- one connection ------------------------------------------------------------------------------------------------------
 
@@ -260,9 +264,10 @@ class DescriptorServer:
             _log.exception("session %s", session)
             self._try_to_say(connection, CkptStoreError("a fault in the daemon; its log says more", operation="answer"))
         finally:
-            self._forget(connection)
+            connection.close()
             if connected:
                 self._say_goodbye(session)
+            self._forget(connection)  # only now: who closes the server waits for the ends of the sessions that it knows
 
     def _say_goodbye(self, session: str) -> None:
         try:
@@ -294,6 +299,7 @@ class DescriptorServer:
             fd_protocol.send(connection, ready, () if fd is None else (fd,))
         finally:
             fd_protocol.close_all(() if fd is None else (fd,))
+        self._handler.answered(session)
 
     def _handle(self, session: str, document: dict[str, Any], fds: list[int]) -> Answer:
         operation = document.get("op")

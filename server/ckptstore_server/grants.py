@@ -58,6 +58,11 @@ class Grants:
         grant = self._grants.get((attempt_id, rank))
         return grant if grant is not None and grant.session == session else None
 
+    def with_slot(self, segment_id: str, generation: int, session: str) -> Grant | None:
+        """The grant of this use of a slot."""
+        wanted = (segment_id, generation, session)
+        return next((g for g in self._grants.values() if (g.segment.segment_id, g.segment.generation, g.session) == wanted), None)
+
     def any_of(self, attempt_id: str) -> bool:
         """Whether some rank of the attempt still copies."""
         return any(attempt == attempt_id for attempt, _ in self._grants)

@@ -24,6 +24,7 @@ from ckptstore.fd_messages import (
     FdSegment,
 )
 from ckptstore.tree_messages import FdFile, FdLook, FdLooked, FdNeed, FdOpenFile
+from ckptstore.wire import OpenAttempt, SegmentGrant
 from ckptstore_server.attempts import AttemptService
 from ckptstore_server.grants import as_lent
 from ckptstore_server.node import Node
@@ -59,6 +60,7 @@ class Lending:
         self._sessions = sessions
         self._attempts = attempts
         self._openings = Openings(attempts)
+        self._to_open: dict[str, tuple[OpenAttempt, SegmentGrant]] = {}  # by session, from its slot until it is told of it
         self._copies = copies
         self._loop = loop
 
@@ -74,6 +76,8 @@ class Lending:
         self._on_loop(note())
 
     def disconnected(self, session: str) -> None:
+        self._to_open.pop(session, None)
+
         async def note() -> None:
             self._sessions.close(session)
             self._openings.session_lost(session)
@@ -83,18 +87,24 @@ class Lending:
             self._on_loop(note(), None)  # however long the catalog is locked
 
     def acquire(self, session: str, message: FdAcquire) -> tuple[FdReady, int | None]:
-        """A slot ahead of the attempt that it is for, which is joined while the client copies."""
+        """A slot ahead of the attempt that it is for, which is joined while the client copies: begun now, it would hold up the answer."""
         segment = self._node.pool.acquire(session, message.size_bytes, timeout_s=0.0)
         if message.opens is not None:
-            self._loop.call_soon_threadsafe(self._openings.begin, message.opens, as_lent(segment), session)
+            self._to_open[session] = message.opens, as_lent(segment)
         ready = FdReady(segment_id=segment.segment_id, capacity_bytes=segment.capacity_bytes, generation=segment.generation)
         return ready, None
+
+    def answered(self, session: str) -> None:
+        if (waiting := self._to_open.pop(session, None)) is not None:
+            self._loop.call_soon_threadsafe(self._openings.begin, *waiting, session)
 
     def opened(self, session: str, message: FdOpened) -> tuple[FdAttempt, int | None]:
         return FdAttempt(opened=self._on_loop(self._openings.answer(message.segment_id, message.generation, session))), None
 
     def release(self, session: str, message: FdRelease) -> tuple[FdReady, int | None]:
+        """The slot first: an attempt that is granted it from now on finds it gone, and ends."""
         self._node.pool.give_up(message.segment_id, message.generation, owner=session)
+        self._on_loop(self._attempts.slot_given_up(message.segment_id, message.generation, session))
         return FdReady(), None
 
     def hand_over(self, session: str, message: FdHandOver) -> tuple[FdReady, int | None]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckptstore.errors import CatalogUnavailable
 from tests.until import until
 
 
@@ -14,11 +15,12 @@ from tests.until import until
 class SlowCatalog:
     """Rigging for a daemon whose catalog does not do one thing, a method of `Attempts`, while a file `slow` lies in its home.
 
-    A file `asked` appears there when it was to be done.
+    A file `asked` appears there when it was to be done. With `refuses` it says CatalogUnavailable meanwhile.
     """
 
     home: Path
     method: str
+    refuses: bool = False
 
     def __call__(self, stack: ExitStack) -> None:
         from ckptstore.catalog.attempts import Attempts
@@ -28,6 +30,8 @@ class SlowCatalog:
         def late(catalog: Attempts, *arguments: Any) -> Any:
             if slow.exists():
                 (self.home / "asked").touch()
+                if self.refuses:
+                    raise CatalogUnavailable("the database is locked", operation=self.method)
                 until("the catalog is quick again", lambda: not slow.exists())
             return does(catalog, *arguments)
 

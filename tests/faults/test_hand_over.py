@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,3 +75,21 @@ def test_an_attempt_that_was_aborted_before_is_told_by_the_wait_and_gives_its_sl
         assert not published(store, "/run/aborted")
         for number in range(4):  # more than there are slots
             store.save(f"/run/after-{number}", state_of(number)).wait("nvme", timeout_s=60)
+
+
+def test_bytes_that_are_no_file_are_taken_first_and_end_their_attempt_then(place: FaultStore) -> None:
+    """Whichever of the two is known first: the hand-over is answered alike, and what became of it is told to whoever asks for that."""
+    slow, asked = place.home / "slow", place.home / "asked"
+    asked.unlink(missing_ok=True)
+    with place.connect() as observer, RawClient(place.daemon) as client, ThreadPoolExecutor(1) as executor:
+        opened, _ = client.stage("/run/no-file", b"\xff" * 64)
+        slow.touch()
+        try:
+            answer = executor.submit(client.hand_over, opened, 64)
+            until("the catalog is being told", asked.exists)
+            until("it was found to be no file", lambda: any(line.where == "save, rank 0" for line in observer.status().errors))
+            assert observer.status().attempts
+        finally:
+            slow.unlink()
+        assert answer.result(timeout=60).status_code == 200
+        assert client.outcome(opened)["state"] == "aborted"

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ckptstore.catalog import Catalog
+from ckptstore.catalog.model import AttemptState, AttemptView
 from ckptstore.config import read_settings
 from ckptstore.errors import AlreadyExists, InvalidInput, NotFound, WaitTimeout
 from ckptstore.wire import OpenAttempt
 from ckptstore_client.api import Api
 from ckptstore_client.descriptors import DescriptorConnection
 from tests.faults.fault_store import FaultStore, assert_state, posix_tier, published, state_of
+from tests.faults.raw_client import RawClient
 from tests.faults.slow_catalog import SlowCatalog
 from tests.until import until
 
@@ -39,6 +44,11 @@ def client(place: FaultStore) -> Iterator[DescriptorConnection]:
 
 def wanted(path: str, **more: Any) -> OpenAttempt:
     return OpenAttempt(path=path, token="a token of this test", ordinal=0, rank=0, world_size=1, size_bytes=4096, **more)
+
+
+def aborted(place: FaultStore) -> list[AttemptView]:
+    with closing(Catalog.open(f"sqlite:///{place.home / 'catalog.sqlite3'}", node="a test")) as catalog:
+        return catalog.attempts([AttemptState.ABORTED])
 
 
 def test_what_came_of_an_opening_is_told_once_and_to_its_own_client(place: FaultStore, client: DescriptorConnection) -> None:
@@ -81,6 +91,54 @@ def test_an_attempt_whose_client_goes_without_asking_is_aborted(place: FaultStor
         until("nobody is joined any more", lambda: not store.status().attempts)
         for number in range(2 * SLOTS):
             store.save(f"/run/after-gone-{number}", state_of(number)).wait("nvme", timeout_s=60)
+
+
+@pytest.mark.parametrize("opened", [True, False], ids=["before", "after"])
+def test_an_attempt_whose_client_gave_its_slot_back_unasked_is_aborted(
+    place: FaultStore, client: DescriptorConnection, opened: bool
+) -> None:
+    """What is joined before or after that: the client did not wait for the answer, since a locked catalog had it give up, say."""
+    slow, asked = place.home / "slow", place.home / "asked"
+    path = f"/run/unasked-{opened}"
+    asked.unlink(missing_ok=True)
+    with place.connect() as store:
+        if not opened:
+            slow.touch()
+        grant = client.acquire(4096, wanted(path))
+        if opened:
+            until("it is joined", lambda: [attempt.path for attempt in store.status().attempts] == [path])
+            client.release(grant)
+        else:
+            until("it is about to be joined", asked.exists)
+            client.release(grant)
+            slow.unlink()
+        until("it was aborted", lambda: [view.path for view in aborted(place) if view.path == path])
+        assert not store.status().attempts
+        store.save(path, state_of(7)).wait("nvme", timeout_s=60)
+
+
+def test_an_attempt_that_is_refused_once_it_was_joined_is_aborted(place: FaultStore, client: DescriptorConnection) -> None:
+    grant = client.acquire(4096)
+    too_much = wanted("/run/too-much").model_copy(update={"size_bytes": grant.capacity_bytes + 1, "segment": grant})
+    with RawClient(place.daemon) as raw:
+        assert raw.http.post("/v1/attempts", json=too_much.model_dump(mode="json")).status_code >= 400
+        until("it was aborted", lambda: [view.path for view in aborted(place) if view.path == "/run/too-much"])
+    client.release(grant)
+
+
+def test_an_abort_that_a_locked_catalog_refuses_is_done_when_it_can_be(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    rigging = SlowCatalog(home, "abort", refuses=True)
+    with FaultStore(home, [posix_tier("nvme", tmp_path / "nvme")], rigging=rigging) as place:
+        place.start()
+        with RawClient(place.daemon) as client, place.connect() as store:
+            opened = client.opened("/run/a")
+            (home / "slow").touch()
+            assert client.abort(opened, "not wanted").json()["error"] == "catalog_unavailable"
+            assert [attempt.path for attempt in store.status().attempts] == ["/run/a"]
+            (home / "slow").unlink()
+            until("it is aborted", lambda: not store.status().attempts)
+            assert [view.reason for view in aborted(place)] == ["not wanted"]
 
 
 def test_a_guarded_save_is_not_held_up_by_an_earlier_one_that_the_catalog_does_not_open(place: FaultStore) -> None:
