@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 from ckptstore.errors import NotFound
 from ckptstore.paths import LATEST, join, parent_and_name
@@ -29,7 +29,11 @@ TOLD_S = 60.0
 
 
 class MustWait(Exception):
-    """The answer has to be asked for, which the caller has no time to wait for."""
+    """The answer has to be asked for, which the caller has no time to wait for; `what` is the same for who waits for the same."""
+
+    def __init__(self, what: Hashable = None) -> None:
+        super().__init__(what)
+        self.what = what
 
 
 class Believed:

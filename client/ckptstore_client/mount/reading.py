@@ -37,7 +37,7 @@ class Reading:
         copy = self._copy(file, may_wait)
         if not copy.whole and not self._has_arrived(file, offset_bytes, size_bytes):
             if not may_wait:
-                raise MustWait
+                raise MustWait((file.node.id, offset_bytes // BLOCK_BYTES))
             copy = self._arrive(file, offset_bytes, size_bytes)
         if copy.fd < 0:
             if not may_wait:

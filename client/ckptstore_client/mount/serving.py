@@ -1,8 +1,9 @@
 """How are requests answered, many at once, without one that waits holding up the rest?
 
 A few threads read the device and answer at once what can be answered at once. What has to be asked for is handed to a pool, whose size
-bounds how many readers wait for bytes at a time; the kernel keeps the others. A reader that is interrupted (Ctrl-C) while its bytes are
-on their way is let go at once with EINTR, and the late answer is dropped.
+bounds how many readers wait for bytes at a time; the kernel keeps the others. Requests that wait for the same (a block, which the kernel
+reads in pieces) are answered by one thread, one after another: it is asked for once. A reader that is interrupted (Ctrl-C) while its
+bytes are on their way is let go at once with EINTR, and the late answer is dropped.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import dataclasses
 import errno
 import logging
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 
 from ckptstore.errors import CkptStoreError
@@ -46,6 +48,8 @@ class Serving:
         self._waiting_lock = threading.Lock()
         #: reads that the pool works on, by the kernel's number
         self._waiting: set[int] = set()
+        #: requests behind the one that asks for what they wait for
+        self._behind: dict[Hashable, deque[Request]] = {}
         self._failure: BaseException | None = None
 
     def run(self) -> None:
@@ -76,14 +80,38 @@ class Serving:
             return
         try:
             body = self._answer(request, may_wait=False)
-        except MustWait:
+        except MustWait as waits:
             kept = dataclasses.replace(request, body=memoryview(bytes(request.body)))
             if request.opcode == Opcode.READ:
                 with self._waiting_lock:
                     self._waiting.add(request.unique)
-            self._pool.submit(self._answer_later, kept)
+            self._queue(kept, waits.what)
             return
         self._reply(request, body)
+
+    def _queue(self, request: Request, what: Hashable) -> None:
+        if what is None:
+            self._pool.submit(self._answer_later, request)
+            return
+        with self._waiting_lock:
+            if (behind := self._behind.get(what)) is not None:
+                behind.append(request)
+                return
+            self._behind[what] = deque()
+        self._pool.submit(self._answer_in_turn, request, what)
+
+    def _answer_in_turn(self, first: Request, what: Hashable) -> None:
+        """A request and those behind it. What one was refused the others ask for at once, so that nobody waits longer for being behind."""
+        request: Request | None = first
+        while request is not None:
+            answered = self._answer_later(request)
+            with self._waiting_lock:
+                behind = self._behind[what]
+                if not (answered and behind):
+                    del self._behind[what]
+                request = behind.popleft() if answered and behind else None
+        for late in behind:
+            self._pool.submit(self._answer_later, late)
 
     def _answer(self, request: Request, *, may_wait: bool) -> Body | int:
         """The body, or an errno."""
@@ -97,20 +125,23 @@ class Serving:
                 _log.warning("%s: %s", Opcode(request.opcode).name.lower(), error)
             return code
 
-    def _answer_later(self, request: Request) -> None:
+    def _answer_later(self, request: Request) -> bool:
+        """Whether there was an answer, rather than an error."""
         try:
             body = self._answer(request, may_wait=True)
             if request.opcode == Opcode.READ:
                 with self._waiting_lock:
                     if request.unique not in self._waiting:  # interrupted, and answered so
-                        return
+                        return not isinstance(body, int)
                     self._waiting.discard(request.unique)
             self._reply(request, body)
         except Unmounted:
-            return
+            return False
         except Exception:  # noqa: BLE001 — the top of a task: a bug must not leave a reader waiting
             _log.exception("a request failed: %s", request)
             self._device.refuse(request.unique, errno.EIO)
+            return False
+        return not isinstance(body, int)
 
     def _reply(self, request: Request, body: Body | int) -> None:
         if isinstance(body, int):

@@ -133,7 +133,10 @@ class Copy:
             raise self._not_kept()
         if disk.copy_id != copy_id:
             raise NotFound("this copy is kept no longer", operation="read", subject=self.file.path, hint="open the file again")
-        for future in self._ask(blocks, offset, stop):
+        wanted = self._ask(blocks, offset, stop)
+        # Who reads on is not heard of again before the next block.
+        self._keeper.served(self, (min(blocks.stop * BLOCK_BYTES, self.file.size_bytes) if self._ahead.reads_on else stop) - offset)
+        for future in wanted:
             try:
                 kept = future.result(timeout_s) is None
             except TimeoutError as error:
@@ -147,6 +150,7 @@ class Copy:
     async def block(self, index: int, offset: int, stop: int) -> bytes:
         """One block, verified now; bytes `offset` to `stop` of the file are what is wanted of it."""
         loop = asyncio.get_running_loop()
+        self._keeper.served(self, stop - offset)
         for _ in range(TRIES):
             for future in self._ask([index], offset, stop):
                 if (data := await asyncio.wrap_future(future)) is not None:
@@ -174,7 +178,6 @@ class Copy:
 
     def _ask(self, blocks: Iterable[int], offset: int, stop: int) -> list[Future[bytes | None]]:
         """What must be waited for, so that these blocks are there; what will be wanted next is on its way, too."""
-        self._keeper.served(self, stop - offset)
         with self._lock:
             wanted = [result for index in blocks if (result := self._wanted(index)) is not None]
             if self._disk is not None and not self._disk.is_complete:

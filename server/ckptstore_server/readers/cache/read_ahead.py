@@ -41,10 +41,13 @@ class ReadAhead:
         self._limit = window_blocks
         self._eager = eager
         self._runs: list[_Run] = []  # the one that was continued last is the last
+        #: whether the read before continued a run
+        self.reads_on = False
 
     def after(self, start: int, stop: int, missing_from: Callable[[int], Iterable[int]]) -> list[int]:
         """Bytes `start` to `stop` are being read: the blocks that should follow. `missing_from` tells which are not there yet."""
         window = self._advance(start, stop)
+        self.reads_on = window > 0
         first = -(-stop // BLOCK_BYTES)
         if self._eager:
             return list(islice(chain(missing_from(first), takewhile(lambda block: block < first, missing_from(0))), self._limit))
