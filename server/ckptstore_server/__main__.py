@@ -16,6 +16,10 @@ from ckptstore.errors import CkptStoreError
 #: An auto-started daemon that nobody uses ends after this, unless it was configured otherwise; its drains are finished first.
 AUTO_STARTED_IDLE_EXIT_S = 600.0
 
+#: How long a thread that computes keeps the interpreter while another waits for it, in seconds. Python's own, 5 ms, is what a whole save
+#: holds training up, and a request answered by three threads may wait for it three times.
+SWITCH_INTERVAL_S = 0.001
+
 app = typer.Typer(add_completion=False, no_args_is_help=False)
 
 
@@ -31,6 +35,7 @@ def serve(
     """Serve this node until told to stop."""
     from ckptstore_server.daemon import Daemon
 
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         settings = read_settings(config, home=home, listen=listen, catalog_url=catalog_url, idle_exit_s=idle_exit_s)
         if auto_started and settings.idle_exit_s is None:

@@ -42,9 +42,17 @@ class Evictor:
                 await self.make_room(handle)
 
     async def before_put(self, handle: TierHandle, size_bytes: int) -> None:
-        """Keep the tier below its mark with this object, too: a save that comes faster than the next look must not find it full."""
-        if handle.opened is not None and await self._node.run(self._node.tier_executor(handle), _passes_mark, handle, size_bytes):
+        """Keep the tier below its mark with this object, too: a save that comes faster than the next look must not find it full.
+
+        Where that does not do, since what could go is not safe below yet, drains are hurried from now on, and not from that look on.
+        """
+        if await self._passes_mark(handle, size_bytes):
             await self.make_room(handle, size_bytes)
+            if handle in self._node.node_local and await self._passes_mark(handle, size_bytes):
+                self._node.quiet.suspended = True
+
+    async def _passes_mark(self, handle: TierHandle, size_bytes: int) -> bool:
+        return handle.opened is not None and await self._node.run(self._node.tier_executor(handle), _is_above_mark, handle, size_bytes)
 
     async def make_room(self, handle: TierHandle, for_bytes: int = 0) -> int:
         """Evict down to the low-water mark and until `for_bytes` are free, or until nothing may go; bytes freed."""
@@ -85,7 +93,7 @@ class Evictor:
             return True
 
 
-def _passes_mark(handle: TierHandle, size_bytes: int) -> bool:
+def _is_above_mark(handle: TierHandle, size_bytes: int) -> bool:
     limit_bytes = handle.usage().limit_bytes
     return limit_bytes is not None and handle.fill() + size_bytes / max(limit_bytes, 1) > handle.settings.high_water
 

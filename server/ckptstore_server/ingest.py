@@ -122,13 +122,13 @@ class Ingest:
         self, handle: TierHandle, new_object: NewObject, source: BlockSource, expected: BlockDigests | None
     ) -> tuple[BlockDigests, int | None]:
         """The digests, and what the object takes in the tier if it is compressed there."""
-        with handle.watched() as tier:
+        with handle.watched(writes=True) as tier:
             digests = tier.put(new_object.key, source, expected=expected)
             handle.written.add(source.size_bytes)
             return digests, tier.stored_bytes(new_object.key, source.size_bytes)
 
     def _put_many(self, handle: TierHandle, files: Sequence[tuple[NewObject, memoryview]]) -> dict[str, tuple[BlockDigests, int | None]]:
-        with handle.watched() as tier:
+        with handle.watched(writes=True) as tier:
             digests = tier.put_many([(new_object.key, data) for new_object, data in files])
             handle.written.add(sum(len(data) for _, data in files))
             return {

@@ -96,9 +96,9 @@ class Lane:
         self._closed = False
 
     @contextmanager
-    def moving(self, object_id: str, *, quietly: bool) -> Iterator[Movement]:
+    def moving(self, object_id: str, size_bytes: int, *, quietly: bool) -> Iterator[Movement]:
         """A movement of one object, as the gate of its blocks."""
-        movement = Movement(self, quietly=quietly)
+        movement = Movement(self, quietly=quietly, is_small=size_bytes <= BLOCK_BYTES)
         with self._changed:
             movement.called_off = self._closed
             self._moving[object_id] = movement
@@ -145,7 +145,7 @@ class Lane:
             self._book()
         with self._changed:
             while movement.quietly and not movement.called_off:
-                rest_s = min(self._quiet.wait_s(), self._due.wait_s(size_bytes))
+                rest_s = min(self._quiet.wait_s(small=movement.is_small), self._due.wait_s(size_bytes))
                 if rest_s < SHORTEST_REST_S:
                     break
                 self._rest(self._changed, min(rest_s, LONGEST_REST_S))
@@ -181,9 +181,10 @@ class Lane:
 class Movement:
     """One object on its way: a `Gate` for its blocks."""
 
-    def __init__(self, lane: Lane, *, quietly: bool) -> None:
+    def __init__(self, lane: Lane, *, quietly: bool, is_small: bool) -> None:
         self._lane = lane
         self.quietly = quietly
+        self.is_small = is_small
         self.called_off = False
         self.moved_bytes = 0
 

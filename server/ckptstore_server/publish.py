@@ -121,7 +121,7 @@ class Publisher:
         last: CkptStoreError | None = None
         for handle in self._node.durable:
             try:
-                with handle.watched() as tier:
+                with handle.watched(writes=True) as tier:
                     digests = tier.put(new_object.key, MemorySource(memoryview(data), stable=True))
                     stored_bytes = tier.stored_bytes(new_object.key, len(data))
                 self._node.catalog.object_stored(new_object.object_id, digests, tier=handle.name, stored_bytes=stored_bytes)
@@ -162,7 +162,7 @@ class Publisher:
 
     def _write_record(self, handle: TierHandle, publication_id: str) -> None:
         record = self._node.catalog.record(publication_id, tier=handle.name)
-        with handle.watched() as tier:
+        with handle.watched(writes=True) as tier:
             tier.put_document(record_key(publication_id), record)
         failpoint(RECORD_WRITTEN)
         self._node.catalog.record_written(publication_id, handle.name, sequence=sequence_of(record))

@@ -177,7 +177,7 @@ class Replicas:
             try:
                 with ExitStack() as stack:
                     source = stack.enter_context(blocks_of(stack.enter_context(self.reader(file, tier))))
-                    target = stack.enter_context(into.watched())
+                    target = stack.enter_context(into.watched(writes=True))
                     stack.enter_context(self.place(file.object_id, into.name))
                     if repairs := self._is_damaged(file.object_id, into):
                         # Wrong bytes may be in the way, and an object that is there is never written over. They go only for better ones:
@@ -187,7 +187,7 @@ class Replicas:
                             continue
                         target.delete(file.key)
                     # A repair that rested would keep the place locked, and `verify` or a reader's report waiting for its own repair.
-                    movement = stack.enter_context(into.lane.moving(file.object_id, quietly=quietly and not repairs))
+                    movement = stack.enter_context(into.lane.moving(file.object_id, file.size_bytes, quietly=quietly and not repairs))
                     paced = PacedSource(source, movement)
                     put_anew(target, file.key, paced if follower is None else FollowedSource(paced, follower), digests)
                     into.written.add(file.size_bytes)

@@ -60,6 +60,7 @@ class TierHandle:
         self._lock = threading.Lock()
         self._failures = 0
         self._not_before_s = 0.0
+        self._free_when_full: int | None = None
 
     def open(self) -> CodecTier:
         """The tier; opens it if need be. TierUnavailable while it is down, WrongStore if it belongs to another store."""
@@ -118,8 +119,11 @@ class TierHandle:
                 self._tier = None
 
     @contextmanager
-    def watched(self) -> Iterator[CodecTier]:
-        """The tier for one piece of work, whose outcome decides the state that `status` shows."""
+    def watched(self, *, writes: bool = False) -> Iterator[CodecTier]:
+        """The tier for one piece of work, whose outcome decides the state that `status` shows.
+
+        A tier that was full is so until something is written (`writes`), or there is more room: that it can be read says nothing.
+        """
         tier = self.open()
         try:
             yield tier
@@ -129,13 +133,25 @@ class TierHandle:
                     self._note_failure(error)
             raise
         else:
-            if self.state != "ok":
+            if self.state != "ok" and (writes or self.state != "full" or self._has_more_room()):
                 with self._lock:
                     self._note_success()
+
+    def _has_more_room(self) -> bool:
+        """Than when it was full; also where nobody can tell."""
+        free_bytes = self._free_bytes()
+        return free_bytes is None or self._free_when_full is None or free_bytes > self._free_when_full
+
+    def _free_bytes(self) -> int | None:
+        try:
+            return self.usage().free_bytes
+        except CkptStoreError:
+            return None
 
     def _note_failure(self, error: CkptStoreError) -> None:
         self.last_error = str(error)
         self.state = "full" if isinstance(error, TierFull) else "down"
+        self._free_when_full = self._free_bytes() if self.state == "full" else None
         if self._tier is None and not isinstance(error, WrongStore):
             self._not_before_s = time.monotonic() + REOPEN_PAUSES_S[min(self._failures, len(REOPEN_PAUSES_S) - 1)]
             self._failures += 1

@@ -15,7 +15,7 @@ from ckptstore.catalog.model import Waiting
 from ckptstore_server.deadline import SPARE, Plan, alarm, judged_over_s, plan
 from ckptstore_server.lane import CalledOff, Lane
 from ckptstore_server.pressure import Reading
-from ckptstore_server.quiet import QuietBudget
+from ckptstore_server.quiet import QuietBudget, burst_s
 from ckptstore_tiers.checksums import BLOCK_BYTES
 from ckptstore_tiers.paced import PacedSource, in_two_steps
 from ckptstore_tiers.scratch import ScratchPool
@@ -120,7 +120,7 @@ def seconds_for(machine: BusyMachine, lane: Lane, blocks: int, *, quietly: bool 
     """How long so many blocks take on their way."""
     begin_s = machine.now_s
     source = MemorySource(bytes(BLOCK_BYTES) * blocks)
-    with lane.moving("object", quietly=quietly) as movement, ScratchPool().borrow() as scratch:
+    with lane.moving("object", source.size_bytes, quietly=quietly) as movement, ScratchPool().borrow() as scratch:
         paced = PacedSource(source, movement)
         for index in range(blocks):
             paced.block(index, scratch)
@@ -130,7 +130,7 @@ def seconds_for(machine: BusyMachine, lane: Lane, blocks: int, *, quietly: bool 
 
 def test_on_a_busy_machine_blocks_rest_and_on_an_idle_one_they_do_not() -> None:
     machine = BusyMachine()
-    assert seconds_for(machine, machine.lane(), 60) == pytest.approx((60 * 0.01 - 0.2) / 0.04, rel=0.2)
+    assert seconds_for(machine, machine.lane(), 60) == pytest.approx((60 * 0.01 - burst_s(0.04)) / 0.04, rel=0.2)
     idle = BusyMachine()
     idle.others_cpus = 0.0
     assert seconds_for(idle, idle.lane(), 60) < 3.0
@@ -140,11 +140,11 @@ def test_of_a_put_in_two_steps_reading_rests_and_writing_keeps_the_limit() -> No
     """A tier that compresses: what is read counts as moved, what is written counts against the limit."""
     machine = BusyMachine()
     lane, source = machine.lane(limit_bytes_s=BLOCK_BYTES), MemorySource(bytes(BLOCK_BYTES) * 60)
-    with lane.moving("object", quietly=True) as movement, ScratchPool().borrow() as scratch:
+    with lane.moving("object", source.size_bytes, quietly=True) as movement, ScratchPool().borrow() as scratch:
         read, paced = in_two_steps(PacedSource(source, movement))
         for index in range(60):
             read.block(index, scratch)
-        assert machine.now_s - 1000.0 == pytest.approx((60 * 0.01 - 0.2) / 0.04, rel=0.2)
+        assert machine.now_s - 1000.0 == pytest.approx((60 * 0.01 - burst_s(0.04)) / 0.04, rel=0.2)
         assert lane.moved_bytes() == 60 * BLOCK_BYTES
         begin_s, written = machine.now_s, paced(source)
         for index in range(10):

@@ -13,10 +13,11 @@ import pytest
 
 from ckptstore_server.pressure import Gauge, Pressure, Reading, job_folders, stall_s
 from ckptstore_server.priority import nice_counts, yield_to_others
-from ckptstore_server.quiet import BURST_S, FIRST_LOOK_S, LARGEST_DEBT_S, LOOK_S, SLOWDOWN_GOAL, QuietBudget, allowed_cpus
+from ckptstore_server.quiet import FIRST_LOOK_S, LARGEST_DEBT_S, LOOK_S, SLOWDOWN_GOAL, SMALL_BURST_S, QuietBudget, allowed_cpus, burst_s
 from ckptstore_server.step_times import ENOUGH_STEPS, StepTimes
 
 SHARE = 0.02
+BURST_S = burst_s(2 * SHARE)
 
 
 class Machine:
@@ -62,7 +63,10 @@ def budget_after(machine: Machine, **load: float) -> QuietBudget:
     [
         ({}, 2.0),
         ({"cpu": 0.9}, 2.0),  # nobody else is there: the drains wait for each other
-        ({"others": 0.5}, 1.5),
+        ({"others": 0.1}, 2.0),
+        ({"others": 0.5}, 1.0),
+        ({"others": 1.4}, 0.1),
+        ({"others": 1.6}, 0.04),  # what they leave over are gaps between their steps
         ({"others": 1.99}, 0.04),
         ({"others": 1.0, "cpu": 0.3}, 0.04),  # a drain has taken one CPU, and training wants it back
         ({"memory": 0.2}, 0.04),
@@ -105,10 +109,15 @@ def test_on_a_busy_machine_drains_use_their_share_and_no_more() -> None:
     assert used_s == pytest.approx(100.0 * SHARE * machine.cpus + BURST_S, rel=0.05)
 
 
-def test_a_small_checkpoint_passes_at_once() -> None:
+def test_a_small_checkpoint_passes_at_once_and_of_small_objects_many() -> None:
     budget = budget_after(Machine(), others=2.0)
     budget.charge(BURST_S)
     assert budget.wait_s() == 0.0
+    budget.charge(SMALL_BURST_S - BURST_S)
+    assert budget.wait_s() > 0.0
+    assert budget.wait_s(small=True) == 0.0
+    budget.charge(0.04)
+    assert budget.wait_s(small=True) == pytest.approx(1.0)
 
 
 def test_when_training_ends_drains_go_on_at_once() -> None:
@@ -150,6 +159,20 @@ def test_steps_that_are_longer_beside_drains_make_them_quieter_until_the_goal_is
     assert budget.allowed_cpus == 2.0
 
 
+def test_what_training_told_of_itself_counts_no_longer_when_it_has_stopped() -> None:
+    machine = Machine()
+    budget = budget_after(machine, others=1.0)
+    budget.aim(0.5, 0.5)
+    assert budget.allowed_cpus == pytest.approx(SLOWDOWN_GOAL)
+    for _ in range(3):
+        machine.run(LOOK_S)
+        budget.wait_s()
+        assert budget.allowed_cpus == 2.0, "nobody trains any more: the last checkpoint goes down at once"
+    machine.run(LOOK_S, others=1.1)
+    budget.wait_s()
+    assert budget.allowed_cpus == pytest.approx(SLOWDOWN_GOAL), "and now somebody does again"
+
+
 def ends_of(begin_s: float, durations_s: list[float]) -> list[float]:
     ends = [begin_s]
     for duration_s in durations_s:
@@ -177,6 +200,21 @@ def test_a_quiet_median_is_remembered_for_a_session_that_is_never_quiet_again() 
     assert finding is not None
     assert finding.slowdown == pytest.approx(0.5)
     assert steps.heard("another", ends_of(200.0, [1.5] * 10)) is None
+
+
+def test_a_step_beside_a_save_is_not_blamed_on_drains() -> None:
+    """Ten steps alone, ten with a save and a drain beside them, ten with the drain alone: only these say what drains cost."""
+    clock = iter([129.5])
+    steps = StepTimes(clock=lambda: next(clock))
+    assert steps.heard("session", ends_of(100.0, [1.0] * 10)) is None
+    for second in range(40):
+        steps.note_use(110.0 + second, 0.1 * second)
+    later = ends_of(110.0, [2.0] * 10) + ends_of(131.0, [1.1] * 9)
+    with steps.saving(since_s=110.5):
+        assert steps.heard("session", later) is None, "the save is not over: no step is told from its burden"
+    found = steps.heard("session", later)
+    assert found is not None
+    assert found.slowdown == pytest.approx(0.1)
 
 
 def test_too_few_steps_say_nothing() -> None:
