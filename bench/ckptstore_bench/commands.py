@@ -12,6 +12,7 @@ from ckptstore_bench.cache.command import cache
 from ckptstore_bench.checkpoint.command import checkpoint
 from ckptstore_bench.codecs.command import codecs
 from ckptstore_bench.dcp.command import dcp
+from ckptstore_bench.hub.command import hub
 from ckptstore_bench.interference.command import interference
 from ckptstore_bench.load.command import load
 from ckptstore_bench.mount.command import mount
@@ -70,3 +71,4 @@ group.command("codecs")(codecs)
 group.command("interference")(interference)
 group.command("s3")(s3)
 group.command("mount")(mount)
+group.command("hub")(hub)

@@ -14,6 +14,7 @@ import contextlib
 import os
 import secrets
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -28,6 +29,14 @@ from ckptstore_tiers.open_tiers import open_tier
 SPARE_BYTES = 64 << 20
 #: The tier's root in its place, and its neighbour for other files, since a root must be empty when its store begins.
 TIER, BESIDE = "tier", "beside"
+
+
+@dataclass(frozen=True)
+class Network:
+    """Where the scratch daemon serves its network API (host:port), and the token that it asks for."""
+
+    listen: str
+    token: str
 
 
 class Scratch:
@@ -79,7 +88,7 @@ class Scratch:
                 why = f"it has room for {max(0, min(room)):,} bytes, and this needs {need_bytes:,}"
                 raise TierFull(why, operation="bench", tier=tier.name, hint="a smaller --size, or another --folder")
 
-    def write_configuration(self, *, memory_limit_bytes: int | None) -> Settings:
+    def write_configuration(self, *, memory_limit_bytes: int | None, network: Network | None = None) -> Settings:
         """`config.toml` in the scratch home; without a configured limit of memory, `memory_limit_bytes`."""
         memory = self._configured.memory
         limit = memory.limit if memory.limit is not None else memory_limit_bytes
@@ -89,7 +98,7 @@ class Scratch:
                 "tiers": self.tiers,
                 "memory": MemorySettings(**{**memory.model_dump(), "limit": limit}),
                 "catalog_url": None,
-                "listen": None,
+                "listen": network.listen if network is not None else None,
                 "token": None,
                 "grace_s": 0.0,
                 # Its end is this process's to say; if this is killed, the daemon ends by itself.
@@ -97,6 +106,8 @@ class Scratch:
             }
         )
         document = settings.model_dump(mode="json", exclude_none=True, exclude={"home"})
+        if network is not None:
+            document["token"] = network.token  # a secret is not dumped with the rest
         (self.home / "config.toml").write_text(tomlkit.dumps(document), "utf-8")
         return settings
 

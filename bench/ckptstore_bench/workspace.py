@@ -15,18 +15,19 @@ import ckptstore
 from ckptstore.errors import CkptStoreError, DaemonUnavailable
 from ckptstore.wire import FilePage, Located, PublicationInfo
 from ckptstore_bench.interruption import uninterrupted
-from ckptstore_bench.scratch import Scratch
+from ckptstore_bench.scratch import Network, Scratch
 from ckptstore_client.api import Api
 
 STOP_TIMEOUT_S = 60.0
 
 
 class Workspace:
-    def __init__(self, scratch: Scratch, *, memory_limit_bytes: int | None) -> None:
-        """Owns `scratch` from here: it is entered and left with this block."""
+    def __init__(self, scratch: Scratch, *, memory_limit_bytes: int | None, network: Network | None = None) -> None:
+        """Owns `scratch` from here: it is entered and left with this block. With `network` its daemon serves the network API too."""
         self.scratch = scratch
         self.home = scratch.home
         self._memory_limit_bytes = memory_limit_bytes
+        self._network = network
         self._socket = ""
 
     @property
@@ -36,7 +37,7 @@ class Workspace:
 
     def __enter__(self) -> Workspace:
         self.scratch.__enter__()
-        settings = self.scratch.write_configuration(memory_limit_bytes=self._memory_limit_bytes)
+        settings = self.scratch.write_configuration(memory_limit_bytes=self._memory_limit_bytes, network=self._network)
         self._socket = str(settings.api_socket)
         return self
 

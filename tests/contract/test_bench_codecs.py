@@ -65,7 +65,7 @@ def test_only_the_beginning_of_a_large_file_is_read(tmp_path: Path, bench: Bench
 def test_without_files_made_up_weights_of_three_kinds_are_measured_and_said_to_be_that(
     monkeypatch: pytest.MonkeyPatch, bench: Bench
 ) -> None:
-    monkeypatch.setattr(weights, "_installed_model", lambda: None)
+    monkeypatch.setattr(weights, "installed_model", lambda: None)
     document = bench("--size", "1MiB")
     assert {name for name, _ in rows(document)} == {"bf16", "fp32", "fp16"}
     assert any("made up" in note for note in document["notes"])

@@ -37,7 +37,7 @@ def test_each_phase_is_reported_beside_the_steps_alone_around_it(tmp_path: Path)
     report: dict[str, Any] = json.loads(done.stdout)
     (table,) = report["tables"]
     rows = {row["phase"]: row for row in table["rows"]}
-    assert list(rows) == ["saving", "guarded", "draining"]
+    assert list(rows) == ["saving", "guarded", "writing", "draining"]
     for row in rows.values():
         for key in ("mean_s", "alone_mean_s", "p99_s", "alone_p99_s", "mean_percent", "p99_percent"):
             assert len(row[key]["values"]) == 2, "one a round"
@@ -47,9 +47,12 @@ def test_each_phase_is_reported_beside_the_steps_alone_around_it(tmp_path: Path)
         assert row["mean_percent"]["values"] == pytest.approx(slow_downs_found)
     stalls = [len(rows[phase]["stall_s"]["values"]) for phase in ("saving", "guarded")]
     assert stalls == [4, 4], "two rounds of four steps, a save every two"
-    assert rows["draining"]["stall_s"] is None
+    for phase in ("writing", "draining"):
+        assert rows[phase]["stall_s"] is None
+        assert all(done <= 4 for done in rows[phase]["done"]["values"]), "each save has a step of its own"
     assert {figure["name"]: figure["bound"] for figure in report["figures"]} == {
-        "interference.saving": None, "interference.guarded": 3.0, "interference.draining": 5.0,
+        "interference.saving": None, "interference.guarded": 3.0,
+        "interference.writing": None, "interference.draining": 5.0,
     }  # fmt: skip
     assert report["settings"]["tiers"] == ["nvme", "pfs"]
     assert report["settings"]["threads"] == 1
@@ -67,6 +70,14 @@ def test_nonsense_is_refused_in_one_line(tmp_path: Path, arguments: list[str], c
     assert code in (2, 9)
     assert (told.out, len(told.err.strip().splitlines())) == ("", 1), told.err
     assert not (tmp_path / "scratch").exists()
+
+
+def test_draining_needs_a_tier_to_drain_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = tmp_path / "home"
+    code = command_line(["--home", str(home), "bench", "interference", *TINY, "--phases", "draining"])
+    assert code == 2
+    assert "--phases" in capsys.readouterr().err
+    assert not home.exists()
 
 
 def test_a_slow_down_is_of_the_mean_and_of_the_slowest_hundredth() -> None:

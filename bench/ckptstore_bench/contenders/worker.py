@@ -55,13 +55,17 @@ def _turn(made: Any, method: str, arguments: tuple[Any, ...]) -> tuple[Any, floa
 
 
 def _timed_load(loader: Loader, files: list[Path], cold: bool, compare_with: tuple[Path, Any] | None) -> dict[str, float]:
-    """Seconds of one load, files dropped from the page cache before it. With `compare_with` what came is compared with the state."""
+    """Seconds of one load, files dropped from the page cache before it, and free memory the machine's own.
+
+    With `compare_with` what came is compared with the state.
+    """
     from ckptstore.errors import ChecksumMismatch
-    from ckptstore_bench.cold import make_cold
+    from ckptstore_bench.cold import make_cold, own_memory
     from ckptstore_bench.shared_state import flat, open_state, same_bits, touch
 
     if cold and files:
         make_cold(files)
+    own_memory(2 * sum(file.stat().st_size for file in files))  # for the tensors, and for who reads through the page cache
     cpu_s = time.process_time()
     began_s = time.perf_counter()
     loaded = loader.load()

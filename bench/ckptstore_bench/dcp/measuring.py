@@ -9,7 +9,6 @@ are dropped from the page cache, and the daemon is started anew, so that nothing
 from __future__ import annotations
 
 import shutil
-import socket
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptstore_bench.cold import make_cold
+from ckptstore_bench.cold import make_cold, own_memory
 from ckptstore_bench.dcp.ways import BUFFERS, FIO, STORE, WAYS, folder_of, path_of
 from ckptstore_bench.fio import Fio
 from ckptstore_bench.line_process import LineProcess
+from ckptstore_bench.ports import free_port
 from ckptstore_bench.running import Steps
 from ckptstore_bench.workspace import Workspace
 
@@ -65,11 +65,8 @@ class Job:
 @contextmanager
 def running(workspace: Workspace, wanted: Wanted, count: int) -> Iterator[Job]:
     """A job of so many ranks that are ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     arguments = [str(workspace.home), str(workspace.folder), str(wanted.size_bytes), str(wanted.tensors)]
-    group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     group |= {"GLOO_SOCKET_IFNAME": "lo", "LOCAL_WORLD_SIZE": str(count)}
     with ExitStack() as processes:
         environments = (group | {"RANK": str(rank)} for rank in range(count))
@@ -116,6 +113,7 @@ def _load(job: Job, name: str, wanted: Wanted, workspace: Workspace, disk: Fio |
         for way in _in_turn(WAYS if disk is None else (*WAYS, FIO), turn):
             steps.next(f"{name}: {way}")
             _make_cold(workspace)
+            own_memory(2 * wanted.size_bytes)  # for who reads through the page cache, and a copy beside
             job.ask(do="connect")
             if way == FIO:
                 assert disk is not None

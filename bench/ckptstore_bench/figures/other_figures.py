@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ckptstore.config import TierSettings
@@ -13,7 +11,6 @@ from ckptstore_bench.codecs.report import build as codecs_report
 from ckptstore_bench.codecs.weights import chosen_weights
 from ckptstore_bench.interference.measuring import Request
 from ckptstore_bench.interference.measuring import measure as measure_steps
-from ckptstore_bench.interference.phases import Phase
 from ckptstore_bench.measure import Result, Rounds
 from ckptstore_bench.report import Figure
 from ckptstore_bench.running import Steps
@@ -22,9 +19,6 @@ from ckptstore_bench.s3.measuring import figures as s3_figures
 from ckptstore_bench.s3.measuring import measure as measure_clients
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 
-STEPS, BATCH = 60, 32
-#: A save before every step where it is guarded, before every tenth where its drain is to be seen.
-EVERY: dict[Phase, int] = {"guarded": 1, "draining": 10}
 LARGEST_STATE_BYTES = 256 << 20
 WEIGHTS_BYTES = 64 << 20
 LARGEST_OBJECT_BYTES, PART_BYTES, PARALLEL = 512 << 20, 16 << 20, 8
@@ -32,10 +26,16 @@ BUCKET = "figures"
 
 
 def measure_interference(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> Result:
+    """A guarded save at every step of a loop that leaves the daemon one core, as a job whose steps run on a GPU does: where training takes
+    all cores, each byte that is saved costs it time, and at every step that is seen. Draining: beside a loop that takes all cores.
+
+    Many short rounds, since the steps alone drift by more than what is looked for."""
+    size = min(size_bytes, LARGEST_STATE_BYTES)
+    cores = len(os.sched_getaffinity(0))
+    guarded = Request(size, 10, 1, 256, max(1, cores - 1), 3 * rounds, ("guarded",), None, folder / "guarded")
+    draining = Request(size, 20, 10, 32, cores, 3 * rounds, ("draining",), None, folder / "draining")
     figures: list[Figure] = []
-    for phase, every in EVERY.items():
-        size = min(size_bytes, LARGEST_STATE_BYTES)
-        request = Request(size, STEPS, every, BATCH, None, rounds, (phase,), None, folder / phase)
+    for request in (guarded, draining):
         figures += measure_steps(steps, request).figures
     return Result(figures, Rounds())
 
@@ -48,23 +48,9 @@ def measure_codecs(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> 
 def measure_s3(folder: Path, size_bytes: int, rounds: int, steps: Steps) -> Result:
     """Against SeaweedFS on this machine: here the server has the greater part of the CPU time, and every client meets the same one."""
     folder.mkdir(parents=True)
-    with SeaweedS3(folder / "s3") as s3, _environment(s3.environment()):
+    with SeaweedS3(folder / "s3") as s3, s3.in_environment():
         s3.create_bucket(BUCKET)
         settings = TierSettings(name="object", kind="object", url=f"s3://{BUCKET}/bench", options={"endpoint_url": s3.endpoint_url})
         size = min(size_bytes, LARGEST_OBJECT_BYTES)
         results = measure_clients(settings, list(CLIENTS), folder, size, PART_BYTES, PARALLEL, rounds, steps)
     return Result(s3_figures(results), Rounds())
-
-
-@contextmanager
-def _environment(told: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -19,13 +19,15 @@ def interference(
     every: Annotated[int, typer.Option(min=1, help="A save before every so many steps.")] = 10,
     batch: Annotated[int, typer.Option(min=1, help="Rows of a batch: more make a step longer.")] = 32,
     threads: Annotated[int | None, typer.Option(min=1, help="Cores of the training loop; else as many as torch takes.")] = None,
-    phases: Annotated[str, typer.Option(help="What is compared with the loop alone.")] = "saving,guarded,draining",
+    phases: Annotated[
+        str | None, typer.Option(help="Of saving, guarded, writing and draining; else all, the last where there are two durable tiers.")
+    ] = None,
     rounds: RoundsOption = 5,
     folder: FolderOption = None,
     as_json: JsonFile = None,
     report: PageFile = None,
 ) -> None:
-    """How much slower a training loop gets while it saves, and while what it saved drains: mean and p99 of its steps.
+    """How much slower a training loop gets while it saves, and while what it saved is written and drains: mean and p99 of its steps.
 
     Example: ckptstore bench interference --every 1 --phases guarded
     """
@@ -36,11 +38,13 @@ def interference(
         from ckptstore_bench.interference.measuring import measure as measure_run
         from ckptstore_bench.interference.phases import PHASES
 
-        named = [part.strip() for part in phases.split(",")]
-        if unknown := [name for name in named if name not in PHASES]:
-            hint = f"known are {', '.join(PHASES)}"
-            raise InvalidInput(f"there is no phase {unknown[0]!r}", operation="bench", subject="--phases", hint=hint)
-        chosen = tuple(phase for phase in PHASES if phase in named)
+        chosen = None
+        if phases is not None:
+            named = [part.strip() for part in phases.split(",")]
+            if unknown := [name for name in named if name not in PHASES]:
+                hint = f"known are {', '.join(PHASES)}"
+                raise InvalidInput(f"there is no phase {unknown[0]!r}", operation="bench", subject="--phases", hint=hint)
+            chosen = tuple(phase for phase in PHASES if phase in named)
         request = Request(size_bytes, steps, every, batch, threads, rounds, chosen, invocation.home, folder)
         return measure_run(progress, request)
 

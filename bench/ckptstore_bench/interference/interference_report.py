@@ -16,7 +16,8 @@ DRAINING_BOUND, GUARDED_BOUND = 5.0, 3.0
 _WHAT: dict[Phase, str] = {
     "saving": "a save every {every} steps",
     "guarded": "the same with guard=optimizer",
-    "draining": "what was saved before drains in every step",
+    "writing": "what was saved before is written to the first durable tier",
+    "draining": "what lies there drains to the deepest",
 }
 _PERCENTILES = (1.0, 5.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0)
 
@@ -56,7 +57,7 @@ def _table(rounds: Rounds, phases: list[Phase], settings: dict[str, Any]) -> Tab
         Column(key="mean_percent", heading="slow-down, mean", kind="percent"),
         Column(key="p99_percent", heading="p99", kind="percent"),
         Column(key="stall_s", heading="stall", kind="seconds"),
-        Column(key="drained", heading="drained meanwhile", kind="count"),
+        Column(key="done", heading="saves done meanwhile", kind="count"),
     )
     rows = tuple(_row(rounds, phase, settings) for phase in phases)
     return Table(title="Step times", columns=columns, rows=rows, note="Medians over the rounds, and their range.")
@@ -75,12 +76,12 @@ def _row(rounds: Rounds, phase: Phase, settings: dict[str, Any]) -> dict[str, Ce
         "mean_percent": samples(mean_percent),
         "p99_percent": samples(p99_percent),
         "stall_s": samples(stall_s for times in found for stall_s in times.stalls_s),
-        "drained": samples(times.drained for times in found) if phase == "draining" else None,
+        "done": samples(times.done for times in found) if phase in ("writing", "draining") else None,
     }
 
 
 def _figures(rounds: Rounds, phases: list[Phase]) -> list[Figure]:
-    bounds: dict[Phase, float | None] = {"saving": None, "guarded": GUARDED_BOUND, "draining": DRAINING_BOUND}
+    bounds: dict[Phase, float | None] = {"saving": None, "guarded": GUARDED_BOUND, "writing": None, "draining": DRAINING_BOUND}
     return [
         Figure(
             name=f"interference.{phase}",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ckptstore.errors import InvalidInput
 from ckptstore_bench.interference.interference_report import interference_report
-from ckptstore_bench.interference.phases import Interference, Phase
+from ckptstore_bench.interference.phases import PHASES, Interference, Phase
 from ckptstore_bench.interference.training import Training
 from ckptstore_bench.report import Report
 from ckptstore_bench.running import Steps
@@ -31,7 +32,8 @@ class Request:
     batch: int
     threads: int | None
     rounds: int
-    phases: tuple[Phase, ...]
+    #: None: all that the tiers have
+    phases: tuple[Phase, ...] | None
     home: Path | None
     folder: Path | None
 
@@ -42,6 +44,11 @@ def measure(progress: Steps, request: Request) -> Report:
     scratch = Scratch(home=request.home, folder=request.folder, two_tiers=True)
     # A phase's saves lie there until its end.
     saves = 1 + -(-request.steps // request.every)
+    durable = [tier.name for tier in scratch.tiers if tier.durable]
+    phases = request.phases or (PHASES if len(durable) > 1 else tuple(phase for phase in PHASES if phase != "draining"))
+    if "draining" in phases and len(durable) < 2:
+        hint = "name a folder with --folder, where there are two; or leave `draining` out of --phases"
+        raise InvalidInput("there is one durable tier, and nothing drains from it", operation="bench", subject="--phases", hint=hint)
     scratch.check_room((saves + 1) * request.size_bytes)
     check_memory((TRAINING_COPIES + SEGMENTS) * request.size_bytes)
     with Workspace(scratch, memory_limit_bytes=SEGMENTS * (request.size_bytes + HEADER_BYTES)) as workspace:
@@ -51,9 +58,12 @@ def measure(progress: Steps, request: Request) -> Report:
         try:
             training = Training(request.size_bytes, batch=request.batch)
             with workspace.connect() as store:
-                interference = Interference(training, store, steps=request.steps, every=request.every)
-                rounds = interference.measure(request.rounds, request.phases, progress)
+                interference = Interference(
+                    training, store, steps=request.steps, every=request.every, first=durable[0], deepest=durable[-1]
+                )
+                rounds = interference.measure(request.rounds, phases, progress)
             settings = {name: value for name, value in asdict(request).items() if name not in ("home", "folder")} | {
+                "phases": phases,
                 "state_bytes": training.size_bytes,
                 "threads": torch.get_num_threads(),
                 "tiers": [tier.name for tier in scratch.tiers],

@@ -38,7 +38,8 @@ def mount(
 
     def measure(steps: Steps) -> Report:
         from ckptstore_bench import machine
-        from ckptstore_bench.mount.measuring import Wanted, may_drop
+        from ckptstore_bench.cold import may_drop
+        from ckptstore_bench.mount.measuring import Wanted
         from ckptstore_bench.mount.measuring import measure as measure_mounts
         from ckptstore_bench.mount.mount_report import build
         from ckptstore_bench.mount.programs import PROGRAMS as KNOWN

@@ -7,7 +7,7 @@ only in the bucket. What has to be dropped is dropped right before it is read. T
 
 from __future__ import annotations
 
-import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,8 +17,11 @@ from pathlib import Path
 import numpy as np
 
 import ckptstore
+from ckptstore.errors import TierUnavailable
+from ckptstore_bench.cold import drop_for, drop_memory
 from ckptstore_bench.measure import Rounds
 from ckptstore_bench.mount import reads
+from ckptstore_bench.mount.downloads import Download, downloads
 from ckptstore_bench.mount.programs import PROGRAMS, Bucket, CannotRun, Program
 from ckptstore_bench.running import Steps
 from ckptstore_bench.services.seaweedfs import SeaweedS3
@@ -27,9 +30,13 @@ from ckptstore_client.mount import mounting
 from ckptstore_client.mount.task import MountOptions
 
 DISK, STORE = "disk", "ckptstore"
+DOWNLOAD = "cold download"
 BUCKET, FILE = "bench", "model.bin"
-_DROP = Path("/proc/sys/vm/drop_caches")
 BLOCK_BYTES = 4 << 20
+FIRST_BYTES_A_ROUND = 5
+READERS = 16
+#: A file that is read cold comes into the page cache as the server's, as the copy on the disk and as what the mount shows.
+CACHES = 3
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Results:
     size_bytes: int
     seconds: dict[str, Rounds] = field(default_factory=dict)
     why_not: dict[str, str] = field(default_factory=dict)
+    #: bytes that the server sent while many read one cold file at once, to the file's, by round
+    sent: list[float] = field(default_factory=list)
 
     def add(self, measure: str, contender: str, seconds: float) -> None:
         self.seconds.setdefault(measure, Rounds()).add(contender, seconds)
@@ -75,7 +84,7 @@ def measure(wanted: Wanted, workspace: Workspace, steps: Steps) -> Results:
         (disk / FILE).write_bytes(np.random.default_rng(0).integers(0, 256, wanted.size_bytes, dtype=np.uint8).data)
         server = stack.enter_context(SeaweedS3(workspace.folder / "s3"))
         bucket = _filled(server, disk / FILE)
-        stack.enter_context(_environment(server.environment()))  # the daemon that `connect` starts finds its credentials there
+        stack.enter_context(server.in_environment())  # the daemon that `connect` starts finds its credentials there
         store = stack.enter_context(workspace.connect())
         mounted = stack.enter_context(_store(workspace, store, server, wanted, disk))
         contenders = [_Contender(DISK, disk), _Contender(STORE, mounted / "models", lambda: _evict(store), lambda: store.warm("/models"))]
@@ -90,13 +99,17 @@ def measure(wanted: Wanted, workspace: Workspace, steps: Steps) -> Results:
                 results.why_not[name] = str(error)
                 continue
             contenders.append(_Contender(name, program.root, program.forget))
+        clients, why_no_client = downloads(bucket, FILE, workspace.folder, stack) if wanted.cold else ({}, {})
+        results.why_not |= why_no_client
         steps.plan((wanted.rounds + 1) * len(contenders))
         for number in range(wanted.rounds + 1):
             for contender in contenders[number % len(contenders) :] + contenders[: number % len(contenders)]:
                 steps.next(contender.name)
                 _turn(contender, wanted, results, counted=number > 0)
             if number > 0 and wanted.cold:
-                results.add("cold first byte", "get", _get_block(server))
+                _download(clients, workspace.folder / "downloaded", wanted, results)
+                _first_bytes(contenders, server, results)
+                _read_together(contenders[1], server, results)
             if number > 0:
                 _look(mounted, disk, results)
     return results
@@ -111,23 +124,67 @@ def _turn(contender: _Contender, wanted: Wanted, results: Results, *, counted: b
         measured: dict[str, float] = {}
         if wanted.cold and contender.forget is not None:
             contender.forget()
-            _drop_memory()
-            measured["cold first byte"] = reads.first_byte(file)
-            contender.forget()
-            _drop_memory()
+            drop_for(CACHES * wanted.size_bytes)
             measured["cold sequential"] = reads.sequential(file)
         contender.settle()
         for name, read in reads.READS.items():
             read(file)
             measured[f"hot {name}"] = read(file)
             if wanted.dropped:
-                _drop_memory()
+                drop_for(wanted.size_bytes)
                 measured[f"dropped {name}"] = read(file)
     except (CannotRun, OSError) as error:
         results.why_not[contender.name] = str(error)
         return
     for name, seconds in measured.items() if counted else ():
         results.add(name, contender.name, seconds)
+
+
+def _download(clients: dict[str, Download], place: Path, wanted: Wanted, results: Results) -> None:
+    """What parallel clients take to have the file on the disk."""
+    for name, download in clients.items():
+        if name in results.why_not:
+            continue
+        drop_for(CACHES * wanted.size_bytes)
+        began_s = time.perf_counter()
+        try:
+            download(place)
+        except CannotRun as error:
+            results.why_not[name] = str(error)
+            continue
+        results.add(DOWNLOAD, name, time.perf_counter() - began_s)
+        place.unlink()
+
+
+def _first_bytes(contenders: Sequence[_Contender], server: SeaweedS3, results: Results) -> None:
+    """Of the store as often as of a GET, in turns, since a few ms are compared; of the others, which need far longer, once."""
+    for turn in range(FIRST_BYTES_A_ROUND):
+        for contender in contenders:
+            if contender.forget is None or contender.name in results.why_not or (turn > 0 and contender.name != STORE):
+                continue
+            try:
+                contender.forget()
+                drop_memory()
+                results.add("cold first byte", contender.name, reads.first_byte(contender.root / FILE))
+            except (CannotRun, OSError) as error:
+                results.why_not[contender.name] = str(error)
+        results.add("cold first byte", "get", _get_block(server))
+
+
+def _read_together(contender: _Contender, server: SeaweedS3, results: Results) -> None:
+    assert contender.name == STORE and contender.forget is not None
+    contender.forget()
+    drop_memory()
+    before_bytes = server.sent_bytes()
+    readers = [subprocess.Popen(["cat", contender.root / FILE], stdout=subprocess.DEVNULL) for _ in range(READERS)]
+    try:
+        if any(reader.wait() for reader in readers):
+            raise TierUnavailable("a reader failed", operation="bench", subject=str(contender.root / FILE))
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.wait()
+    results.sent.append((server.sent_bytes() - before_bytes) / results.size_bytes)
 
 
 def _look(mounted: Path, disk: Path, results: Results) -> None:
@@ -137,30 +194,6 @@ def _look(mounted: Path, disk: Path, results: Results) -> None:
             reads.LOOKS[what](folder)
             results.add(what, name, reads.LOOKS[what](folder))
         results.add("open+close", name, reads.open_and_close(root / "files/0"))
-
-
-@contextmanager
-def _environment(more: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in more}
-    os.environ.update(more)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _drop_memory() -> None:
-    """As root; who is not root measures neither `dropped` nor `cold`."""
-    os.sync()
-    _DROP.write_text("3\n", "ascii")
-
-
-def may_drop() -> bool:
-    return os.access(_DROP, os.W_OK)
 
 
 def _filled(server: SeaweedS3, file: Path) -> Bucket:
@@ -174,7 +207,7 @@ def _filled(server: SeaweedS3, file: Path) -> Bucket:
 def _get_block(server: SeaweedS3) -> float:
     client = server.client()
     client.head_object(Bucket=BUCKET, Key=FILE)  # the connection is there
-    _drop_memory()  # the server's copy of the file with it, as for the contenders
+    drop_memory()  # the server's copy of the file with it, as for the contenders
     began_s = time.perf_counter()
     client.get_object(Bucket=BUCKET, Key=FILE, Range=f"bytes=0-{BLOCK_BYTES - 1}")["Body"].read()
     return time.perf_counter() - began_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ckptstore_bench.measure import figure
-from ckptstore_bench.mount.measuring import DISK, STORE, Results
+from ckptstore_bench.mount.measuring import DISK, DOWNLOAD, READERS, STORE, Results
 from ckptstore_bench.report import Bars, Column, Figure, Report, Table, samples
 
 COLUMNS = (Column(key="who", heading="where"),)
@@ -21,11 +21,13 @@ SPEEDS = {
     "dropped mmap": (None, 3.0),
     "cold sequential": (None, 1.5),
 }
+OF_A_DOWNLOAD = 0.6
+SENT = 1.005  # once, and the heads of the answers
 SLOWER_THAN_DISK, OPEN_S, FIRST_BYTE_EXTRA_S, FIRST_BYTE = 3.0, 200e-6, 0.005, 1.3
 
 
 def build(results: Results, *, rounds: int, settings: dict[str, Any], machine: dict[str, Any]) -> Report:
-    speeds = [name for name in SPEEDS if name in results.seconds]
+    speeds = [name for name in (*SPEEDS, DOWNLOAD) if name in results.seconds]
     who = list(dict.fromkeys(name for measure in speeds for name in results.seconds[measure].seconds))
     reading = Table(
         title="Reading one file",
@@ -40,7 +42,9 @@ def build(results: Results, *, rounds: int, settings: dict[str, Any], machine: d
         title="Looking and opening",
         columns=(*COLUMNS, *(Column(key=name, heading=name, kind="seconds") for name in looks)),
         rows=tuple(
-            {"who": name} | {look: samples(results.seconds[look].seconds.get(name, ())) for look in looks} for name in (*who, "get")
+            {"who": name} | {look: samples(results.seconds[look].seconds.get(name, ())) for look in looks}
+            for name in (*who, "get")
+            if any(name in results.seconds[look].seconds for look in looks)
         ),
     )
     bars = {measure: tuple(samples(_speeds(results, measure, name)) for name in who) for measure in speeds}
@@ -75,6 +79,15 @@ def figures(results: Results) -> list[Figure]:
         if peers:
             what = f"{measure}: speed through the mount, to the fastest other mount's"
             found += figure(f"mount.{key}.peers", what, rounds.best_ratio(STORE, *peers), to_peers)
+    if (clients := results.seconds.get(DOWNLOAD)) is not None:
+        ours = results.seconds["cold sequential"].seconds[STORE]
+        ran = [name for name in clients.seconds if name not in results.why_not]
+        ratios = [min(row) / own for own, *row in zip(ours, *(clients.seconds[name] for name in ran), strict=True)]
+        what = "cold sequential: speed through the mount, to the fastest parallel client's onto the disk"
+        found += figure("mount.cold.sequential.clients", what, ratios, OF_A_DOWNLOAD)
+    if results.sent:
+        what = f"bytes that the server sent to {READERS} readers of one cold file at once, to the file's"
+        found += figure("mount.origin", what, results.sent, SENT, at_least=False)
     for look in ("stat", "ls"):
         ratios = results.seconds[look].ratio(STORE, DISK)
         found += figure(f"mount.{look}", f"{look}: seconds through the mount, to the disk's", ratios, SLOWER_THAN_DISK, at_least=False)

@@ -46,7 +46,7 @@ class Program:
     def start(self, files: Sequence[Path]) -> None:
         """CannotRun."""
         self.root.mkdir(parents=True, exist_ok=True)
-        program = _find(self.name)
+        program = find_program(self.name)
         for command in self._commands.prepare(program, self._folder, self._bucket):
             done = subprocess.run(command, env=self._environment(), capture_output=True, text=True, timeout=UP_TIMEOUT_S)
             if done.returncode != 0:
@@ -59,7 +59,7 @@ class Program:
         """Its cache is empty, and nothing of it is in memory."""
         self.stop()
         shutil.rmtree(self._folder / "cache", ignore_errors=True)
-        self._mount(_find(self.name))
+        self._mount(find_program(self.name))
 
     def stop(self) -> None:
         if self._process is None:
@@ -98,7 +98,7 @@ class Commands:
     own_format: bool = False
 
 
-def _find(name: str) -> str:
+def find_program(name: str) -> str:
     """Beside this interpreter (wheels put programs there), else on PATH."""
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
@@ -107,12 +107,15 @@ def _find(name: str) -> str:
     return found
 
 
+def rclone_remote(bucket: Bucket) -> str:
+    """The bucket as rclone's command line names it."""
+    return f":s3,provider=SeaweedFS,env_auth=true,endpoint='{bucket.server.endpoint_url}':{bucket.name}"
+
+
 def _rclone(program: str, folder: Path, bucket: Bucket) -> list[str]:
-    server = bucket.server
-    remote = f":s3,provider=SeaweedFS,env_auth=true,endpoint='{server.endpoint_url}':{bucket.name}"
     cache = ["--vfs-cache-mode", "full", "--cache-dir", str(folder / "cache"), "--dir-cache-time", "1h"]
     options = ["--read-only", *cache, "--vfs-read-ahead", "256M"]
-    return [program, "mount", remote, str(folder / "mnt"), *options]
+    return [program, "mount", rclone_remote(bucket), str(folder / "mnt"), *options]
 
 
 def _s3fs_password(program: str, folder: Path, bucket: Bucket) -> list[list[str]]:

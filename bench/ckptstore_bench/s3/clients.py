@@ -274,6 +274,9 @@ class Boto3:
     def get(self, name: str, buffer: memoryview) -> None:
         self._manager.download(self._place.bucket, self._place.key(name), _IntoMemory(buffer)).result()
 
+    def download(self, name: str, file: Path) -> None:
+        self._manager.download(self._place.bucket, self._place.key(name), str(file)).result()
+
     def put(self, name: str, file: Path) -> None:
         self._manager.upload(str(file), self._place.bucket, self._place.key(name)).result()
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from ckptstore_bench import costs
+from ckptstore_bench.cold import own_memory
 from ckptstore_bench.contenders.interface import Saved
 from ckptstore_bench.contenders.process import ContenderProcess
 from ckptstore_bench.contests import SLOTS, Contest
@@ -51,6 +52,7 @@ def measure(contest: Contest, rounds: int, steps: Steps, *, changed: float = 0.0
     steps.plan((1 + rounds + int(memory)) * len(contest.runners))
     for runner in contest.runners:
         steps.say(f"first save: {runner.contender.name}")
+        own_memory(2 * contest.state.shape.size_bytes)  # for segments, and for files in the page cache
         found[runner.contender.name].first = _save(runner, next(numbers))
         for _ in range(buffers[runner] - 1):
             _save(runner, next(numbers))

@@ -21,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -84,6 +85,11 @@ class SeaweedS3:
         """The processes that run now, by what they are: master, volume, filer, s3."""
         return {name: process.pid for name, process in self._processes.items()}
 
+    def sent_bytes(self) -> int:
+        """What the gateway has written since its start, nearly all of it to its clients, as the kernel counts it."""
+        lines = Path(f"/proc/{self._processes['s3'].pid}/io").read_text("ascii").splitlines()
+        return int(dict(line.split(": ") for line in lines)["wchar"])
+
     def environment(self) -> dict[str, str]:
         """What a process needs in its environment to use this server as its default S3."""
         return {
@@ -92,6 +98,20 @@ class SeaweedS3:
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_DEFAULT_REGION": "us-east-1",
         }
+
+    @contextmanager
+    def in_environment(self) -> Iterator[None]:
+        """This process, and what it starts meanwhile, finds endpoint and credentials in the usual variables."""
+        before = {name: os.environ.get(name) for name in self.environment()}
+        os.environ.update(self.environment())
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
     def client(self) -> Any:
         """A botocore S3 client of this server, whatever the environment says."""
