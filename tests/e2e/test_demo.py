@@ -62,12 +62,12 @@ def test_a_resumed_run_without_its_random_state_would_be_noticed() -> None:
     assert forgetful != uninterrupted
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "when"), [(signal.SIGINT, "started by the trainer"), (signal.SIGTERM, "an uninterrupted run")])
+def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path, number: signal.Signals, when: str) -> None:
     with demo(tmp_path / "demo") as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if "started by the trainer" in line:
+            if when in line:
                 break
         assert processes_of(tmp_path) != [], "the demo ended before it started anything"
         process.send_signal(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -151,8 +152,9 @@ def test_what_cannot_go_holds_up_nothing_else_and_status_says_why(home: Path, da
 
 def lies_in(home: Path, tier: str) -> list[int]:
     """The steps whose files are in a tier."""
-    folders = (home.parent / tier / "objects" / "run").glob("step-*")
-    return sorted(int(folder.name.removeprefix("step-")) for folder in folders if any(folder.iterdir()))
+    # os.walk passes over a folder that goes while it looks.
+    found = os.walk(home.parent / tier / "objects" / "run")
+    return sorted(int(Path(folder).name.removeprefix("step-")) for folder, _, files in found if files)
 
 
 def recorded_in(home: Path, tier: str) -> int:

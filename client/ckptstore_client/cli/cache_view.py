@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ckptstore.wire import CacheStatus
-from ckptstore_client.cli.terminal import size, visible
+from ckptstore_client.cli.terminal import counted, size, visible
 
 _STATE_STYLE = {"ok": "green", "full": "bold yellow", "down": "bold red", "off": "dim"}
 
@@ -18,7 +18,8 @@ def render_cache(found: CacheStatus, *, all_pins: bool = False) -> RenderableTyp
         ("CACHE", "bold"),
         "   ",
         (found.state if found.state == "ok" else found.state.upper(), _STATE_STYLE[found.state]),
-        f", {size(found.held_bytes)} in {found.files:,} files, {size(found.pinned_bytes)} pinned; may hold {size(found.limit_bytes)};",
+        f", {size(found.held_bytes)} in {counted(found.files, 'files')}, {size(found.pinned_bytes)} pinned;"
+        f" may hold {size(found.limit_bytes)};",
         f" {100 * found.hits // opens}% of {opens:,} opens found all here" if opens else " nothing was read yet",
         f", {size(found.saved_bytes)} saved" if found.saved_bytes else "",
     )

@@ -18,7 +18,7 @@ from ckptstore.paths import check_folder
 from ckptstore.wire import EntryInfo
 from ckptstore_client.cli.invocation import CommandGroup, Invocation
 from ckptstore_client.cli.status_view import table
-from ckptstore_client.cli.terminal import Terminal, age, iso, size, visible
+from ckptstore_client.cli.terminal import Terminal, age, counted, iso, size, visible
 
 if TYPE_CHECKING:
     from ckptstore_client.store import Store
@@ -93,8 +93,9 @@ def du(invocation: Invocation, path: Annotated[str, typer.Argument(metavar="PATH
     """
     with invocation.store() as store:
         usage = store.du(path)
-    of = f" of {usage.publications:,} checkpoints, folders and files" if usage.publications or usage.complete else ""
-    shown = Text(f"{size(usage.size_bytes)} in {usage.files:,} files{of} under ")
+    what = "checkpoint, folder or file" if usage.publications == 1 else "checkpoints, folders and files"
+    of = f" of {usage.publications:,} {what}" if usage.publications or usage.complete else ""
+    shown = Text(f"{size(usage.size_bytes)} in {counted(usage.files, 'files')}{of} under ")
     shown += invocation.terminal.name(usage.path)
     if usage.referred_bytes:
         shown.append(f"\n{size(usage.referred_bytes)} more are referred to, in files of earlier checkpoints")

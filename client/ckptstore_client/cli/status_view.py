@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ckptstore.wire import MemoryStatus, Status, TierStatus
 from ckptstore_client.cli.cache_view import render_cache
-from ckptstore_client.cli.terminal import age, size, visible
+from ckptstore_client.cli.terminal import age, counted, size, visible
 
 #: Errors that fit a screen; `--json` has all that the daemon remembers.
 SHOWN_ERRORS = 5
@@ -72,7 +72,7 @@ def _headline(status: Status) -> RenderableType:
     facts.add_row("home", Text(visible(status.home)))
     facts.add_row("store", Text(visible(hello.store)))
     facts.add_row("catalog", Text(visible(status.catalog)))
-    counts = [f"{number:,} {visible(name.replace('_', ' '))}" for name, number in status.counts.items() if number]
+    counts = [counted(number, visible(name.replace("_", " "))) for name, number in status.counts.items() if number]
     facts.add_row("holds", Text(", ".join(counts) or "nothing yet"))
     facts.add_row("clients", Text(f"{status.sessions} connected; the daemon itself uses {size(status.resident_bytes)}"))
     return Group(first, facts)
@@ -112,7 +112,7 @@ def _tier_note(tier: TierStatus) -> Text | None:
 def _memory(memory: MemoryStatus) -> list[RenderableType]:
     line = Text.assemble(
         ("MEMORY", "bold"),
-        f"  {memory.segments} segments: {size(memory.lent_bytes)} lent, {size(memory.held_bytes)} held,"
+        f"  {counted(memory.segments, 'segments')}: {size(memory.lent_bytes)} lent, {size(memory.held_bytes)} held,"
         f" {size(memory.replica_bytes)} replicas, {size(memory.free_bytes)} free; limit {size(memory.limit_bytes)}",
     )
     if memory.dies_with_job is None:

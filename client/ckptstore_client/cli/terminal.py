@@ -42,6 +42,11 @@ def size(size_bytes: float) -> str:
     return ByteSize(int(size_bytes)).human_readable(separator=" ")
 
 
+def counted(number: int, names: str) -> str:
+    """`1, "files"` → `1 file`."""
+    return f"{number:,} {names.removesuffix('s') if number == 1 else names}"
+
+
 def age(seconds: float) -> str:
     """`8040` → `2 h 14 min`: the two largest units, since more would not be read."""
     left = max(0, int(seconds))

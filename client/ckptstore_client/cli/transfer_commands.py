@@ -25,7 +25,7 @@ from ckptstore.errors import AlreadyExists, ChecksumMismatch
 from ckptstore.wire import VerifyLine
 from ckptstore_client.cli.invocation import CommandGroup, Invocation
 from ckptstore_client.cli.namespace_commands import PathArgument
-from ckptstore_client.cli.terminal import Terminal, size, visible
+from ckptstore_client.cli.terminal import Terminal, counted, size, visible
 
 if TYPE_CHECKING:
     from ckptstore_client.store import Store
@@ -120,10 +120,11 @@ def verify(invocation: Invocation, path: Annotated[str, typer.Argument(metavar="
         last, unrepaired = _follow(terminal, store, path)
     if not terminal.as_json:
         mended = last.problems - unrepaired
-        told = f"{last.replicas:,} replicas and {last.records:,} commit records read, {last.problems:,} problems"
+        read = f"{counted(last.replicas, 'replicas')} and {counted(last.records, 'commit records')}"
+        told = f"{read} read, {counted(last.problems, 'problems')}"
         terminal.show(told + (f", {mended:,} of them repaired" if mended else ""))
     if unrepaired:
-        read = f"{last.replicas} replicas and {last.records} commit records"
+        read = f"{counted(last.replicas, 'replicas')} and {counted(last.records, 'commit records')}"
         why = f"{unrepaired} of {read} are damaged or unreadable, and could not be repaired"
         raise ChecksumMismatch(why, operation="verify", subject=path, hint="`ckptstore status` shows whether a tier is down")
 
