@@ -50,7 +50,7 @@ class Recall:
         """
         file = await self._node.query(self._node.catalog.object, object_id)
         located = await self._look(file)
-        if not any(replica.openable for replica in located.replicas):
+        if not _is_openable(located):
             await self.begin(file)
             located = await self._look(file)
         return located
@@ -86,6 +86,8 @@ class Recall:
     async def _fetch(self, file: StoredFile, begun: asyncio.Event) -> None:
         """The top of a recall: a failure leaves streaming to the reader, and a line in `status`."""
         try:
+            if _is_openable(await self._look(file)):
+                return  # another recall brought it since whoever asks for this one had looked
             for handle in self._node.node_local:
                 if await self._takes(handle, file) and await self._fetch_into(handle, file, begun):
                     return
@@ -129,3 +131,7 @@ class Recall:
         await self._evictor.make_room(handle, size_bytes)
         usage = await self._node.run(self._node.upkeep_executor, handle.usage)
         return usage.free_bytes is None or usage.free_bytes >= size_bytes
+
+
+def _is_openable(located: Located) -> bool:
+    return any(replica.openable for replica in located.replicas)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ckptstore.errors import CkptStoreError
+from ckptstore.config import read_settings
+from ckptstore.errors import CkptStoreError, NotFound
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_client import Store
+from ckptstore_client.descriptors import DescriptorConnection
 from tests.faults.fault_store import FaultStore, objects_below, posix_tier, verified
 from tests.services.s3_fault_proxy import Fault, S3FaultProxy
 from tests.until import until
@@ -44,6 +49,32 @@ def state() -> dict[str, Any]:
     return {"first": generator.integers(0, 256, 1 << 20, dtype=np.uint8), "rest": rest}
 
 
+@dataclass
+class HeldLook:
+    """Rigging for a daemon that holds up what it found when it looked where an object lies, while a file `hold` is in its home.
+
+    The first such look takes the file's place by one `held`, and waits until that is gone.
+    """
+
+    home: Path
+
+    def __call__(self, stack: ExitStack) -> None:
+        from ckptstore.catalog.model import StoredFile
+        from ckptstore.wire import Located
+        from ckptstore_server.recall import Recall
+
+        looks = Recall._look
+
+        async def late(recall: Recall, file: StoredFile) -> Located:
+            found = await looks(recall, file)
+            with suppress(FileNotFoundError):
+                (self.home / "hold").rename(self.home / "held")
+                await asyncio.to_thread(until, "the look may go on", lambda: not (self.home / "held").exists())
+            return found
+
+        Recall._look = late  # type: ignore[method-assign]
+
+
 @pytest.fixture
 def far(seaweed: SeaweedS3, proxy: S3FaultProxy, tmp_path: Path) -> Iterator[FaultStore]:
     """A daemon whose one checkpoint lies in the bucket and nowhere else."""
@@ -53,7 +84,7 @@ def far(seaweed: SeaweedS3, proxy: S3FaultProxy, tmp_path: Path) -> Iterator[Fau
         {"name": "object", "kind": "object", "url": f"s3://{BUCKET}/{tmp_path.name}", "options": options},
     ]
     environment = {key: value for key, value in seaweed.environment().items() if key != "AWS_ENDPOINT_URL"}
-    with FaultStore(tmp_path / "home", tiers, environment=environment) as place:
+    with FaultStore(tmp_path / "home", tiers, environment=environment, rigging=HeldLook(tmp_path / "home")) as place:
         place.start()
         place.connect().save(PATH, state(), step=1).wait("object", timeout_s=120)
         place.daemon.kill()
@@ -108,6 +139,26 @@ def test_several_ranks_that_load_at_once_read_the_store_once(far: FaultStore, pr
     figures = {line.split()[0]: float(line.split()[1]) for line in lines if 'tier="object"' in line}
     assert 1 <= figures['ckptstore_tier_parallel{tier="object"}'] <= 16
     assert figures['ckptstore_tier_moved_bytes{tier="object"}'] >= STATE_BYTES
+
+
+def test_who_looked_before_a_recall_ended_and_asks_for_one_after_it_begins_no_other(far: FaultStore, proxy: S3FaultProxy) -> None:
+    hold, held = far.home / "hold", far.home / "held"
+    with far.daemon.http() as http, far.connect() as store, ThreadPoolExecutor(1) as executor:
+        publication = http.get("/v1/publications", params={"path": PATH}).json()
+        files = http.get(f"/v1/publications/{publication['publication_id']}/files").json()["files"]
+        (object_id,) = [one["object_id"] for one in files if "safetensors" in one["name"]]
+        with DescriptorConnection(read_settings(far.home / "config.toml", home=far.home).fd_socket) as client, pytest.raises(NotFound):
+            client.open(object_id, "nvme")  # the daemon learns that the local copy is gone
+        hold.touch()
+        late = executor.submit(http.get, f"/v1/objects/{object_id}/replicas", timeout=120)
+        try:
+            until("it has looked", held.exists)
+            assert whole(store)
+            until("the recall has ended", lambda: any("safetensors" in path.name for path in objects_below(far.root("nvme"))))
+        finally:
+            held.unlink()
+        assert [replica["tier"] for replica in late.result().json()["replicas"] if replica["openable"]] == ["nvme"]
+    assert ranges_fetched(proxy) == 3
 
 
 def test_what_is_streamed_over_http_is_recalled_on_the_way_and_read_once(far: FaultStore, proxy: S3FaultProxy) -> None:
