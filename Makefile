@@ -66,7 +66,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 debian:
-	@:
+	$(call require,fio=fio,the tests of the bench)
 ifeq (0,$(shell id -u))
 	$(call require,rsync=rsync setpriv=util-linux,the tests of the mount)
 endif

@@ -11,11 +11,12 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 from ckptstore.catalog.model import AttemptState, AttemptView, Backlog, Join, Kind, NewObject, Ticket
-from ckptstore.errors import AttemptAborted, Busy, CatalogUnavailable, CkptStoreError, InvalidInput, NotFound, TierFull, WaitTimeout
+from ckptstore.errors import AttemptAborted, Busy, CatalogUnavailable, CkptStoreError, InvalidInput, NotFound, WaitTimeout
 from ckptstore.manifest import part_file_name
 from ckptstore.paths import check_path, check_relative
 from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, HandOver, OpenAttempt
@@ -54,6 +55,7 @@ class AttemptService:
         self._grants = Grants(node)
         self._files: dict[tuple[str, str], NewObject] = {}  # (attempt, name) of puts that are under way
         self._tasks: set[asyncio.Task[None]] = set()
+        self._opening: dict[tuple[str, str, str, int, int], tuple[OpenAttempt, asyncio.Task[AttemptOpened]]] = {}
         self._noting: dict[asyncio.Future[AttemptView], str] = {}  # what was handed over and the catalog does not know yet: its session
         self.accepting = True
 
@@ -72,7 +74,14 @@ class AttemptService:
         """
         if not self.accepting:
             raise Busy("the daemon is stopping", operation="save", subject=request.path, hint="try again when it is back")
-        return await self._to_its_end(self._open(request, session))
+        rank = (session, request.path, request.token, request.ordinal, request.rank)
+        begun, task = self._opening.get(rank, (None, None))
+        if task is None or begun != request:
+            # Asked again while it is under way, it is not done again: the later of two might find its slot handed over by then.
+            task = self._begun(self._open(request, session))
+            self._opening[rank] = request, task
+            task.add_done_callback(lambda done: self._opening.pop(rank) if self._opening[rank][1] is done else None)
+        return await asyncio.shield(task)
 
     async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Do all of `work` also when the client hangs up, for which the server cancels the request: half of it would leave a slot
@@ -96,8 +105,10 @@ class AttemptService:
         try:
             return await self._enter(ticket, request, names, session)
         except CkptStoreError as error:
-            if not (request.on_busy == "wait" and isinstance(error, (Busy, CatalogUnavailable))):  # for these its client asks again
-                self._begun(self._abort_quietly(ticket.attempt_id, f"rank {request.rank} failed: {error}"))
+            asked_again = request.on_busy == "wait" and isinstance(error, (Busy, CatalogUnavailable))
+            if not (asked_again or isinstance(error, AttemptAborted)):
+                with suppress(CatalogUnavailable):  # it is ended later then
+                    await self.abort(ticket.attempt_id, f"rank {request.rank} failed: {error.why}")
             raise
         finally:
             if not self._sessions.is_open(session):
@@ -112,8 +123,11 @@ class AttemptService:
         try:
             await self._check_queue(request.path)
             grant = await self._slot(ticket, request, session)
-        except (Busy, TierFull) as error:
-            return await self._no_slot(ticket, request, error)
+        except Busy as error:
+            if request.on_busy != "skip":
+                raise
+            await self.abort(ticket.attempt_id, f"rank {request.rank} skipped this save: {error.why}")
+            return AttemptOpened(attempt_id=ticket.attempt_id, skipped=True)
         return AttemptOpened(attempt_id=ticket.attempt_id, file_name=names[0], segment=grant.to_wire())
 
     @staticmethod
@@ -166,15 +180,6 @@ class AttemptService:
             self._grants.give_up(view.attempt_id, session)
             raise _aborted(view)
         return grant
-
-    async def _no_slot(self, ticket: Ticket, request: OpenAttempt, error: CkptStoreError) -> AttemptOpened:
-        if isinstance(error, Busy) and request.on_busy == "wait":
-            raise error
-        outcome = "skipped this save" if request.on_busy == "skip" else "failed"
-        await self.abort(ticket.attempt_id, f"rank {request.rank} {outcome}: {error.why}")
-        if request.on_busy == "skip" and isinstance(error, Busy):
-            return AttemptOpened(attempt_id=ticket.attempt_id, skipped=True)
-        raise error
 
     # --- handing over ----------------------------------------------------------------------------------------------------------
 

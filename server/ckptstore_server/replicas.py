@@ -177,15 +177,16 @@ class Replicas:
             try:
                 with ExitStack() as stack:
                     source = stack.enter_context(blocks_of(stack.enter_context(self.reader(file, tier))))
-                    target = stack.enter_context(into.watched(writes=True))
                     stack.enter_context(self.place(file.object_id, into.name))
                     if repairs := self._is_damaged(file.object_id, into):
                         # Wrong bytes may be in the way, and an object that is there is never written over. They go only for better ones:
                         # where every replica is damaged, each is left to whoever can save a part of it.
-                        if _is_there(target, file.key) and (problem := self.check(file, tier)):
-                            self.damaged(file, tier, problem)
-                            continue
-                        target.delete(file.key)
+                        with into.watched() as old:
+                            if _is_there(old, file.key) and (problem := self.check(file, tier)):
+                                self.damaged(file, tier, problem)
+                                continue
+                            old.delete(file.key)
+                    target = stack.enter_context(into.watched(writes=True))
                     # A repair that rested would keep the place locked, and `verify` or a reader's report waiting for its own repair.
                     movement = stack.enter_context(into.lane.moving(file.object_id, file.size_bytes, quietly=quietly and not repairs))
                     paced = PacedSource(source, movement)

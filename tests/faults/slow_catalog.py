@@ -15,7 +15,7 @@ from tests.until import until
 class SlowCatalog:
     """Rigging for a daemon whose catalog does not do one thing, a method of `Attempts`, while a file `slow` lies in its home.
 
-    A file `asked` appears there when it was to be done. With `refuses` it says CatalogUnavailable meanwhile.
+    A file `asked` there has a byte for each time that it was to be done meanwhile. With `refuses` it says CatalogUnavailable meanwhile.
     """
 
     home: Path
@@ -29,7 +29,8 @@ class SlowCatalog:
 
         def late(catalog: Attempts, *arguments: Any) -> Any:
             if slow.exists():
-                (self.home / "asked").touch()
+                with (self.home / "asked").open("ab") as asked:
+                    asked.write(b".")
                 if self.refuses:
                     raise CatalogUnavailable("the database is locked", operation=self.method)
                 until("the catalog is quick again", lambda: not slow.exists())

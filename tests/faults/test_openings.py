@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from ckptstore.catalog import Catalog
 from ckptstore.catalog.model import AttemptState, AttemptView
 from ckptstore.config import read_settings
 from ckptstore.errors import AlreadyExists, InvalidInput, NotFound, WaitTimeout
-from ckptstore.wire import OpenAttempt
+from ckptstore.wire import SESSION_HEADER, AttemptOpened, OpenAttempt
 from ckptstore_client.api import Api
 from ckptstore_client.descriptors import DescriptorConnection
 from tests.faults.fault_store import FaultStore, assert_state, posix_tier, published, state_of
@@ -24,12 +27,34 @@ from tests.until import until
 SLOTS = 2
 
 
+@dataclass
+class CountedOpenings:
+    """Rigging for a daemon whose catalog is slow to join, and which adds a byte to a file `openings` at each question to open."""
+
+    home: Path
+
+    def __call__(self, stack: ExitStack) -> None:
+        from ckptstore_server.attempts import AttemptService
+
+        SlowCatalog(self.home, "join")(stack)
+        opens = AttemptService.open
+
+        async def counted(service: AttemptService, request: OpenAttempt, *, session: str) -> AttemptOpened:
+            opening = asyncio.ensure_future(opens(service, request, session=session))
+            await asyncio.sleep(0)  # it has begun
+            with (self.home / "openings").open("ab") as file:
+                file.write(b".")
+            return await opening
+
+        AttemptService.open = counted  # type: ignore[method-assign]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultStore]:
     folder = tmp_path_factory.mktemp("openings")
     home = folder / "home"
     settings = {"memory": {"limit": "64MiB", "slots": SLOTS}}
-    with FaultStore(home, [posix_tier("nvme", folder / "nvme")], settings=settings, rigging=SlowCatalog(home, "join")) as place:
+    with FaultStore(home, [posix_tier("nvme", folder / "nvme")], settings=settings, rigging=CountedOpenings(home)) as place:
         place.start()
         with place.connect() as store:
             store.save("/run/there", state_of(0)).wait("nvme", timeout_s=60)
@@ -139,6 +164,29 @@ def test_an_abort_that_a_locked_catalog_refuses_is_done_when_it_can_be(tmp_path:
             (home / "slow").unlink()
             until("it is aborted", lambda: not store.status().attempts)
             assert [view.reason for view in aborted(place)] == ["not wanted"]
+
+
+def test_an_attempt_that_is_opened_twice_at_once_is_joined_once(place: FaultStore, client: DescriptorConnection) -> None:
+    """The later of two would find the slot handed over, and end the attempt as one that failed."""
+    slow, asked, openings = place.home / "slow", place.home / "asked", place.home / "openings"
+    asked.unlink(missing_ok=True)
+    openings.unlink(missing_ok=True)
+    request = wanted("/run/twice")
+    slow.touch()
+    try:
+        grant = client.acquire(4096, request)
+        with pytest.raises(WaitTimeout):
+            client.opened(grant)
+        with place.daemon.http() as http, ThreadPoolExecutor(1) as executor:
+            http.headers[SESSION_HEADER] = client.session
+            again = executor.submit(http.post, "/v1/attempts", json=request.model_copy(update={"segment": grant}).model_dump())
+            until("both are under way", lambda: openings.stat().st_size == 2)
+            slow.unlink()
+            answer = again.result(timeout=60)
+    finally:
+        slow.unlink(missing_ok=True)
+    assert (answer.status_code, AttemptOpened.model_validate_json(answer.content)) == (200, client.opened(grant))
+    assert asked.stat().st_size == 1
 
 
 def test_a_guarded_save_is_not_held_up_by_an_earlier_one_that_the_catalog_does_not_open(place: FaultStore) -> None:
