@@ -9,6 +9,7 @@ from ckptstore.catalog.model import Kind, Publication, Retention
 from ckptstore.errors import AlreadyExists, InvalidInput, NotFound
 from ckptstore.retention import LatestN, write_policies
 from tests.contract.catalog_contract import Saver
+from tests.until import until
 
 POLICIES = write_policies([LatestN(n=2)])
 
@@ -69,6 +70,31 @@ class RetentionContract:
         catalog.discard(old.publication_id, because_of=new.publication_id, tier="", trash_s=60.0)
         assert [publication.publication_id for publication in catalog.empty_trash(all_of_it=True)] == [old.publication_id]
         assert catalog.trashed() == []
+        assert not catalog.publication(old.publication_id).live
+
+    def test_what_is_due_goes_by_itself_and_what_may_still_be_wanted_stays(self, saver: Saver, catalog: Catalog) -> None:
+        due, lying, new = (safe(saver, f"/run/{number}") for number in (1, 2, 3))
+        catalog.discard(due.publication_id, because_of=new.publication_id, tier="", trash_s=0.001)
+        catalog.discard(lying.publication_id, because_of=new.publication_id, tier="", trash_s=600.0)
+        until_s = {one.path: one.until_s for one in catalog.trashed()}["/run/1"]
+        until("the database's clock says that it is due", lambda: catalog.clock_s() >= until_s)
+        assert [publication.publication_id for publication in catalog.empty_trash()] == [due.publication_id]
+        assert [one.path for one in catalog.trashed()] == ["/run/2"]
+
+    def test_nothing_goes_before_the_tier_that_was_chosen_holds_something_newer(self, saver: Saver, catalog: Catalog) -> None:
+        old = safe(saver, "/run/1")
+        new = saver.save("/run/2")
+        saver.settle("nvme")
+
+        def goes(safe_in: str) -> bool:
+            return catalog.discard(old.publication_id, because_of=new.publication_id, tier=safe_in, trash_s=0.0) is not None
+
+        assert not goes("pfs"), "the newer one is in nvme alone"
+        assert not goes(""), "nor does the deepest tier have it"
+        saver.drain("pfs")
+        saver.settle("pfs")
+        assert not goes("object")
+        assert goes("pfs")
         assert not catalog.publication(old.publication_id).live
 
     def test_without_a_trash_it_is_removed_at_once(self, saver: Saver, catalog: Catalog) -> None:

@@ -73,6 +73,29 @@ def test_nothing_leaves_a_tier_before_it_is_safe_in_another() -> None:
     assert fates(upwards, standing(1, *EVERYWHERE), standing(2, *EVERYWHERE))[1].leaves == ("pfs", "object"), "one that wants it will do"
 
 
+@pytest.mark.parametrize(("safe_in", "newer", "goes"), [
+    ("pfs", ("nvme",), False),
+    ("pfs", ("nvme", "pfs"), True),
+    ("pfs", ("object",), True),  # a deeper one will do
+    ("nvme", ("nvme",), True),
+    ("", ("nvme", "pfs"), False),  # the deepest
+    ("", ("nvme", "object"), True),
+    ("gone", EVERYWHERE, False),
+])  # fmt: skip
+def test_nothing_goes_before_something_newer_is_in_the_tier_that_was_chosen(safe_in: str, newer: tuple[str, ...], goes: bool) -> None:
+    said = {FOLDER: Rule(parse_policies(["latest:1"]), safe_in)}
+    told = fates(said, standing(1, *EVERYWHERE), standing(2, *newer))
+    assert told[1].goes is goes
+    assert told[1].because_of == ({"": ("/run/0002", safe_in or "object")} if goes else {})
+
+
+@pytest.mark.parametrize("newer", [("nvme",), ("nvme", "pfs")])
+def test_nothing_leaves_a_tier_before_something_newer_is_in_the_tier_that_was_chosen(newer: tuple[str, ...]) -> None:
+    said = rules(object="latest:9") | {"nvme": Rule(parse_policies(["latest:1"]), "pfs")}
+    told = fates(said, standing(1, *EVERYWHERE), standing(2, *newer))
+    assert told[1].leaves == (("nvme",) if "pfs" in newer else ())
+
+
 def test_the_newest_that_a_tier_holds_stays_in_it_whatever_it_says() -> None:
     said = rules(nvme="latest:9", object="steps:99")
     told = fates(said, standing(1, *EVERYWHERE), standing(2, *EVERYWHERE), standing(3, "nvme"))

@@ -55,6 +55,17 @@ def owed_records(home: Path) -> list[object]:
         return catalog.execute("SELECT publication_id FROM owed_records").fetchall()
 
 
+def test_the_trash_empties_itself_and_the_space_is_free(home: Path, daemon: DaemonProcess) -> None:
+    with connect(home=home, start=False) as store:
+        save(store, 1, 2)
+        store.retention.keep("/run", LatestN(n=1), trash_s=0.001)
+        until("it went", lambda: steps(store) == [2])
+        until("nothing lies in the trash", lambda: not store.retention.trash())
+        until("its bytes went", lambda: {tuple(lies_in(home, tier)) for tier in ("nvme", "pfs")} == {(2,)})
+        with pytest.raises(NotFound):
+            store.retention.undo("/run/step-1")
+
+
 def test_what_no_policy_wants_goes_and_can_be_had_back(home: Path, daemon: DaemonProcess) -> None:
     with connect(home=home, start=False) as store:
         save(store, 1, 2, 3, 4, 5)
