@@ -40,8 +40,11 @@ def test_saves_and_loads_with_dcp_are_measured_beside_its_own_writer_and_reader(
         "dcp.load.same_ranks.fio": 0.85,
         "dcp.load.other_ranks.fs": 0.5,
         "dcp.load.other_ranks.fio": 0.85,
+        "dcp.collectives": 0.0,
         "dcp.plan": 500.0,
     }
+    (collectives,) = [figure for figure in report["figures"] if figure["name"] == "dcp.collectives"]
+    assert collectives["values"] == [0.0], "a sharded save takes none"
     assert [row["way"] for row in report["tables"][0]["rows"]] == ["store", "fs", "fs-best", "fio"]
 
 
@@ -51,3 +54,20 @@ def test_a_watcher_is_measured_from_the_publish_until_it_holds_the_weights(tmp_p
     taken = {row["what"]: row["taken_s"] for row in report["tables"][0]["rows"]}
     heard, held = (taken[f"from the publish until {what}"]["values"] for what in ("the watcher hears of it", "it holds the weights"))
     assert all(0 <= told < loaded for told, loaded in zip(heard, held, strict=True))
+
+
+def test_collectives_are_counted_where_there_are_any() -> None:
+    """Else a sharded save would take none whatever it did."""
+    import torch
+    import torch.distributed as dist
+
+    from ckptstore_bench.dcp.collectives import collectives_in
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        gathered: list[object] = [None]
+        for begun in (lambda: dist.all_reduce(torch.ones(4)), dist.barrier, lambda: dist.all_gather_object(gathered, {"a": 1})):
+            assert collectives_in(begun) > 0
+        assert collectives_in(lambda: torch.ones(4).add_(1)) == 0
+    finally:
+        dist.destroy_process_group()

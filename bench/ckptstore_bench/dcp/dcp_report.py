@@ -69,6 +69,8 @@ def figures(results: Results, wanted: Wanted) -> list[Figure]:
             speeds = [disk / ours for ours, disk in zip(taken[STORE], taken[FIO], strict=True)]
             key = f"dcp.{name.replace(', ', '.').replace(' ', '_')}.{FIO}"
             found += figure(key, f"{name}: speed, of that of fio", speeds, DISK_SHARE)
+    what = "collectives of a save by `store.save` with shards"
+    found += figure("dcp.collectives", what, results.collectives, 0.0, at_least=False, unit="")
     if results.plan_s:
         what = f"plan and header of {wanted.planned:,} tensors on one of 64 ranks, second save"
         found += figure("dcp.plan", what, [seconds * 1e3 for seconds in results.plan_s], PLAN_MS, at_least=False, unit="ms")

@@ -25,6 +25,8 @@ from ckptstore_bench.running import Steps
 from ckptstore_bench.workspace import Workspace
 
 PROGRAM = "ckptstore_bench.dcp.rank"
+#: The turns in which nothing but `Store.save` saves come after all others.
+SHARDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Results:
 
     seconds: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     plan_s: list[float] = field(default_factory=list)
+    collectives: list[float] = field(default_factory=list)
 
 
 class Job:
@@ -78,7 +81,7 @@ def running(workspace: Workspace, wanted: Wanted, count: int) -> Iterator[Job]:
 def measure(wanted: Wanted, workspace: Workspace, steps: Steps) -> Results:
     results = Results()
     disk = Fio(workspace.folder / FIO, wanted.size_bytes) if shutil.which("fio") is not None else None
-    steps.plan((3 * wanted.rounds + 1) * len(WAYS) + (1 if disk is None else 2 * wanted.rounds + 2))
+    steps.plan((3 * wanted.rounds + 1) * len(WAYS) + wanted.rounds + (1 if disk is None else 2 * wanted.rounds + 2))
     with running(workspace, wanted, wanted.ranks) as job:
         for turn in range(wanted.rounds + 1):
             for way in _in_turn(WAYS, turn):
@@ -93,6 +96,10 @@ def measure(wanted: Wanted, workspace: Workspace, steps: Steps) -> Results:
                     _remove(workspace, way, turn - 1)
                     for name, seconds in taken.items():
                         results.seconds[name][way].append(seconds)
+        for turn in range(wanted.rounds):
+            steps.next("saving shards")
+            results.collectives.append(job.ask(do="shards", turn=SHARDS + turn)["collectives"])
+            _remove(workspace, STORE, SHARDS + turn)
         if disk is not None:
             steps.next("writing with fio")
             disk.write_s()

@@ -1,7 +1,7 @@
 """One rank of the measured job: `python -m ckptstore_bench.dcp.rank HOME FOLDER BYTES TENSORS`, with a launcher's environment.
 
-Reads a line of JSON for each thing to do, and answers with one: {"do": "save"|"load"|"connect", "way": …, "turn": n} → seconds. The state
-is of FSDP's kind: each tensor's rows are spread over all ranks. Training changes it between two saves.
+Reads a line of JSON for each thing to do, and answers with one: {"do": "save"|"load"|"shards"|"connect", "way": …, "turn": n} → numbers.
+The state is of FSDP's kind: each tensor's rows are spread over all ranks. Training changes it between two saves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 import ckptstore
-from ckptstore_bench.dcp.ways import ways
+from ckptstore_bench.dcp.collectives import collectives_in
+from ckptstore_bench.dcp.ways import path_of, ways
+from ckptstore_client import Store
 
 
 def state_of(size_bytes: int, tensors: int) -> dict[str, DTensor]:
@@ -50,6 +52,8 @@ def main(home: str, folder: str, size_bytes: int, tensors: int) -> None:
             answer = {"pid": float(store.hello().pid)}
         elif order["do"] == "save":
             answer = _save(state, contenders[order["way"]].save(order["turn"]))
+        elif order["do"] == "shards":
+            answer = {"collectives": _save_shards(store, state, path_of(order["turn"]))}
         else:
             load({"model": state}, **contenders[order["way"]].load(order["turn"]))
             answer = {"load": time.perf_counter() - began_s}
@@ -58,6 +62,12 @@ def main(home: str, folder: str, size_bytes: int, tensors: int) -> None:
         way.close()
     store.close()
     os._exit(0)
+
+
+def _save_shards(store: Store, state: dict[str, DTensor], path: str) -> int:
+    """How many collectives a save by `Store.save` itself takes."""
+    dist.barrier()
+    return collectives_in(lambda: store.save(path, {"model": state}).wait_published(timeout_s=600))
 
 
 def _save(state: dict[str, DTensor], arguments: dict[str, Any]) -> dict[str, float]:
