@@ -63,9 +63,8 @@ class PendingCheckpoint:
         """
         known = [] if tier == SNAPSHOT else self._known_tiers()
         if tier != SNAPSHOT and tier not in known:
-            raise InvalidInput(
-                f"there is no tier {tier!r}", operation="wait", subject=self.path, hint=f"known are: {', '.join([SNAPSHOT, *known])}"
-            )
+            hint = f"known are: {', '.join([SNAPSHOT, *known])}"
+            raise InvalidInput(f"there is no durable tier {tier!r}", operation="wait", subject=self.path, hint=hint)
         self._wait(tier, timeout_s, lambda status: status.snapshot if tier == SNAPSHOT else is_as_safe_as(tier, status.durability, known))
 
     def wait_published(self, timeout_s: float | None = None) -> None:

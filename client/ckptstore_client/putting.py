@@ -5,14 +5,17 @@ Durable at return: the files, in some durable tier; published a moment later.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
+from ckptstore.errors import Busy
 from ckptstore.wire import AttemptOpened, AttemptStatus, OpenAttempt
 from ckptstore_client.connection import Connection
 from ckptstore_client.files import Progress, files_to_put, store_files
 from ckptstore_client.process_group import ProcessGroup
-from ckptstore_client.saving import abort_quietly
+from ckptstore_client.saving import BUSY_PAUSE_S, BUSY_TIMEOUT_S, abort_quietly
+from ckptstore_client.transport import Transport
 
 
 def put_files(
@@ -39,7 +42,7 @@ def put_files(
         replace=replace,
         metadata=metadata,
     )
-    transport, opened = connection.run(lambda t: (t, t.api.call("POST", "attempts", AttemptOpened, message)))
+    transport, opened = _opened(connection, message)
     try:
         store_files(transport, opened.attempt_id, files, progress)
         transport.api.call("POST", f"attempts/{opened.attempt_id}/commit", AttemptStatus)
@@ -47,3 +50,15 @@ def put_files(
         abort_quietly(transport, opened.attempt_id, f"the put failed: {error!s:.500}")
         raise
     return opened
+
+
+def _opened(connection: Connection, message: OpenAttempt) -> tuple[Transport, AttemptOpened]:
+    """While more waits to be drained than the daemon lets wait, wait, too; Busy if that takes longer than a save would wait."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            return connection.run(lambda t: (t, t.api.call("POST", "attempts", AttemptOpened, message)))
+        except Busy:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(BUSY_PAUSE_S)

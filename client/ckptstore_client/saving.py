@@ -44,7 +44,7 @@ OnBusy = Literal["wait", "skip", "fail"]
 #: With on_busy="wait", how long to wait for a slot before the save fails as Busy: the daemon's own patience with an attempt.
 BUSY_TIMEOUT_S = 600.0
 #: The daemon mostly holds the request itself while it waits for a slot; where it answers at once, this paces the next one.
-_BUSY_PAUSE_S = 0.25
+BUSY_PAUSE_S = 0.25
 #: Saves of this process that are opened, copied or handed over at the same time; more wait for their turn.
 _THREADS = 8
 #: More slots than any daemon lends to one client.
@@ -230,7 +230,7 @@ class Saver:
                     self._tell_the_others(request, member, error)
                     raise
             ask = ask_by_request
-            time.sleep(_BUSY_PAUSE_S)
+            time.sleep(BUSY_PAUSE_S)
 
     def _tell_the_others(self, request: SaveRequest, member: Membership, error: CkptStoreError) -> None:
         """Join the attempt only to end it, so that the other ranks do not wait for this one."""

@@ -216,9 +216,10 @@ class Store(Namespace):
         return PendingCheckpoint(path, save, self._ask, self._tiers)
 
     def _tiers(self) -> list[str]:
+        """Those that can be waited for."""
         if self._hello is None:
             self._hello = self.hello()
-        return self._hello.tiers
+        return self._hello.durable_tiers
 
     # --- loading -----------------------------------------------------------------------------------------------------------------
 
@@ -364,7 +365,7 @@ class Store(Namespace):
         known = self._tiers()
         if tier != SNAPSHOT and tier not in known:
             hint = f"known are: {', '.join([SNAPSHOT, *known])}"
-            raise InvalidInput(f"there is no tier {tier!r}", operation="wait", subject=path, hint=hint)
+            raise InvalidInput(f"there is no durable tier {tier!r}", operation="wait", subject=path, hint=hint)
         found = self._resolve(check_path(path, operation="wait", latest_allowed=True))
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:

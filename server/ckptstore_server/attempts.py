@@ -100,6 +100,8 @@ class AttemptService:
         if kind is not Kind.CHECKPOINT and request.world_size != 1:
             raise InvalidInput("files are put by one process: world_size must be 1", operation="put", subject=request.path)
         names = self._names(request, kind)
+        if kind is not Kind.CHECKPOINT:
+            await self._check_queue(request.path)  # nothing is joined yet: whoever puts asks again
         ticket = await self._node.query(self._node.catalog.join, self._join(request, kind, session), names)
         self._node.timings.open(ticket.attempt_id)
         try:
@@ -155,7 +157,7 @@ class AttemptService:
         )
 
     async def _check_queue(self, path: str) -> None:
-        """Slow savers down when more waits to be drained than the configured bound."""
+        """Slow down whoever saves or puts when more waits to be drained than the configured bound."""
         if time.monotonic() - self._queue_seen_s > QUEUE_LOOK_S:
             self._queue = await self._node.query(self._node.catalog.backlog)
             self._queue_seen_s = time.monotonic()

@@ -44,7 +44,7 @@ class Deletion:
 
     async def work_off(self) -> int:
         """Do every step that may be done now; how many were done. A tier that hangs delays only its own."""
-        return sum(await asyncio.gather(*(self._work_off(handle) for handle in self._node.durable)))
+        return sum(await asyncio.gather(*(self._work_off(handle) for handle in self._node.handles)))
 
     async def _work_off(self, handle: TierHandle) -> int:
         # No record may be written while records are deleted: see Publisher.record_locks.

@@ -37,7 +37,7 @@ class Evictor:
         self.others_give_way: GivesWay | None = None  # the cache, whose copies lie on the same disk and can be had again
 
     async def keep_below_mark(self) -> None:
-        for handle in self._node.durable:
+        for handle in self._node.handles:
             if handle.opened is not None and handle.fill() > handle.settings.high_water:
                 await self.make_room(handle)
 

@@ -41,7 +41,7 @@ class Publisher:
         self._sharding = Sharding(node)
         self._judging = Judging(node)
         # One writer of records per tier: a record must not be written while the deletion of the same publication is under way.
-        self.record_locks = {handle.name: asyncio.Lock() for handle in node.durable}
+        self.record_locks = {handle.name: asyncio.Lock() for handle in node.handles}
         self._turns: set[asyncio.Future[None]] = set()
         #: Called with what is about to be published, all of it stored.
         self.before_publish: Callable[[AttemptView], Awaitable[None]] | None = None

@@ -54,7 +54,7 @@ class Upkeep:
         ]
         for name, turn_s, on_change, duty in duties:
             self._tasks.append(asyncio.create_task(self._loop(name, turn_s, on_change, duty), name=name))
-        for handle in self._node.durable:
+        for handle in self._node.handles:  # one that is not durable has recalls that were cut short
             self._tasks.append(asyncio.create_task(self._services.drainer.run(handle), name=f"drain into {handle.name}"))
 
     async def stop(self) -> None:
@@ -95,7 +95,7 @@ class Upkeep:
 
     async def _notice_emptied(self) -> None:
         """Say what was lost with a root that was empty when it was opened: a disk was replaced, or wiped."""
-        for handle in self._node.durable:
+        for handle in self._node.handles:
             if lost := handle.lost_objects:
                 handle.lost_objects = 0
                 why = f"the tier was emptied: {lost} objects are missing"
