@@ -43,6 +43,8 @@ _log = logging.getLogger("ckptstore")
 OnBusy = Literal["wait", "skip", "fail"]
 #: With on_busy="wait", how long to wait for a slot before the save fails as Busy: the daemon's own patience with an attempt.
 BUSY_TIMEOUT_S = 600.0
+#: With any other, how long the catalog may take to open the attempt.
+CATALOG_TIMEOUT_S = 3.0
 #: The daemon mostly holds the request itself while it waits for a slot; where it answers at once, this paces the next one.
 BUSY_PAUSE_S = 0.25
 #: Saves of this process that are opened, copied or handed over at the same time; more wait for their turn.
@@ -210,20 +212,21 @@ class Saver:
             return transport.api.call("POST", "attempts", AttemptOpened, message)
 
         ask = ask_by_request if target is None or not target.opening else partial(transport.opened, target)
-        deadline = time.monotonic() + BUSY_TIMEOUT_S
+        deadline, impatient_s = time.monotonic() + BUSY_TIMEOUT_S, time.monotonic() + CATALOG_TIMEOUT_S
         while True:
             try:
                 return ask()
             except WaitTimeout:
                 if ask is ask_by_request:
                     raise
-                ask = ask_by_request
+                if request.on_busy == "wait":
+                    ask = ask_by_request
+                elif time.monotonic() > impatient_s:
+                    return self._not_opened(request, member, _slow_catalog(request.path))  # the slot goes back, and ends what it was for
                 continue
             except (Busy, CatalogUnavailable) as error:
-                if request.on_busy == "skip" and isinstance(error, CatalogUnavailable):
-                    self._tell_the_others(request, member, error)
-                    # The id is nobody's: nothing was joined. Waiting for it says that there will be no checkpoint, as for any skip.
-                    return AttemptOpened(attempt_id=new_id(), skipped=True)
+                if isinstance(error, CatalogUnavailable) and request.on_busy != "wait":
+                    return self._not_opened(request, member, error)
                 if request.on_busy != "wait":
                     raise
                 if time.monotonic() > deadline:
@@ -231,6 +234,14 @@ class Saver:
                     raise
             ask = ask_by_request
             time.sleep(BUSY_PAUSE_S)
+
+    def _not_opened(self, request: SaveRequest, member: Membership, error: CatalogUnavailable) -> AttemptOpened:
+        """For a save that does not wait for the catalog: it is skipped, or fails."""
+        if request.on_busy == "fail":
+            raise error
+        self._run(self._tell_the_others, request, member, error)
+        # The id is nobody's: nothing was joined. Waiting for it says that there will be no checkpoint, as for any skip.
+        return AttemptOpened(attempt_id=new_id(), skipped=True)
 
     def _tell_the_others(self, request: SaveRequest, member: Membership, error: CkptStoreError) -> None:
         """Join the attempt only to end it, so that the other ranks do not wait for this one."""
@@ -357,6 +368,11 @@ class _Stopwatch:
 
     def laps_s(self) -> dict[str, float]:
         return {**self._laps_s, "stall": time.perf_counter() - self._began_s}
+
+
+def _slow_catalog(path: str) -> CatalogUnavailable:
+    why = f"the catalog has not opened the attempt within {CATALOG_TIMEOUT_S:g} s"
+    return CatalogUnavailable(why, operation="save", subject=path, hint="see `ckptstore status`, or save with on_busy='wait'")
 
 
 def _done(value: T) -> Future[T]:

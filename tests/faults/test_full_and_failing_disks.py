@@ -361,7 +361,7 @@ def test_a_catalog_that_is_locked_for_a_while_only_delays(tmp_path: Path, disks:
 
 
 def test_a_catalog_that_stays_locked_is_named_and_training_does_not_die_of_it(tmp_path: Path, disks: tuple[Disk, Disk]) -> None:
-    """Longer than the daemon's patience (15 s): `fail` gives the error, `skip` skips, `wait` waits; what was handed over is not lost."""
+    """Longer than the daemon's patience: `fail` gives an error, `skip` skips, `wait` waits; what was handed over is not lost."""
     with (
         started(tmp_path, *disks) as (place, store),
         trainer(place, "/wait", "wait", MIB) as waiting,
@@ -370,7 +370,7 @@ def test_a_catalog_that_stays_locked_is_named_and_training_does_not_die_of_it(tm
         for one in (waiting, skipping):
             one.saves_until(lambda saved: not saved["skipped"])
         with locked(place):
-            with pytest.raises(CatalogUnavailable, match="locked"):
+            with pytest.raises(CatalogUnavailable, match="the catalog has not opened the attempt"):
                 store.save("/run/a", state_of(1), on_busy="fail")
             skipping.saves_until(lambda saved: saved["skipped"])
         for one in (waiting, skipping):

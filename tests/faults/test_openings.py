@@ -15,7 +15,7 @@ import pytest
 from ckptstore.catalog import Catalog
 from ckptstore.catalog.model import AttemptState, AttemptView
 from ckptstore.config import read_settings
-from ckptstore.errors import AlreadyExists, InvalidInput, NotFound, WaitTimeout
+from ckptstore.errors import AlreadyExists, CatalogUnavailable, InvalidInput, NotFound, WaitTimeout
 from ckptstore.wire import SESSION_HEADER, AttemptOpened, OpenAttempt
 from ckptstore_client.api import Api
 from ckptstore_client.descriptors import DescriptorConnection
@@ -187,6 +187,25 @@ def test_an_attempt_that_is_opened_twice_at_once_is_joined_once(place: FaultStor
         slow.unlink(missing_ok=True)
     assert (answer.status_code, AttemptOpened.model_validate_json(answer.content)) == (200, client.opened(grant))
     assert asked.stat().st_size == 1
+
+
+@pytest.mark.parametrize("on_busy", ["skip", "fail"])
+def test_a_save_that_does_not_wait_is_not_held_up_by_a_catalog_that_hangs(place: FaultStore, on_busy: str) -> None:
+    """Nor does it leave anything when the catalog goes on."""
+    slow, path = place.home / "slow", f"/run/hanging-{on_busy}"
+    with place.connect() as store:
+        slow.touch()
+        try:
+            if on_busy == "skip":
+                assert store.save(path, state_of(1), on_busy="skip").skipped
+            else:
+                with pytest.raises(CatalogUnavailable, match="has not opened the attempt"):
+                    store.save(path, state_of(1), on_busy="fail")
+        finally:
+            slow.unlink()
+        until("it was aborted", lambda: [view.path for view in aborted(place) if view.path == path])
+        assert not store.status().attempts
+        store.save(path, state_of(7), on_busy="fail").wait("nvme", timeout_s=60)
 
 
 def test_a_guarded_save_is_not_held_up_by_an_earlier_one_that_the_catalog_does_not_open(place: FaultStore) -> None:
