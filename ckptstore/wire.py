@@ -316,6 +316,7 @@ class VerifyLine(Message):
     replicas: int = 0  # on the last line: how many were read
     records: int = 0  # on the last line: how many were read
     problems: int = 0  # on the last line: how many were found
+    elsewhere: int = 0  # on the last line: replicas in other nodes' own tiers, which only `verify` on those nodes can read
 
 
 class DrainAlarm(Message):

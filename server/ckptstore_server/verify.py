@@ -30,13 +30,15 @@ class Verifier:
     async def verify(self, path: str) -> AsyncIterator[VerifyLine]:
         """A line per replica of every file at or below `path` and of every object that it refers to, then one per commit record.
 
-        A last one has the sums.
+        A last one has the sums. What lies in another node's own tiers only that node can read.
         """
-        replicas = records = problems = 0
+        replicas = records = problems = elsewhere = 0
         walk = self._walk(check_folder(path, operation="verify"), set())
         while (found := await self._node.query(next, walk, None)) is not None:
             file_path, file = found
-            for line in await self._node.run(self._node.upkeep_executor, self._check_file, file_path, file):
+            lines, out_of_reach = await self._node.run(self._node.upkeep_executor, self._check_file, file_path, file)
+            elsewhere += out_of_reach
+            for line in lines:
                 replicas += 1
                 problems += line.problem is not None
                 yield line
@@ -44,7 +46,7 @@ class Verifier:
             records += 1
             problems += line.problem is not None
             yield line
-        yield VerifyLine(done=True, replicas=replicas, records=records, problems=problems)
+        yield VerifyLine(done=True, replicas=replicas, records=records, problems=problems, elsewhere=elsewhere)
 
     def _walk(self, path: str, referred: set[str]) -> Iterator[tuple[str, StoredFile]]:
         """Every file below a path, a page at a time; what several of them refer to comes once (`referred` are ids)."""
@@ -88,9 +90,11 @@ class Verifier:
                     yield join(reference.path, reference.file.name), reference.file
             after = page[-1].file.object_id
 
-    def _check_file(self, path: str, file: StoredFile) -> list[VerifyLine]:
+    def _check_file(self, path: str, file: StoredFile) -> tuple[list[VerifyLine], int]:
+        """A line for each replica that this node can read; how many there are that it cannot."""
         lines = []
-        replicas = [replica for replica in self._node.catalog.replicas(file.object_id) if replica.node in ("", self._node.node_id)]
+        everywhere = self._node.catalog.replicas(file.object_id)
+        replicas = [replica for replica in everywhere if replica.node in ("", self._node.node_id)]
         tiers, damaged = [replica.tier for replica in replicas], {replica.tier: replica for replica in replicas if replica.damaged}
         if self._node.pool.find(file.object_id) is not None:
             tiers.insert(0, MEMORY)
@@ -109,7 +113,7 @@ class Verifier:
             self._replicas.damaged(file, tier, problem)
             repaired = tier == MEMORY or self._replicas.repair(file, tier)
             lines.append(line.model_copy(update={"problem": problem, "repaired": repaired}))
-        return lines
+        return lines, len(everywhere) - len(replicas)
 
     async def reported(self, object_id: str, damage: Damage) -> None:
         """A reader's report: believed only if this daemon sees it too, since a client may be broken itself."""

@@ -118,13 +118,14 @@ def verify(invocation: Invocation, path: Annotated[str, typer.Argument(metavar="
     terminal = invocation.terminal
     with invocation.store() as store:
         last, unrepaired = _follow(terminal, store, path)
+    read = f"{counted(last.replicas, 'replicas')} and {counted(last.records, 'commit records')}"
     if not terminal.as_json:
         mended = last.problems - unrepaired
-        read = f"{counted(last.replicas, 'replicas')} and {counted(last.records, 'commit records')}"
         told = f"{read} read, {counted(last.problems, 'problems')}"
         terminal.show(told + (f", {mended:,} of them repaired" if mended else ""))
+        if last.elsewhere:
+            terminal.show(f"{counted(last.elsewhere, 'replicas')} in the tiers of other nodes not read: run verify there, too")
     if unrepaired:
-        read = f"{counted(last.replicas, 'replicas')} and {counted(last.records, 'commit records')}"
         why = f"{unrepaired} of {read} are damaged or unreadable, and could not be repaired"
         raise ChecksumMismatch(why, operation="verify", subject=path, hint="`ckptstore status` shows whether a tier is down")
 
