@@ -113,6 +113,19 @@ def test_one_process_saves_and_loads_without_a_process_group(ranks: Ranks, folde
     assert into["size"] == torch.Size([2, 3])
 
 
+def test_a_torch_that_gives_no_stagers_future_back_saves_asynchronously(
+    ranks: Ranks, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There `stage` gives what is left of the state itself, and `async_save` the one future of the upload."""
+    monkeypatch.setattr("ckptstore_client.torch.writer._TAKES_FUTURES", False)
+    taken = Writer(f"{folder}/x", store=ranks[0])
+    state = {"w": W.clone()}
+    assert taken.stage(state) == {}
+    state["w"].zero_()  # the copy was made
+    taken.pending.wait_published(timeout_s=60)
+    assert torch.equal(ranks[0].load(f"{folder}/x")["w"], W)
+
+
 def test_a_part_of_what_was_saved_can_be_loaded_and_a_wrong_shape_is_refused(ranks: Ranks, folder: str) -> None:
     dcp.save({"w": W, "v": V}, storage_writer=Writer(f"{folder}/x", store=ranks[0]), no_dist=True)
     into = {"v": torch.zeros_like(V)}

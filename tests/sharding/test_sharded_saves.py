@@ -18,6 +18,7 @@ from ckptstore.errors import AttemptAborted, InvalidInput, NotFound, NotStorable
 from ckptstore_client import Part, Slice
 from ckptstore_client.replicas import OpenFile
 from ckptstore_client.saving import guarded_leaves
+from ckptstore_client.sharding import spreading
 from ckptstore_client.sharding.slices import ShardRequest
 from ckptstore_client.staging import Staging
 from ckptstore_tiers.checksums import BLOCK_BYTES
@@ -212,6 +213,32 @@ def test_a_structure_that_changes_between_saves_is_saved_as_it_is_now(ranks: Ran
         ranks.save(f"{folder}/{step}", states)
         loaded = ranks[0].load(f"{folder}/{step}")
         assert loaded.keys() == variant.keys() and all(torch.equal(loaded[key], whole) for key, (whole, _) in variant.items())
+
+
+@pytest.mark.parametrize("knows_specs", [True, False], ids=["specs", "public"])
+def test_states_of_one_structure_are_planned_once(knows_specs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with new tensors, as each `state_dict()` makes them, and on a torch whose DTensors have no `_spec`."""
+    if not knows_specs:
+
+        def unknown(dtensors: Any) -> Any:
+            raise AttributeError("_spec")
+
+        monkeypatch.setattr(spreading, "attrgetter", lambda name: unknown)
+    made, make = [], spreading._Maker.make
+    monkeypatch.setattr(spreading._Maker, "make", lambda maker: made.append(maker) or make(maker))
+    staging, request = Staging(), ShardRequest(0, 2, {})
+    with as_rank(0, 2):
+        mesh = mesh_of((2,))
+
+        def plan(step: int, placement: Any) -> Any:
+            state = {"w": dtensor(torch.randn(6, 4), mesh, [placement]), "step": step, "lr": torch.tensor(0.1 / (step + 1))}
+            return staging.plan(state, request)
+
+        first, *others = [plan(step, Shard(0)) for step in range(3)]
+        assert len(made) == 1
+        assert all(other.plan is first.plan for other in others)
+        plan(3, Shard(1))
+    assert len(made) == 2
 
 
 def test_numpy_arrays_are_sharded_as_tensors_are(ranks: Ranks, folder: str) -> None:

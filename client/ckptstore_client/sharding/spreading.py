@@ -14,7 +14,7 @@ import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.boxes import Box, Grid
@@ -129,8 +129,7 @@ class Spreading:
         for known in self._known:
             if known.request != request or known.keys != flat.keys or known.tags != tags or known.dtensors != dtensors:
                 continue
-            specs = _specs([flat.values[i] for i in dtensors])
-            same = len(specs) == len(known.specs) and all(map(is_, specs, known.specs))
+            same = _specs([flat.values[i] for i in dtensors]) == known.specs  # mostly the same objects, which costs no call
             if same and all(tuple(values[i].shape) == shape for i, shape in known.declared.items()):
                 ties = _ties(values, tags, sorted(known.spread))
                 if {leaf: first for leaf, first in ties.items() if leaf not in known.untied} == known.ties:
