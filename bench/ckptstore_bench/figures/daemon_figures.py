@@ -23,7 +23,19 @@ REST_S = 5.0
 #: After a save the daemon still writes records and pre-faults; it is at rest when that is done.
 SETTLE_S = 3.0
 FOLDER, LISTED_FOLDER = "/figures/many", "/figures/hundred"
-OPERATIONS = ("save until fsynced", "stat", "ls of a hundred", "load", "load @latest")
+OPERATIONS = (
+    "save until fsynced",
+    "stat",
+    "ls of a hundred",
+    "du of a hundred",
+    "load",
+    "load @latest",
+    "wait",
+    "verify one",
+    "put",
+    "get",
+    "rm",
+)
 SMALL = {"x": torch.arange(256, dtype=torch.float32)}
 LISTED = 100
 FILLING_THREADS = 4
@@ -85,10 +97,11 @@ def measure_many(folder: Path, checkpoints: int, count: int, steps: Steps) -> Re
         for store in stores.values():
             _fill(store, LISTED_FOLDER, LISTED, lambda text: None)
             store.save(f"{FOLDER}/step-{0:06d}", SMALL).wait("nvme", timeout_s=WAIT_S)
+        (folder / "small").write_bytes(bytes(1024))
         _fill(old, FOLDER, checkpoints, steps.say)
         for number in range(-WARM_UP_TURNS, count * TURNS):
             for name, store in stores.items():
-                for what, operation in _operations(store, checkpoints + 1 + WARM_UP_TURNS + number).items():
+                for what, operation in _operations(store, folder / "small", checkpoints + 1 + WARM_UP_TURNS + number).items():
                     with (rounds if number >= 0 else Rounds()).timed(f"{what}, {name}"):
                         operation()
     figures = [found for what in OPERATIONS for found in _slowdown(rounds, what, checkpoints)]
@@ -107,14 +120,20 @@ def _fill(store: Store, folder: str, checkpoints: int, say: Callable[[str], None
     store.save(f"{folder}/step-{checkpoints:06d}", SMALL).wait("nvme", timeout_s=WAIT_S)
 
 
-def _operations(store: Store, number: int) -> dict[str, Callable[[], object]]:
-    path = f"{FOLDER}/step-{number:06d}"
+def _operations(store: Store, small: Path, number: int) -> dict[str, Callable[[], object]]:
+    path, file = f"{FOLDER}/step-{number:06d}", f"{FOLDER}/file"
     calls: tuple[Callable[[], object], ...] = (
         lambda: store.save(path, SMALL, step=number).wait("nvme", timeout_s=WAIT_S),
         lambda: store.stat(path),
         lambda: list(store.ls(LISTED_FOLDER)),
+        lambda: store.du(LISTED_FOLDER),
         lambda: store.load(path),
         lambda: store.load(f"{FOLDER}/@latest"),
+        lambda: store.wait(path, "nvme", timeout_s=WAIT_S),
+        lambda: list(store.verify(path)),
+        lambda: store.put(small, file),
+        lambda: store.get(file, small.with_name("got"), replace=True),
+        lambda: store.rm(file),
     )
     return dict(zip(OPERATIONS, calls, strict=True))
 
