@@ -81,11 +81,26 @@ class Shell:
         ours, theirs = pty.openpty()
         process = self.start(*arguments, stdin=theirs, stdout=theirs, stderr=theirs)
         os.close(theirs)
-        seen = bytearray()
-        try:
-            while chunk := os.read(ours, 65536):
-                seen += chunk
-        except OSError:  # EIO: the last writer has closed its end
-            pass
-        os.close(ours)
-        return process.wait(TIMEOUT_S), seen.decode("utf-8", "replace")
+        seen = _until_hung_up(ours)
+        return process.wait(TIMEOUT_S), seen
+
+    def with_stdout_piped(self, *arguments: str | Path) -> Outcome:
+        """As a person runs `ckptstore … | other`: stderr is the terminal, stdout is not."""
+        ours, theirs = pty.openpty()
+        with self.start(*arguments, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs) as process, ThreadPoolExecutor(1) as beside:
+            os.close(theirs)
+            shown = beside.submit(_until_hung_up, ours)
+            out, _ = process.communicate(timeout=TIMEOUT_S)
+            return Outcome(process.returncode, out.decode(), shown.result(TIMEOUT_S))
+
+
+def _until_hung_up(terminal: int) -> str:
+    """All that comes out of a terminal's master side, until the last writer has closed the other; it is closed then too."""
+    seen = bytearray()
+    try:
+        while chunk := os.read(terminal, 65536):
+            seen += chunk
+    except OSError:  # EIO: the last writer has closed its end
+        pass
+    os.close(terminal)
+    return seen.decode("utf-8", "replace")

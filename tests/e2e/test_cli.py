@@ -157,6 +157,20 @@ def test_a_terminal_gets_a_bar_and_the_result(served: Shell, folder: Path) -> No
     assert "put /terminal (4.8 MiB, 2 files)" in seen
 
 
+def test_the_bar_is_on_stderr_and_stdout_has_the_result_alone(served: Shell, folder: Path, tmp_path: Path) -> None:
+    """With stderr a terminal and stdout a pipe: what another program reads has no bar and no escape in it."""
+    for arguments, shown, result in (
+        (("put", folder, "/piped"), "putting model", "put /piped (4.8 MiB, 2 files)\n"),
+        (("get", "/piped", tmp_path / "back"), "getting piped", "got /piped (4.8 MiB)\n"),
+        (("wait", "/piped", "pfs", "--timeout", "60"), "waiting until pfs holds", "/piped is safe in nvme, pfs\n"),
+        (("verify", "/piped"), "verifying files", "4 replicas and 2 commit records read, 0 problems\n"),
+    ):
+        outcome = served.with_stdout_piped(*arguments)
+        assert (outcome.code, outcome.out) == (0, result), outcome
+        assert shown in outcome.err and "━" in outcome.err and "\x1b" in outcome.err
+        assert result.strip() not in outcome.err
+
+
 def test_global_options_stand_before_or_after_the_command(served: Shell, bare: Shell) -> None:
     for arguments in (("--home", served.home, "--json", "status"), ("status", "--json", "--home", served.home)):
         assert bare.ok(*arguments).document["home"] == str(served.home)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,9 +29,38 @@ for rng in (state["rng"], Training(seed=5).state()["rng"]):
 """
 
 
-def demo(folder: Path) -> subprocess.Popen[str]:
+#: Of a save in the table that the demo ends with: how training stood still, then when each place had it.
+MEASURED = ["stall", "snapshot", "nvme", "pfs", "object"]
+FIGURE = re.compile(r"~?\d+(\.\d+)? m?s")
+
+
+def demo(folder: Path, *, stderr: int = subprocess.STDOUT) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "ckptstore_bench.demo", "--save-every", "1", "--keep", str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed_ctrl_c)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, preexec_fn=heed_ctrl_c)
+
+
+def cells(line: str) -> list[str]:
+    """Of a row of a table; the last column has no heading."""
+    return [cell.strip() for cell in re.split("[┃│]", line)[1:-1]]
+
+
+def assert_ends_with_its_timeline_and_its_table(out: str) -> None:
+    """A lane for each process and tier, then a row for each save that has all its figures, after the last line of the story itself."""
+    lines = out.splitlines()
+    told = max(at for at, line in enumerate(lines) if re.match(r" *\d+\.\d s  ", line))
+    drawn = next(at for at, line in enumerate(lines) if line.startswith("Timeline: "))
+    assert told < drawn, "the timeline comes at the end"
+    assert [line.split()[0] for line in lines[drawn + 1 : drawn + 6]] == ["trainer", "daemon", "nvme", "pfs", "object"]
+    trainer, daemon, *tiers = lines[drawn + 1 : drawn + 6]
+    assert trainer.count("✗") == 3 and "✗" in daemon and all("●" in lane for lane in tiers)
+    assert ["∅" in lane for lane in tiers] == [True, True, False], "NVMe and the parallel file system were lost, the object store was not"
+    (heading,) = [at for at, line in enumerate(lines) if "stall" in cells(line)]
+    assert cells(lines[heading]) == ["life", "step", *MEASURED, ""]
+    assert heading > drawn + 6, "the table comes below the timeline"
+    saves = [row for line in lines[heading + 1 :] if len(row := cells(line)) == 3 + len(MEASURED)]
+    measured = [int(step) for _, step, *figures, _ in saves if all(FIGURE.fullmatch(figure) for figure in figures)]
+    assert measured == list(range(1, 13)), saves
+    assert lines[-1].startswith("All of it held, in ")
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -48,10 +78,11 @@ def processes_of(folder: Path) -> list[str]:
 
 
 def test_killed_four_times_a_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    with demo(tmp_path / "demo") as process:
-        said, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, said
+    with demo(tmp_path / "demo", stderr=subprocess.PIPE) as process:
+        said, complaints = process.communicate(timeout=280)
+    assert process.returncode == 0, said + complaints
     assert "the final parameters are bitwise those of the uninterrupted run" in said
+    assert_ends_with_its_timeline_and_its_table(said)
     assert processes_of(tmp_path) == []
 
 

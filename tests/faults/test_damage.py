@@ -19,6 +19,7 @@ import pytest
 
 import ckptstore
 from ckptstore.errors import ChecksumMismatch
+from ckptstore.wire import VerifyLine
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_client import Store
 from tests.faults.fault_store import FaultStore, assert_state, objects_below, posix_tier, state_of, tier_status, verified
@@ -185,7 +186,11 @@ def test_with_no_good_replica_left_the_error_names_object_tier_and_file(
     store.rm(path)
 
 
-def test_a_bit_flipped_in_the_bucket_is_found_by_verify_and_by_a_load_that_needs_it(damaged: Damaged, store: Store, folder: str) -> None:
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
+def test_a_bit_flipped_in_the_bucket_is_found_by_verify_and_by_a_load_that_needs_it(
+    damaged: Damaged, store: Store, folder: str, tmp_path: Path, reader: Callable[..., None]
+) -> None:
+    """The load finds it when nothing nearer is left: it refuses, and once a nearer replica is back it takes that one and repairs."""
     saved(store, f"{folder}/verify")
     key = damaged.key(f"{folder}/verify")
     whole = damaged.read("object", key)
@@ -194,6 +199,26 @@ def test_a_bit_flipped_in_the_bucket_is_found_by_verify_and_by_a_load_that_needs
     assert (line.tier, line.repaired) == ("object", True)
     assert damaged.read("object", key) == whole
     assert verified(store, f"{folder}/verify") == []
+    path = f"{folder}/load"
+    saved(store, path)
+    key = damaged.key(path)
+    whole = damaged.read("object", key)
+    assert whole is not None
+    damaged.flip("object", key)
+    spoilt = damaged.read("object", key)
+    for nearer in TIERS[:2]:
+        damaged.remove(nearer, key)
+    with pytest.raises(ChecksumMismatch) as caught:
+        reader(damaged, store, path, tmp_path / "refused")
+    assert (caught.value.tier, key.rpartition("~")[2] in str(caught.value), PART in str(caught.value)) == ("object", True, True)
+    assert damaged.read("object", key) == spoilt, "what no good replica can replace is not thrown away"
+    assert "object" not in store.stat(path).durability
+    damaged.write("pfs", key, whole)
+    reader(damaged, store, path, tmp_path / "found")
+    for tier in TIERS:
+        until(f"{tier} is whole again", lambda at=tier: damaged.read(at, key) == whole)  # type: ignore[misc]
+    until("durability is whole again", lambda: store.stat(path).durability == TIERS)
+    assert verified(store, path) == []
 
 
 def test_what_only_looked_damaged_on_the_way_is_believed_again(damaged: Damaged, store: Store, folder: str) -> None:
@@ -225,6 +250,30 @@ def test_bytes_that_change_in_memory_after_the_save_are_never_loaded(damaged: Da
         segment.view[WHERE] ^= 1
         assert np.array_equal(store.load(f"{folder}/a")["w"], whole)
         assert not any(line.tier == "memory" for line in store.verify(f"{folder}/a"))
+
+
+def read_by_verify(store: Store, path: str) -> tuple[set[str], list[VerifyLine]]:
+    """Where `verify` has read the rank's file, and the lines of all that it finds wrong."""
+    lines = list(store.verify(path))
+    return {line.tier for line in lines if line.path == f"{path}/{PART}"}, [line for line in lines if line.problem is not None]
+
+
+def test_a_damaged_memory_replica_is_found_by_verify_and_given_up(damaged: Damaged, store: Store, folder: str) -> None:
+    """Nobody has loaded it since: `verify` reads memory too. It has no place of its own to be repaired in, and the tiers have the bytes."""
+    content = part_file(SIZE)
+    path = f"{folder}/a"
+    with RawClient(damaged.place.daemon) as client:
+        opened, segment = client.stage(path, content)
+        assert client.hand_over(opened, len(content)).status_code == 200
+        assert client.outcome(opened)["state"] == "published"
+        store.wait(path, "object", timeout_s=90)
+        assert read_by_verify(store, path) == ({"memory", *TIERS}, [])
+        segment.view[WHERE] ^= 1
+        (line,) = verified(store, path)
+        assert (line.path, line.tier, line.repaired) == (f"{path}/{PART}", "memory", True)
+        assert "block 1" in (line.problem or "")
+        assert read_by_verify(store, path) == ({*TIERS}, [])
+        assert np.array_equal(store.load(path)["w"], np.full(SIZE, 7, np.uint8))
 
 
 def test_a_damaged_index_is_repaired_like_any_file(damaged: Damaged, store: Store, folder: str, tmp_path: Path) -> None:

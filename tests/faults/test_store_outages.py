@@ -27,6 +27,9 @@ from tests.until import until
 BUCKET = "checkpoints"
 #: Saves made while the store is broken.
 SAVES = 2
+#: Saves of 1 MiB made while it is slow, and what it takes and gives then: half a minute for one, two for all.
+SAVES_BESIDE_A_SLOW_STORE = 4
+SLOW_BYTES_PER_S = 32 << 10
 #: Short patience per request: the daemon's own back-off is what is tested here.
 QUICK = {"retry_for_s": 0.5, "read_timeout_s": 2.0, "connect_timeout_s": 2.0}
 
@@ -81,10 +84,10 @@ class Outage:
 
 
 @contextmanager
-def outage(seaweed: SeaweedS3, folder: Path) -> Iterator[Outage]:
+def outage(seaweed: SeaweedS3, folder: Path, patience: dict[str, float] = QUICK) -> Iterator[Outage]:
     prefix = folder.name
     with S3FaultProxy(seaweed.endpoint_url) as proxy:
-        options = {"endpoint_url": proxy.endpoint_url, **QUICK}
+        options = {"endpoint_url": proxy.endpoint_url, **patience}
         tiers = [
             posix_tier("nvme", folder / "nvme"),
             posix_tier("pfs", folder / "pfs", shared=True),
@@ -113,6 +116,14 @@ def stage(started: Outage) -> Iterator[Outage]:
 @pytest.fixture
 def unstarted(seaweed: SeaweedS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outage]:
     with outage(seaweed, tmp_path_factory.mktemp("restart")) as stage:
+        yield stage
+
+
+@pytest.fixture
+def patient(seaweed: SeaweedS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outage]:
+    """With more patience than the slow store needs for all that it is sent at once: its answers are slow, but they are answers."""
+    with outage(seaweed, tmp_path_factory.mktemp("slow"), patience={"read_timeout_s": 300.0}) as stage:
+        stage.place.start()
         yield stage
 
 
@@ -159,6 +170,37 @@ def test_saves_go_on_beside_a_broken_store_and_arrive_when_it_is_mended(fault: s
         stage.assert_all_arrived(store, run, range(SAVES))
         recovered = until("nothing waits", lambda: (now := object_tier(store)).waiting_objects == 0 and now)
         assert (recovered.state, recovered.oldest_waiting_s) == ("ok", 0)
+        assert verified(store, run) == []
+
+
+def test_saves_go_on_beside_a_slow_store_which_is_not_called_down_and_gets_all_when_it_is_quick(patient: Outage, run: str) -> None:
+    with patient.place.connect() as store:
+        patient.proxy.add(Fault(bytes_per_s=SLOW_BYTES_PER_S))
+        store.save(f"{run}/small", state_of(9, size_bytes=1 << 10)).wait("object", timeout_s=60)
+        assert patient.missing(f"{run}/small") == [], "little is brought to a slow store, too"
+        for step in range(SAVES_BESIDE_A_SLOW_STORE):
+            store.save(f"{run}/step-{step}", state_of(step), step=step).wait("nvme", timeout_s=60)
+        lag = object_tier(store)
+        assert SAVES_BESIDE_A_SLOW_STORE <= lag.waiting_objects <= 2 * SAVES_BESIDE_A_SLOW_STORE
+        assert lag.waiting_bytes >= SAVES_BESIDE_A_SLOW_STORE << 20
+        assert lag.oldest_waiting_s > 0
+        older = until("the oldest grows older", lambda: (now := object_tier(store)).oldest_waiting_s > lag.oldest_waiting_s + 1 and now)
+        assert (older.state, older.last_error) == ("ok", None)
+        for step in range(SAVES_BESIDE_A_SLOW_STORE):
+            entry = store.stat(f"{run}/step-{step}")
+            assert "object" not in entry.durability
+            assert patient.missing(entry.path) != [] and not patient.has_record(entry.publication_id)
+            with pytest.raises(WaitTimeout):
+                store.wait(entry.path, "object", timeout_s=0)
+        patient.proxy.quicken()
+        for step in range(SAVES_BESIDE_A_SLOW_STORE):
+            store.wait(f"{run}/step-{step}", "object", timeout_s=90)
+            assert patient.missing(f"{run}/step-{step}") == []
+            assert patient.has_record(store.stat(f"{run}/step-{step}").publication_id)
+        caught_up = until("nothing waits", lambda: (now := object_tier(store)).waiting_objects == 0 and now)
+        assert (caught_up.state, caught_up.waiting_bytes, caught_up.oldest_waiting_s, caught_up.last_error) == ("ok", 0, 0, None)
+        puts = [target for method, target in patient.proxy.requests if method == "PUT" and f"/objects{run}/" in target]
+        assert len(puts) == len(set(puts)), "slowness alone is no reason to send anything twice"
         assert verified(store, run) == []
 
 

@@ -2,10 +2,12 @@
 
 Requests are forwarded as they are, Host included, so that their signatures still hold. Faults are rules: the first that matches a
 request and is not used up applies to it; without one, everything passes. HTTP is h11's; sockets are asyncio's, in one thread of the
-proxy's own. `add`, `clear`, `down`, `up`, `requests` may be called from any thread.
+proxy's own. `add`, `quicken`, `clear`, `down`, `up`, `requests` may be called from any thread.
 
     with S3FaultProxy(server.endpoint_url) as proxy:
         proxy.add(Fault(method="PUT", contains="partNumber=", reset_after_bytes=1_000_000, times=1))
+
+What is slow is a share of one line, as behind a store's own limit; `quicken` ends that for requests under way too, and breaks none of them.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ class Fault:
     truncate_answer_bytes: int | None = None
     #: Reset the connection after so many bytes of the answer's body.
     reset_answer_after_bytes: int | None = None
+    #: Pass the bodies of requests and answers on no faster than this, all that meet the rule together.
+    bytes_per_s: float | None = None
 
     def again(self) -> Fault:
         """The same rule, with all its times before it."""
@@ -74,6 +78,9 @@ class S3FaultProxy:
         self._requests: list[tuple[str, str]] = []
         self._answered: Counter[str] = Counter()
         self._down = False
+        #: When the last byte of what is slow will have passed, by the loop's clock; and the end of that.
+        self._busy_until_s = 0.0
+        self._quick = asyncio.Event()
         self._connections: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="s3-fault-proxy", daemon=True)
@@ -113,6 +120,12 @@ class S3FaultProxy:
             self._faults.append(fault)
         return fault
 
+    def quicken(self) -> None:
+        """No more slowness: what was held back passes at once, and unhurt."""
+        with self._lock:
+            self._faults = [fault for fault in self._faults if fault.bytes_per_s is None]
+        self._run(self._end_slowness())
+
     def clear(self) -> None:
         """No more faults, connections that hang are reset, and the memory of requests is empty."""
         with self._lock:
@@ -120,6 +133,7 @@ class S3FaultProxy:
             self._requests.clear()
             self._answered.clear()
         self._run(self._reset_all())
+        self._run(self._end_slowness())
 
     def down(self) -> None:
         """Reset all connections, and every new one, until `up`."""
@@ -131,6 +145,20 @@ class S3FaultProxy:
 
     def _run(self, coroutine):  # type: ignore[no-untyped-def]
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=10)
+
+    async def _end_slowness(self) -> None:
+        self._quick.set()
+        self._quick, self._busy_until_s = asyncio.Event(), 0.0
+
+    async def _take_time(self, fault: Fault, size_bytes: int) -> None:
+        """As long as the bytes need behind those that came before them; with a rule that `quicken` has ended, none."""
+        with self._lock:
+            if fault.bytes_per_s is None or not any(fault is one for one in self._faults):
+                return
+        quick, now_s = self._quick, self._loop.time()
+        self._busy_until_s = max(self._busy_until_s, now_s) + size_bytes / fault.bytes_per_s
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(quick.wait(), self._busy_until_s - now_s)
 
     async def _reset_all(self) -> None:
         for writer in list(self._connections):
@@ -202,6 +230,7 @@ class S3FaultProxy:
             position += len(data)
             if fault.reset_after_bytes is not None and position >= fault.reset_after_bytes:
                 raise _Cut
+            await self._take_time(fault, len(data))
             if forwards:
                 await server.send(h11.Data(data=data))
         if fault.hang:
@@ -232,6 +261,7 @@ class S3FaultProxy:
                     await client.reader.read()
                     raise _Cut
                 position += len(data)
+                await self._take_time(fault, len(data))
                 with self._lock:
                     self._answered[path] += len(data)
                 await client.send(h11.Data(data=data))
