@@ -228,6 +228,24 @@ def test_a_server_may_pause_again_and_again_for_less_than_the_timeout() -> None:
     assert (server.connections, received) == (1, [DATA * 8])
 
 
+def test_a_server_that_takes_a_body_slowly_is_not_silent_until_it_has_it() -> None:
+    """The kernel has all of it long before: the answer comes more than a timeout after the last byte was given away."""
+    received, body, pauses = bytearray(), DATA * 2, threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        while (left := len(body) - len(received)) > 0:
+            received.extend(connection.recv(min(SEND_BYTES, left), socket.MSG_WAITALL))
+            pauses.wait(0.6)
+        while len(received.partition(b"\r\n\r\n")[2]) < len(body):
+            received.extend(connection.recv(65536))
+        connection.sendall(OK % (0, b""))
+
+    with Server(serve) as server, connected(server.url) as s3:
+        put(s3, body)
+    assert (server.connections, bytes(received.partition(b"\r\n\r\n")[2])) == (1, body)
+
+
 def test_nobody_listening_is_an_unavailable_tier() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -8,6 +8,7 @@ SO_RCVLOWAT would save more wake-ups and stalls the sender instead: a tenth of t
 
 Timeouts mean what they mean elsewhere here: `timeout_s` of silence while receiving, and for each `SEND_BYTES` that are sent. The kernel
 looks four times as often, and a piece of which some bytes came is given on, so that silence is noticed after at most 1.25 timeouts.
+The kernel takes megabytes of a body at once: while a slow server still takes those, by that pace, it is not silent.
 
 For plain TCP only: OpenSSL takes the kernel's timeout for a reason to wait without one. One thread at a time uses a socket.
 """
@@ -15,10 +16,12 @@ For plain TCP only: OpenSSL takes the kernel's timeout for a reason to wait with
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import socket
 import struct
+import termios
 import time
 from typing import Any
 
@@ -47,12 +50,23 @@ class WaitingSocket(socket.socket):
         """All of a large piece, unless the other side ends it, or pauses. What is as large as a reader's buffer may be a head."""
         if len(buffer) > io.DEFAULT_BUFFER_SIZE:
             flags |= socket.MSG_WAITALL
-        for _ in range(_LOOKS):
+        looks, latest_s, unsent_bytes = 0, 0.0, 0
+        while looks < _LOOKS:
             try:
                 return super().recv_into(buffer, nbytes, flags)
             except BlockingIOError:
-                continue
+                looks += 1
+                before, unsent_bytes = unsent_bytes, self._unsent_bytes()
+                if looks == 1 and not latest_s:
+                    latest_s = time.monotonic() + self._timeout_s * -(-unsent_bytes // SEND_BYTES)
+                elif unsent_bytes < before and time.monotonic() < latest_s:
+                    looks = 0  # what it is to answer to is still on its way there
         raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    def _unsent_bytes(self) -> int:
+        """What `sendall` has left with the kernel, and the other side has not taken yet."""
+        (queued,) = struct.unpack("@i", fcntl.ioctl(self, termios.TIOCOUTQ, bytes(4)))
+        return int(queued)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         view = memoryview(data).cast("B")
