@@ -27,6 +27,7 @@ from tests.contract.fingerprints_contract import FingerprintsContract
 from tests.contract.leaving_contract import LeavingContract
 from tests.contract.moving_contract import MovingContract
 from tests.contract.namespace_contract import NamespaceContract
+from tests.contract.older_schemas import take_back
 from tests.contract.references_contract import ReferencesContract
 from tests.contract.replicas_contract import ReplicasContract
 from tests.contract.retention_contract import RetentionContract
@@ -211,42 +212,12 @@ def test_a_migration_keeps_the_data_and_one_that_fails_changes_nothing(
     assert _schema_version(place) == str(now + 2)
 
 
-#: version → what it added, taken away again
-TAKEN_BACK = {
-    2: ("DROP TABLE object_references", "ALTER TABLE publications DROP COLUMN referred_bytes"),
-    3: ("ALTER TABLE replicas DROP COLUMN stored_bytes",),
-    4: ("DROP TABLE shard_documents", "DROP TABLE rank_documents"),
-    5: ("DROP TABLE attachments",),
-    6: ("DROP TABLE retentions", "DROP TABLE holds"),
-    7: ("ALTER TABLE objects DROP COLUMN sha256", "ALTER TABLE objects DROP COLUMN git_sha1"),
-    8: ("DROP INDEX publications_by_sequence",),
-    9: ("DROP TABLE snapshot_requests", "DROP TABLE snapshot_ranks"),
-    11: ("ALTER TABLE publications DROP COLUMN published_sequence",),
-    12: ("DROP TABLE snapshot_jobs",),
-    10: (
-        "CREATE TABLE retentions (path TEXT NOT NULL, policies TEXT NOT NULL, tier TEXT NOT NULL, trash_s DOUBLE NOT NULL, "
-        "set_at_s DOUBLE NOT NULL, PRIMARY KEY (path))",
-        "INSERT INTO retentions SELECT path, policies, safe_in, trash_s, set_at_s FROM tier_retentions WHERE tier = ''",
-        "DROP TABLE tier_retentions",
-        "DROP TABLE unkept",
-    ),
-}
-
-
-def _take_back(connection: sqlite3.Connection, version: int) -> None:
-    """Make the database one of an older version."""
-    for newer in range(schema.SCHEMA_VERSION, version, -1):
-        for statement in TAKEN_BACK[newer]:
-            connection.execute(statement)
-    connection.execute("UPDATE store SET value = ? WHERE key = 'schema_version'", (str(version),))
-
-
 def test_a_catalog_from_before_compressed_replicas_were_counted_is_taken_up(saver: Saver, tmp_path: Path) -> None:
     place = tmp_path / "catalog.sqlite3"
     published = saver.save("/run/1")
     saver.catalog.close()
     with closing(sqlite3.connect(place)) as connection:
-        _take_back(connection, 2)
+        take_back(connection.execute, 2)
         connection.commit()
     with closing(Catalog.open(f"sqlite:///{place}", node="node-a")) as migrated:
         (file,) = migrated.files(published.publication_id)
@@ -262,7 +233,7 @@ def test_a_catalog_of_version_1_is_used_as_it_was(saver: Saver, tmp_path: Path) 
     place = tmp_path / "catalog.sqlite3"
     with closing(sqlite3.connect(place)) as connection:
         made_anew = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
-        _take_back(connection, 1)
+        take_back(connection.execute, 1)
         connection.commit()
     with closing(Catalog.open(f"sqlite:///{place}", node="node-a")) as migrated:
         migrated.register_tiers(TIERS)
