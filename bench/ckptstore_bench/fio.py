@@ -27,10 +27,6 @@ class Fio:
         ]  # fmt: skip
         self._file = folder / "fio.data"
 
-    @property
-    def version(self) -> str:
-        return subprocess.run([self._command[0], "--version"], capture_output=True, text=True, check=True).stdout.strip()
-
     def write_s(self) -> float:
         """Seconds to write and fsync a new file of the size."""
         self._file.unlink(missing_ok=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shutil
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ def describe(folder: Path, *packages: str) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "file_system": _file_system(folder),
-        "versions": {name: found for name in (*PACKAGES, *packages) if (found := _version(name)) is not None},
+        "versions": {name: found for name in (*PACKAGES, *packages) if (found := _version(name)) is not None} | _fio_version(),
     }
 
 
@@ -31,6 +33,13 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _fio_version() -> dict[str, str]:
+    """Of the program that says what the disk itself can do, where it is installed."""
+    if (program := shutil.which("fio")) is None:
+        return {}
+    return {"fio": subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.strip()}
 
 
 def _cpu_model() -> str:

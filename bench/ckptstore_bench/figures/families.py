@@ -30,6 +30,13 @@ FAMILIES: dict[str, Callable[[Path, int, int, Steps], Result]] = {
 }
 
 
+#: Whose versions are told beside the usual ones.
+PEERS = (
+    "fastsafetensors", "runai-model-streamer",
+    "obstore", "s3torchconnector", "boto3", "botocore", "awscrt", "s3transfer", "s3fs", "zstandard",
+)  # fmt: skip
+
+
 def measure(steps: Steps, only: Sequence[str], size_bytes: int, rounds: int, checkpoints: int, folder: Path | None) -> Report:
     if unknown := sorted(set(only) - set(FAMILIES)):
         raise InvalidInput(f"there are {', '.join(FAMILIES)}", operation="bench figures", subject=f"--only {', '.join(unknown)}")
@@ -37,12 +44,12 @@ def measure(steps: Steps, only: Sequence[str], size_bytes: int, rounds: int, che
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ckptstore-figures-", dir=folder) as place:
-        described = machine.describe(Path(place), "fastsafetensors", "runai-model-streamer")
+        described = machine.describe(Path(place), *PEERS)
         for name in FAMILIES:
             if not only or name in only:
                 amount = checkpoints if name == "many" else size_bytes
                 results[name] = FAMILIES[name](Path(place) / name, amount, rounds, steps)
-    settings: dict[str, Any] = {"size_bytes": size_bytes, "checkpoints": checkpoints}
+    settings: dict[str, Any] = {"size_bytes": size_bytes, "checkpoints": checkpoints, "families": list(results)}
     return Report(
         command="bench figures",
         title="Figures of the store",

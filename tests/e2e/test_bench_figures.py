@@ -1,0 +1,38 @@
+"""`ckptstore bench figures` as `make bench` calls it, with tiny states: which figures there are, what they are held to, and on what."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PROGRAM = Path(sys.executable).with_name("ckptstore")
+BOUNDS = {"incremental.written": (1.02, False), "load.memory": (0.65, True)}
+
+
+def figures(tmp_path: Path, *arguments: str, code: int = 0) -> tuple[dict[str, Any], str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CKPTSTORE_")}
+    out, scratch = tmp_path / "report.json", tmp_path / "scratch"
+    whole = [PROGRAM, "bench", "figures", "--folder", scratch, "--json", out, *arguments]
+    done = subprocess.run(whole, env=inherited, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == code, done.stderr
+    assert not scratch.exists() or not any(scratch.iterdir())
+    return json.loads(out.read_text("utf-8")) if out.exists() else {}, done.stderr
+
+
+def test_each_figure_is_told_with_its_bound_and_what_it_was_measured_on(tmp_path: Path) -> None:
+    report, _ = figures(tmp_path, "--only", "incremental", "--only", "memory", "--size", "16MiB", "--rounds", "2")
+    found = {figure["name"]: (figure["bound"], figure["at_least"]) for figure in report["figures"]}
+    assert found == BOUNDS
+    assert all(len(figure["values"]) == 2 and min(figure["values"]) > 0 for figure in report["figures"])
+    assert report["settings"]["families"] == ["incremental", "memory"]
+    assert {"fio", "torch", "obstore", "botocore"} <= report["machine"]["versions"].keys()
+
+
+def test_a_figure_that_nobody_knows_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    report, said = figures(tmp_path, "--only", "speed", code=2)
+    assert report == {}
+    assert "there are save" in said
