@@ -192,6 +192,8 @@ class Daemon:
         # HTTP/1 only: there every body has a length that is known before it comes, and can be refused.
         plain: dict[str, Any] = {"interface": Interfaces.ASGI, "http": HTTPModes.http1, "log_enabled": False, "websockets": False}
         servers = [Server(local, uds=self._settings.api_socket, **plain)]
+        # Set before granian listens, and so before anybody can connect; its constructor does not take it.
+        servers[0].uds_permissions = 0o600
         if self._settings.listen is not None:
             host, _, port = self._settings.listen.rpartition(":")
             remote = create_app(services, local=False)
@@ -199,10 +201,9 @@ class Daemon:
         return servers
 
     async def _announce(self, servers: list[tuple[Server, asyncio.Task[None]]]) -> None:
-        """Wait until the socket answers, and close it to other users."""
+        """Wait until the socket is there."""
         for _ in range(500):
             if self._settings.api_socket.exists():
-                self._settings.api_socket.chmod(0o600)
                 print(f"ckptstore: serving {self._settings.home} (pid {os.getpid()})", file=sys.stderr, flush=True)
                 return
             for _, task in servers:

@@ -21,6 +21,7 @@ from ckptstore.catalog.schema import metadata
 from ckptstore_client.store import Store
 from ckptstore_tiers.checksums import BlockDigests
 from tests.daemon_process import DaemonProcess, write_config
+from tests.files import files_below
 from tests.until import until
 
 PATIENCE_S = 120.0
@@ -165,10 +166,8 @@ def sizes_of_tables(home: Path) -> dict[str, int]:
     return found
 
 
-def files_below(folder: Path) -> list[str]:
-    # os.walk passes over a folder that goes while it looks, which rglob does not.
-    found = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
-    return sorted(str(file.relative_to(folder)) for file in found if file.name != "store.json")
+def names_below(folder: Path) -> list[str]:
+    return [str(file.relative_to(folder)) for file in files_below(folder) if file.name != "store.json"]
 
 
 def test_a_long_run_leaves_the_daemon_as_it_was_and_removing_it_gives_everything_back(daemon: DaemonProcess, tmp_path: Path) -> None:
@@ -203,7 +202,7 @@ def test_a_long_run_leaves_the_daemon_as_it_was_and_removing_it_gives_everything
         assert len(list(store.ls("/run"))) == SAVES
 
         assert len(store.rm("/run", recursive=True)) == SAVES
-        until("the end of every file", lambda: not files_below(tmp_path / "nvme") and not files_below(tmp_path / "pfs"))
+        until("the end of every file", lambda: not names_below(tmp_path / "nvme") and not names_below(tmp_path / "pfs"))
         until("the end of every row", lambda: not any(sizes_of_tables(daemon.home).values()))
         assert list(store.ls("/")) == []
         assert next(iter(store.status().tiers)).used_bytes < 4096

@@ -18,6 +18,7 @@ from ckptstore_client.store import Store
 from tests.daemon_process import DaemonProcess, write_config
 from tests.e2e.job import Job
 from tests.faults.fault_store import published
+from tests.files import files_below
 from tests.until import until
 
 RANKS = range(4)
@@ -47,7 +48,7 @@ def check(store: Store, path: str, value: int) -> None:
 
 def objects_below(home: Path, path: str) -> list[str]:
     folder = home / "nvme" / "objects" / path.lstrip("/")
-    return [str(file) for file in folder.rglob("*") if file.is_file()]
+    return [str(file) for file in files_below(folder)]
 
 
 def until_no_objects(home: Path, path: str) -> None:

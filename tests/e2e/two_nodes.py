@@ -20,6 +20,7 @@ import ckptstore
 from ckptstore_client.preemption import Kept
 from ckptstore_client.store import Store
 from tests.daemon_process import DaemonProcess, write_config
+from tests.files import files_below
 
 #: How long anything may take on a busy machine before a test gives up, in seconds.
 PATIENCE_S = 60.0
@@ -43,7 +44,7 @@ class Node:
 
     def objects(self, path: str = "") -> list[Path]:
         """What lies in its NVMe of the objects at and below a path."""
-        return files_below(self.nvme / "objects", path)
+        return files_at(self.nvme / "objects", path)
 
     def rebuild(self, *arguments: str) -> dict[str, Any]:
         """`ckptstore catalog rebuild`, while its daemon is stopped."""
@@ -104,7 +105,7 @@ class Cluster:
             node.daemon.kill()
 
     def pfs_files(self, prefix: str, path: str = "") -> list[Path]:
-        return files_below(self.shared / prefix, path)
+        return files_at(self.shared / prefix, path)
 
     @contextmanager
     def ranks(self, group: str) -> Iterator[list[Store]]:
@@ -122,9 +123,9 @@ def assert_part(found: Any, rank: int, value: int) -> None:
     assert np.array_equal(found["w"], part(rank, value)["w"])
 
 
-def files_below(root: Path, path: str = "") -> list[Path]:
-    """Regular files below `root` whose place begins with `path`."""
-    return sorted(file for file in root.rglob("*") if file.is_file() and f"/{file.relative_to(root)}".startswith(path or "/"))
+def files_at(root: Path, path: str = "") -> list[Path]:
+    """Files below `root` whose place begins with `path`."""
+    return [file for file in files_below(root) if f"/{file.relative_to(root)}".startswith(path or "/")]
 
 
 class InBackground(threading.Thread):

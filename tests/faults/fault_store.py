@@ -19,6 +19,7 @@ from ckptstore.errors import NotFound
 from ckptstore.wire import Status, TierStatus, VerifyLine
 from ckptstore_client import Store
 from tests.daemon_process import DaemonProcess, write_config
+from tests.files import files_below
 from tests.forking import Rigging
 
 
@@ -83,12 +84,7 @@ def tier_status(status: Status, name: str) -> TierStatus:
 
 def objects_below(root: Path) -> list[Path]:
     """The objects in a posix tier, as the file system has them."""
-    return sorted(path for path in (root / "objects").rglob("*") if path.is_file()) if (root / "objects").exists() else []
-
-
-def files_below(root: Path) -> dict[str, int]:
-    """Every file of a posix tier and its size: for before and after."""
-    return {str(path.relative_to(root)): path.stat().st_size for path in sorted(root.rglob("*")) if path.is_file()}
+    return files_below(root / "objects")
 
 
 def published(store: Store, path: str) -> bool:

@@ -6,7 +6,6 @@ These daemons are started as users start them, by `python -m ckptstore_server`.
 from __future__ import annotations
 
 import sqlite3
-import stat
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -63,13 +62,6 @@ def test_a_second_daemon_on_the_same_home_refuses_by_name_and_harms_nothing(home
     with store_of(home) as store:
         store.save("/run/one", STATE).wait("nvme", timeout_s=TIMEOUT_S)
         assert_loads(store, "/run/one")
-
-
-def test_both_sockets_are_closed_to_other_users_also_in_a_home_that_is_open_to_them(home: Path) -> None:
-    home.chmod(0o755)
-    with DaemonProcess(home):
-        settings = read_settings(home / "config.toml", home=home)
-        assert [stat.filemode(place.stat().st_mode) for place in (settings.api_socket, settings.fd_socket)] == ["srw-------"] * 2
 
 
 def test_the_socket_files_of_a_dead_daemon_are_no_obstacle(home: Path, daemon: DaemonProcess) -> None:

@@ -12,11 +12,14 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from ckptstore import fd_protocol, sockets
+from ckptstore.config import read_settings
 from ckptstore.errors import (
     AlreadyRunning,
     ConfigInvalid,
@@ -30,6 +33,7 @@ from ckptstore.wire import API_VERSION
 from ckptstore_client.descriptors import DescriptorConnection
 from ckptstore_server.fd_server import DescriptorServer
 from ckptstore_tiers.memory import SegmentPool
+from tests.daemon_process import DaemonProcess
 from tests.faults.fd_socket_place import (
     MIB,
     PoolHandler,
@@ -241,6 +245,18 @@ def test_a_stopping_server_ends_its_clients_sessions(tmp_path: Path, handler: Po
 
 def test_only_its_user_may_open_the_socket(server: DescriptorServer) -> None:
     assert server.path.stat().st_mode & 0o777 == 0o600
+
+
+def refuse_late_chmods(stack: ExitStack) -> None:
+    """Rigging for a daemon that makes files open to all, unless it says otherwise when it makes them."""
+    os.umask(0)
+    stack.enter_context(patch.object(Path, "chmod", lambda path, mode: None))
+
+
+def test_only_its_user_may_open_the_daemons_other_socket_from_the_first_moment_on(tmp_path: Path) -> None:
+    with DaemonProcess(tmp_path / "home", rigging=refuse_late_chmods) as daemon, daemon.http() as http:
+        assert http.get("/v1/hello").status_code == 200
+        assert read_settings(home=daemon.home).api_socket.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_live_socket_is_never_replaced_and_a_stale_one_is(server: DescriptorServer, handler: PoolHandler) -> None:

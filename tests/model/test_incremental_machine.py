@@ -27,6 +27,7 @@ from ckptstore_client.store import Store
 from tests.daemon_process import write_config
 from tests.faults.crash_story import until
 from tests.faults.forked_daemon import ForkedDaemon, run_rebuild
+from tests.files import files_below
 
 TIERS = ("nvme", "pfs", "object")
 TENSORS = ("embedding", "layer0", "layer1", "head")
@@ -99,7 +100,7 @@ class ChainMachine(RuleBasedStateMachine):
 
     def objects(self) -> Iterator[Path]:
         for tier in TIERS:
-            yield from (file for file in (self.base / tier / "objects").rglob("*") if file.is_file())
+            yield from files_below(self.base / tier / "objects")
 
     # --- saving and removing ---------------------------------------------------------------------------------------------------
 
