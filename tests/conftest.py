@@ -5,7 +5,11 @@ pytest-xdist's own order, most tests first, leaves the long stories with few tes
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+
+from tests.services.postgres import Postgres
 
 #: By what they took, longest first; a file that is not named comes after them, and costs at most its own time at the end.
 LONG_FILES = (
@@ -52,3 +56,10 @@ LONG_FILES = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    server = Postgres()
+    yield server
+    server.stop()

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from ckptstore.durability import is_as_safe_as
-from ckptstore.errors import AttemptAborted, CkptStoreError, InvalidInput, NotFound, WaitTimeout
+from ckptstore.errors import AttemptAborted, CkptStoreError, NotFound, WaitTimeout
 from ckptstore.wire import LONG_POLL_S, AttemptStatus
 from ckptstore_client.connection import is_loss
 from ckptstore_client.saving import Save
-from ckptstore_client.waiting import PUBLISHED, SNAPSHOT, Ask, not_yet
+from ckptstore_client.waiting import PUBLISHED, SNAPSHOT, Ask, checked_stage, not_yet
 
 
 class PendingCheckpoint:
@@ -61,10 +61,7 @@ class PendingCheckpoint:
 
         AttemptAborted: there will be no checkpoint, and why. WaitTimeout: not yet; it goes on. InvalidInput: no such tier.
         """
-        known = [] if tier == SNAPSHOT else self._known_tiers()
-        if tier != SNAPSHOT and tier not in known:
-            hint = f"known are: {', '.join([SNAPSHOT, *known])}"
-            raise InvalidInput(f"there is no durable tier {tier!r}", operation="wait", subject=self.path, hint=hint)
+        known = checked_stage(tier, self._known_tiers, self.path)
         self._wait(tier, timeout_s, lambda status: status.snapshot if tier == SNAPSHOT else is_as_safe_as(tier, status.durability, known))
 
     def wait_published(self, timeout_s: float | None = None) -> None:

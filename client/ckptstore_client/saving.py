@@ -225,19 +225,17 @@ class Saver:
                     return self._not_opened(request, member, _slow_catalog(request.path))  # the slot goes back, and ends what it was for
                 continue
             except (Busy, CatalogUnavailable) as error:
-                if isinstance(error, CatalogUnavailable) and request.on_busy != "wait":
-                    return self._not_opened(request, member, error)
                 if request.on_busy != "wait":
-                    raise
+                    return self._not_opened(request, member, error)
                 if time.monotonic() > deadline:
                     self._tell_the_others(request, member, error)
                     raise
             ask = ask_by_request
             time.sleep(BUSY_PAUSE_S)
 
-    def _not_opened(self, request: SaveRequest, member: Membership, error: CatalogUnavailable) -> AttemptOpened:
-        """For a save that does not wait for the catalog: it is skipped, or fails."""
-        if request.on_busy == "fail":
+    def _not_opened(self, request: SaveRequest, member: Membership, error: Busy | CatalogUnavailable) -> AttemptOpened:
+        """For a save that does not wait: it fails; or is skipped, which where there is no slot the daemon says itself."""
+        if request.on_busy == "fail" or isinstance(error, Busy):
             raise error
         self._run(self._tell_the_others, request, member, error)
         # The id is nobody's: nothing was joined. Waiting for it says that there will be no checkpoint, as for any skip.

@@ -50,7 +50,7 @@ from ckptstore_client.small_files import write_bundle
 from ckptstore_client.staging import Staging
 from ckptstore_client.transport import Transport
 from ckptstore_client.tree_files import write_tree
-from ckptstore_client.waiting import SNAPSHOT, not_yet
+from ckptstore_client.waiting import SNAPSHOT, checked_stage, not_yet
 from ckptstore_client.whole_copy import write_whole
 from ckptstore_client.whole_file import NOT_IN_MEMORY, whole_file
 
@@ -362,10 +362,7 @@ class Store(Namespace):
     def wait(self, path: str, tier: str, timeout_s: float | None = None) -> PublicationInfo:
         """Return when `tier` holds all of what is published at `path`. WaitTimeout, InvalidInput as for `PendingCheckpoint.wait`."""
         checked_timeout(timeout_s, "wait")
-        known = self._tiers()
-        if tier != SNAPSHOT and tier not in known:
-            hint = f"known are: {', '.join([SNAPSHOT, *known])}"
-            raise InvalidInput(f"there is no durable tier {tier!r}", operation="wait", subject=path, hint=hint)
+        known = checked_stage(tier, self._tiers, path)
         found = self._resolve(check_path(path, operation="wait", latest_allowed=True))
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:

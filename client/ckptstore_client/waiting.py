@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ckptstore.errors import CkptStoreError, WaitTimeout
+from ckptstore.errors import CkptStoreError, InvalidInput, WaitTimeout
 from ckptstore.wire import Status
 from ckptstore_client.api import Api
 
@@ -15,6 +15,17 @@ Ask = Callable[[Callable[[Api], Any]], Any]
 
 #: Stages that are no tiers: every rank has handed over; it is visible to everybody.
 SNAPSHOT, PUBLISHED = "snapshot", "published"
+
+
+def checked_stage(stage: str, durable_tiers: Callable[[], list[str]], subject: str) -> list[str]:
+    """The tiers that can be waited for, if `stage` is one of them or "snapshot", which needs none; else InvalidInput."""
+    if stage == SNAPSHOT:
+        return []
+    known = durable_tiers()
+    if stage not in known:
+        hint = f"known are: {', '.join([SNAPSHOT, *known])}"
+        raise InvalidInput(f"there is no durable tier {stage!r}", operation="wait", subject=subject, hint=hint)
+    return known
 
 
 def not_yet(ask: Ask, subject: str, tier: str, timeout_s: float | None, where: str) -> WaitTimeout:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -26,13 +25,6 @@ from tests.contract.snapshots_contract import SnapshotsContract
 from tests.contract.storing_contract import StoringContract
 from tests.contract.tagging_contract import TaggingContract
 from tests.services.postgres import Postgres
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    server = Postgres()
-    yield server
-    server.stop()
 
 
 class TestPostgresCatalog(

@@ -81,7 +81,7 @@ class Shell:
         ours, theirs = pty.openpty()
         process = self.start(*arguments, stdin=theirs, stdout=theirs, stderr=theirs)
         os.close(theirs)
-        seen = _until_hung_up(ours)
+        seen = until_hung_up(ours)
         return process.wait(TIMEOUT_S), seen
 
     def with_stdout_piped(self, *arguments: str | Path) -> Outcome:
@@ -89,12 +89,12 @@ class Shell:
         ours, theirs = pty.openpty()
         with self.start(*arguments, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs) as process, ThreadPoolExecutor(1) as beside:
             os.close(theirs)
-            shown = beside.submit(_until_hung_up, ours)
+            shown = beside.submit(until_hung_up, ours)
             out, _ = process.communicate(timeout=TIMEOUT_S)
             return Outcome(process.returncode, out.decode(), shown.result(TIMEOUT_S))
 
 
-def _until_hung_up(terminal: int) -> str:
+def until_hung_up(terminal: int) -> str:
     """All that comes out of a terminal's master side, until the last writer has closed the other; it is closed then too."""
     seen = bytearray()
     try:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-PROGRAM = Path(sys.executable).with_name("ckptstore")
+from tests.e2e.benching import run_bench
 
 
 def bench(tmp_path: Path, command: str, *arguments: str) -> dict[str, Any]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CKPTSTORE_")}
     out, scratch = tmp_path / "report.json", tmp_path / "scratch"
-    whole = [PROGRAM, "bench", command, "--folder", scratch, "--json", out, *arguments]
-    done = subprocess.run(whole, env=inherited, capture_output=True, text=True, timeout=280, check=False)
+    done = run_bench(command, scratch, out, *arguments)
     assert done.returncode == 0, done.stderr
     assert not scratch.exists()
     report: dict[str, Any] = json.loads(out.read_text("utf-8"))

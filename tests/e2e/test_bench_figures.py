@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-PROGRAM = Path(sys.executable).with_name("ckptstore")
+from tests.e2e.benching import run_bench
+
 BOUNDS = {"incremental.written": (1.02, False), "load.memory": (0.65, True)}
 
 
 def figures(tmp_path: Path, *arguments: str, code: int = 0) -> tuple[dict[str, Any], str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CKPTSTORE_")}
     out, scratch = tmp_path / "report.json", tmp_path / "scratch"
-    whole = [PROGRAM, "bench", "figures", "--folder", scratch, "--json", out, *arguments]
-    done = subprocess.run(whole, env=inherited, capture_output=True, text=True, timeout=280, check=False)
+    done = run_bench("figures", scratch, out, *arguments)
     assert done.returncode == code, done.stderr
     assert not scratch.exists() or not any(scratch.iterdir())
     return json.loads(out.read_text("utf-8")) if out.exists() else {}, done.stderr

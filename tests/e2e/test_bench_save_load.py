@@ -20,7 +20,7 @@ from ckptstore_bench.contenders.catalogue import LOADERS, SAVERS
 from ckptstore_bench.report import Report
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 from tests.daemon_process import write_config
-from tests.e2e.shell import COMMAND, Shell, heed_ctrl_c
+from tests.e2e.shell import COMMAND, Shell, heed_ctrl_c, until_hung_up
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -240,14 +240,9 @@ def test_the_progress_goes_to_a_terminal_and_json_to_stdout_is_the_report_and_no
     with open(tmp_path / "out", "wb") as out:
         process = subprocess.Popen(command, env=operator.environment, stdout=out, stderr=theirs)
     os.close(theirs)
-    seen = bytearray()
-    try:
-        while chunk := os.read(ours, 65536):
-            seen += chunk
-    except OSError:  # EIO: the last writer has closed its end
-        pass
+    seen = until_hung_up(ours)
     assert process.wait(TIMEOUT_S) == 0
-    assert b"first save: ckptstore" in seen
+    assert "first save: ckptstore" in seen
     assert Report.model_validate_json((tmp_path / "out").read_text("utf-8")).command == "bench save"
 
 

@@ -35,13 +35,6 @@ GROUPS = (f"incarnation {number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    server = Postgres()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def cluster(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """For tests that leave both daemons as they were."""
     with Cluster(tmp_path_factory.mktemp("nodes"), postgres.database()) as both:

@@ -57,7 +57,7 @@ class WaitingSocket(socket.socket):
             except BlockingIOError:
                 looks += 1
                 before, unsent_bytes = unsent_bytes, self._unsent_bytes()
-                if looks == 1 and not latest_s:
+                if not latest_s:
                     latest_s = time.monotonic() + self._timeout_s * -(-unsent_bytes // SEND_BYTES)
                 elif unsent_bytes < before and time.monotonic() < latest_s:
                     looks = 0  # what it is to answer to is still on its way there
