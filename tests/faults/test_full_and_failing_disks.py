@@ -134,8 +134,14 @@ class Trainer:
 
     def end(self) -> list[dict[str, Any]]:
         """Ask it to stop; what it had still saved. Its exit code must be 0."""
-        out, err = self._process.communicate(timeout=60)
-        assert self._process.returncode == 0, err[-2000:]
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.close()
+        # From the stream that `next_save` reads, to its end: `communicate` would pass over the lines that are read ahead already.
+        out, err = process.stdout.read(), process.stderr.read()
+        assert process.wait(timeout=60) == 0, err[-2000:]
         return [json.loads(line) for line in out.splitlines()]
 
 
