@@ -140,9 +140,9 @@ def _answers(http: httpx.Client) -> bool:
         return False
 
 
-def run_rebuild(home: Path, *, failpoints: str = "") -> int | None:
+def run_rebuild(home: Path, *, failpoints: str = "", rigging: forking.Rigging | None = None) -> int | None:
     """`ckptstore catalog rebuild` in a process of its own; its exit code, negative for a signal."""
-    process = forking.CONTEXT.Process(target=forking.rebuild, args=(home, failpoints), name=f"rebuild of {home}", daemon=True)
+    process = forking.CONTEXT.Process(target=forking.rebuild, args=(home, failpoints, rigging), name=f"rebuild of {home}", daemon=True)
     process.start()
     process.join(START_TIMEOUT_S)
     return process.exitcode

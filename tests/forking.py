@@ -90,12 +90,15 @@ def serve(home: Path, armed: str, environment: dict[str, str], rigging: Rigging 
             raise SystemExit(error.exit_code) from error
 
 
-def rebuild(home: Path, armed: str) -> None:
+def rebuild(home: Path, armed: str, rigging: Rigging | None) -> None:
     """In the forked process: `ckptstore catalog rebuild`."""
     from ckptstore_server import rebuild_command
 
     log_into(home)
-    with failpoints.armed(armed):
+    with ExitStack() as stack:
+        stack.enter_context(failpoints.armed(armed))
+        if rigging is not None:
+            rigging(stack)
         rebuild_command.main(home=home, allow_missing=None, allow_stale=None, delete_unknown=False, as_json=False)
 
 

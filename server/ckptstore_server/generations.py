@@ -18,10 +18,10 @@ from ckptstore.catalog.model import record_key
 from ckptstore.errors import ChecksumMismatch, CkptStoreError, InvalidInput, NotFound, WrongStore
 from ckptstore.paths import is_id
 from ckptstore.records import read_record
+from ckptstore_server.identity import REBUILT_KEY
 from ckptstore_server.node import Node
 from ckptstore_tiers.interface import Tier
 
-KEY = "rebuilt.json"
 FORMAT = "ckptstore-rebuilt"
 _LIMIT_BYTES = 64 * 1024
 #: Paths that a report quotes.
@@ -31,14 +31,14 @@ _QUOTED = 5
 def generation_of(tier: Tier) -> int:
     """The number of the last rebuild that the root knows of; 0 for none. InvalidInput if that cannot be read."""
     try:
-        document = json.loads(tier.get_document(KEY, limit_bytes=_LIMIT_BYTES))
+        document = json.loads(tier.get_document(REBUILT_KEY, limit_bytes=_LIMIT_BYTES))
         if document["format"] != FORMAT or not isinstance(document["generation"], int):
             raise ValueError(f"format {document['format']!r}")
         return int(document["generation"])
     except NotFound:
         return 0
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidInput(f"{KEY} cannot be read: {error}", operation="check root", tier=tier.facts.name) from error
+        raise InvalidInput(f"{REBUILT_KEY} cannot be read: {error}", operation="check root", tier=tier.facts.name) from error
 
 
 def stale_tiers(tiers: Mapping[str, Tier], shared: Mapping[str, bool]) -> tuple[set[str], int]:
@@ -67,7 +67,7 @@ def catch_up(node: Node) -> None:
                 node.remark(f"catch up {handle.name}", _unknown(unknown, handle.name))
                 continue
             document = {"format": FORMAT, "version": 1, "store": node.catalog.store_id, "generation": generation}
-            tier.put_document(KEY, json.dumps(document).encode() + b"\n")
+            tier.put_document(REBUILT_KEY, json.dumps(document).encode() + b"\n")
         except CkptStoreError as error:
             node.remark(f"catch up {handle.name}", error)
             absent = absent or not shared

@@ -12,10 +12,14 @@ import uuid
 from collections.abc import Callable
 from itertools import islice
 
+from ckptstore.attachments_record import ATTACHMENTS_KEY
 from ckptstore.errors import AlreadyExists, InvalidInput, NotFound, WrongStore
 from ckptstore_tiers.interface import Tier
 
 STORE_KEY = "store.json"
+#: The documents that stand in each root by themselves: whose it is, which rebuild it knows of, and what was attached.
+REBUILT_KEY = "rebuilt.json"
+ROOT_KEYS = (STORE_KEY, REBUILT_KEY, ATTACHMENTS_KEY)
 FORMAT = "ckptstore-store"
 VERSION = 1
 #: Where a store keeps what it keeps: anything below these means that the root is in use.

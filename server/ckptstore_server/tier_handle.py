@@ -18,7 +18,7 @@ from typing import Literal
 from ckptstore.config import TierSettings
 from ckptstore.errors import CkptStoreError, TierFull, TierUnavailable, WrongStore
 from ckptstore.wire import DrainAlarm
-from ckptstore_server.identity import STORE_KEY, claim_root
+from ckptstore_server.identity import ROOT_KEYS, claim_root
 from ckptstore_server.lane import Lane
 from ckptstore_server.mounted import check_mounted
 from ckptstore_server.rate_meter import RateMeter
@@ -92,7 +92,7 @@ class TierHandle:
     def _sweep(self, tier: CodecTier) -> None:
         """Leftovers cost space, not safety: a tier that cannot sweep (a bucket whose uploads may not be listed) is used all the same."""
         try:
-            tier.sweep([*self._unfinished_names(self.name), STORE_KEY])
+            tier.sweep([*self._unfinished_names(self.name), *ROOT_KEYS])
         except CkptStoreError as error:
             self.last_error = str(error)
 

@@ -25,6 +25,7 @@ import ckptstore_server.daemon
 import ckptstore_server.rebuild  # noqa: F401 - both declare failpoints
 from ckptstore import failpoints
 from ckptstore.errors import WrongStore
+from ckptstore_server.identity import ROOT_KEYS
 from ckptstore_tiers.posix_probe import LEFTOVER_S, TOKEN
 from tests.faults.crash_images import CrashImage, Hits, pauses, taking_images
 from tests.faults.crash_story import Facts, World, check_recovered, tell_until_death, unfinished, until
@@ -146,15 +147,15 @@ def die_once(base: Path, name: str, telling: Telling, hit: int) -> bool:
                 tell_until_death(world, daemon, facts)
             died = daemon.was_killed
     if died:
-        let_probes_age(world)
+        let_leftovers_age(world)
         check_recovered(world, facts)
     return died
 
 
-def let_probes_age(world: World) -> None:
-    """A probe that was killed is cleaned up after by one that comes so much later that it cannot be running any more."""
+def let_leftovers_age(world: World) -> None:
+    """What may be another node's, a probe's or a root's document, is cleaned up so much later that nobody can be writing it any more."""
     for root in world.tiers.values():
-        for file in root.glob(f"tmp/{TOKEN}*"):
+        for file in (file for name in (TOKEN, *ROOT_KEYS) for file in root.glob(f"tmp/{name}*")):
             os.utime(file, (0, file.stat().st_mtime - 2 * LEFTOVER_S))
 
 
@@ -179,7 +180,7 @@ def test_a_daemon_killed_at_a_failpoint_loses_nothing_and_leaves_nothing(
         die_at(name, telling, tmp_path, 1)
         return
     print(f"seed {SEED}: {name}, left in {image.world.base}")
-    let_probes_age(image.world)
+    let_leftovers_age(image.world)
     check_recovered(image.world, image.facts)
 
 
@@ -193,7 +194,7 @@ def die_after(base: Path, first_s: float, second_s: float | None) -> None:
         with ForkedDaemon(world.home).start_unready() as daemon, killed_after(second_s, daemon):
             if daemon.wait_ready():
                 settle_or_die(world, daemon)
-    let_probes_age(world)
+    let_leftovers_age(world)
     check_recovered(world, facts)
 
 

@@ -22,9 +22,9 @@ from ckptstore.errors import CkptStoreError
 from tests.faults.crash_images import CrashImage, pauses, taking_images
 from tests.faults.crash_story import Facts, World, check_rebuilt, check_recovered, tell_until_death
 from tests.faults.failing_power import PowerCut
-from tests.faults.forked_daemon import ForkedDaemon
+from tests.faults.forked_daemon import ForkedDaemon, run_rebuild
 from tests.faults.power_cut import Survives
-from tests.faults.test_daemon_kill import SEED, let_probes_age
+from tests.faults.test_daemon_kill import SEED, let_leftovers_age, settle_or_die
 
 CUTS, CUTS_WITHOUT_CATALOG = 40, 10
 
@@ -59,7 +59,7 @@ def told(
     if died:
         shutil.rmtree(world.disk)
         image.rename(world.disk)
-        let_probes_age(world)
+        let_leftovers_age(world)
     return Calls(labels.read_text().splitlines(), at_start)
 
 
@@ -127,7 +127,7 @@ def images_of(numbers: list[int], base: Path) -> list[CrashImage]:
 
 def check_image(image: CrashImage, check: Callable[[World, Facts], None]) -> None:
     print(f"seed {SEED}: what the power cut left is in {image.world.base}")
-    let_probes_age(image.world)
+    let_leftovers_age(image.world)
     check(image.world, image.facts)
 
 
@@ -141,6 +141,56 @@ def test_after_a_power_cut_that_took_the_catalog_the_records_bring_back_what_was
     case: int, without_catalog: list[CrashImage]
 ) -> None:
     check_image(without_catalog[case], check_rebuilt)
+
+
+@pytest.fixture(scope="module")
+def without_its_catalog(tmp_path_factory: pytest.TempPathFactory) -> CrashImage:
+    """A store at rest whose catalog is lost, and what is true of it."""
+    world, facts = world_with_disks(tmp_path_factory.mktemp("told")), Facts()
+    told(world, facts, cut_at=None)
+    world.lose_catalog()
+    return CrashImage(world, facts)
+
+
+def test_a_rebuild_changes_nothing_on_a_disk_that_a_power_cut_could_take(without_its_catalog: CrashImage, tmp_path: Path) -> None:
+    """So the cut leaves of it what a kill leaves (`test_daemon_kill.py`), and of the catalog what SQLite promises."""
+    world = without_its_catalog.world.copy(tmp_path / "world")
+    watched = PowerCut(world.disk, tmp_path / "labels", tmp_path / "image")
+    assert run_rebuild(world.home, rigging=watched) == 0
+    assert set(watched.labels.read_text().split()) <= {"posix.open.open"}
+    check_recovered(world, without_its_catalog.facts.copy())
+
+
+@pytest.fixture(scope="module")
+def rebuilt(without_its_catalog: CrashImage) -> CrashImage:
+    world = without_its_catalog.world.copy(without_its_catalog.world.base.with_name("rebuilt"))
+    assert run_rebuild(world.home) == 0
+    return CrashImage(world, without_its_catalog.facts)
+
+
+def test_after_a_power_cut_at_any_call_of_the_first_daemon_on_a_rebuilt_catalog_nothing_is_lost(
+    rebuilt: CrashImage, tmp_path: Path
+) -> None:
+    """It tells every root of the rebuild, which a root that was away does not know of."""
+    cut_at, died = 0, True
+    while died:
+        cut_at += 1
+        survives = survivors(cut_at)
+        world = rebuilt.world.copy(tmp_path / str(cut_at))
+        power = PowerCut(world.disk, world.base / "labels", world.base / "image", cut_at, survives)
+        with ForkedDaemon(world.home, rigging=power) as daemon:
+            if daemon.alive:
+                settle_or_die(world, daemon)
+                assert not daemon.alive or daemon.stop() == 0
+            died = daemon.was_killed
+        labels = power.labels.read_text().splitlines()
+        if died:
+            print(f"power cut before call {cut_at} ({labels[-1]}), {survives.value}")
+            shutil.rmtree(world.disk)
+            power.image.rename(world.disk)
+            let_leftovers_age(world)
+        check_recovered(world, rebuilt.facts.copy())
+    assert labels.count("posix.put.publish") == len(world.tiers)
 
 
 @pytest.mark.parametrize(

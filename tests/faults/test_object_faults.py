@@ -134,6 +134,23 @@ def test_an_upload_that_could_not_even_be_aborted_is_swept_later(
     assert unfinished_uploads(seaweed) == []
 
 
+@pytest.mark.parametrize(
+    "fault", [Fault(contains="uploadId=", status=500), Fault(contains="?uploads", lose_answer=True)], ids=["no abort", "no answer"]
+)
+def test_an_upload_that_could_not_be_taken_back_goes_before_the_put_is_tried_again(
+    proxy: S3FaultProxy, seaweed: SeaweedS3, tier: Tier, fault: Fault
+) -> None:
+    key = new_key()
+    proxy.add(fault.again())
+    with pytest.raises(TierUnavailable):
+        tier.put(key, MemorySource(LARGE))
+    proxy.clear()
+    assert len(unfinished_uploads(seaweed)) >= 1
+    tier.put(key, MemorySource(LARGE))
+    assert unfinished_uploads(seaweed) == []
+    assert stored(tier, key) == LARGE
+
+
 def test_an_outage_during_the_probe_is_not_taken_for_a_server_that_checks(proxy: S3FaultProxy) -> None:
     for answered in range(1, 12, 2):
         proxy.clear()

@@ -496,6 +496,19 @@ def test_a_fifo_or_a_folder_in_the_place_of_an_object_is_no_object(tmp_path: Pat
     tier.close()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_document_that_another_node_may_be_writing_is_swept_only_when_it_is_old(tmp_path: Path, shared: bool) -> None:
+    tier = open_tier(tmp_path / "root", shared=shared)
+    fresh, old = (tmp_path / "root/tmp" / f"store.json.{end}" for end in ("aaaa", "bbbb"))
+    mine = tmp_path / "root/tmp" / f"{OBJECT_ID}.jsonl.cccc"
+    for file in (fresh, old, mine):
+        file.write_bytes(b"x")
+    os.utime(old, (0, fresh.stat().st_mtime - 2 * posix_probe.LEFTOVER_S))
+    tier.sweep(["store.json", f"{OBJECT_ID}.jsonl"])
+    assert [fresh.exists(), old.exists(), mine.exists()] == [shared, False, False]
+    tier.close()
+
+
 def test_sweep_takes_only_what_it_was_told(tmp_path: Path) -> None:
     tier = open_tier(tmp_path / "root", shared=False)
     for name in (f"{OBJECT_ID}.aaaa", f"{OBJECT_ID}.bbbb", "somebody-elses.cccc", OBJECT_ID):

@@ -9,9 +9,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,18 +17,16 @@ from ckptstore.errors import ChecksumMismatch, TierUnavailable, WaitTimeout
 from ckptstore.wire import TierStatus
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_client import Store
-from tests.faults.fault_store import FaultStore, assert_state, objects_below, posix_tier, state_of, tier_status, verified
-from tests.services.s3_fault_proxy import Fault, S3FaultProxy
+from tests.faults.fault_store import assert_state, objects_below, state_of, tier_status, verified
+from tests.faults.outage import BUCKET, Outage, outage
+from tests.services.s3_fault_proxy import Fault
 from tests.until import until
 
-BUCKET = "checkpoints"
 #: Saves made while the store is broken.
 SAVES = 2
 #: Saves of 1 MiB made while it is slow, and what it takes and gives then: half a minute for one, two for all.
 SAVES_BESIDE_A_SLOW_STORE = 4
 SLOW_BYTES_PER_S = 32 << 10
-#: Short patience per request: the daemon's own back-off is what is tested here.
-QUICK = {"retry_for_s": 0.5, "read_timeout_s": 2.0, "connect_timeout_s": 2.0}
 
 
 @pytest.fixture(scope="module")
@@ -39,63 +34,6 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedS3]:
     with SeaweedS3(tmp_path_factory.mktemp("seaweed")) as server:
         server.create_bucket(BUCKET)
         yield server
-
-
-@dataclass
-class Outage:
-    """A daemon with three tiers, the last one behind a proxy, and a way to the bucket that goes past both."""
-
-    place: FaultStore
-    proxy: S3FaultProxy
-    seaweed: SeaweedS3
-    prefix: str
-
-    @property
-    def nvme(self) -> Path:
-        return self.place.root("nvme")
-
-    def bucket(self, kind: str, run: str = "") -> dict[str, bytes]:
-        """Key → bytes of what the bucket itself holds: `objects` below a folder of the namespace, or all `records`."""
-        client, prefix = self.seaweed.client(), f"{self.prefix}/"
-        listed = client.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}{kind}{run}/").get("Contents", [])
-        return {one["Key"].removeprefix(prefix): client.get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read() for one in listed}
-
-    def missing(self, path: str) -> list[str]:
-        """What the bucket lacks of a checkpoint that the NVMe tier holds, or holds otherwise."""
-        mine = {str(file.relative_to(self.nvme)): file for file in objects_below(self.nvme) if f"{path}/" in str(file)}
-        assert len(mine) == 2, f"a rank's file and the index were expected on NVMe, not {sorted(mine)}"
-        there = self.bucket("objects", path)
-        return [f"{key} ({len(there.get(key, b''))} bytes there)" for key, file in mine.items() if there.get(key) != file.read_bytes()]
-
-    def has_record(self, publication_id: str | None) -> bool:
-        return any(str(publication_id) in key for key in self.bucket("records"))
-
-    def save(self, store: Store, run: str, steps: range) -> None:
-        for step in steps:
-            store.save(f"{run}/step-{step}", state_of(step), step=step).wait("pfs", timeout_s=60)
-
-    def assert_all_arrived(self, store: Store, run: str, steps: range) -> None:
-        """Every file is in the bucket, byte for byte and once, with its commit record."""
-        for step in steps:
-            store.wait(f"{run}/step-{step}", "object", timeout_s=90)
-            assert self.missing(f"{run}/step-{step}") == []
-            assert self.has_record(store.stat(f"{run}/step-{step}").publication_id)
-        assert len(self.bucket("objects", run)) == 2 * len(steps)
-
-
-@contextmanager
-def outage(seaweed: SeaweedS3, folder: Path, patience: dict[str, float] = QUICK) -> Iterator[Outage]:
-    prefix = folder.name
-    with S3FaultProxy(seaweed.endpoint_url) as proxy:
-        options = {"endpoint_url": proxy.endpoint_url, **patience}
-        tiers = [
-            posix_tier("nvme", folder / "nvme"),
-            posix_tier("pfs", folder / "pfs", shared=True),
-            {"name": "object", "kind": "object", "url": f"s3://{BUCKET}/{prefix}", "options": options},
-        ]
-        environment = {key: value for key, value in seaweed.environment().items() if key != "AWS_ENDPOINT_URL"}
-        with FaultStore(folder / "home", tiers, environment=environment) as place:
-            yield Outage(place, proxy, seaweed, prefix)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ import struct
 import threading
 from collections import Counter
 from types import TracebackType
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import h11
@@ -43,6 +44,10 @@ class Fault:
     body: bytes = b""
     #: Forward the request, then drop the answer and reset the connection: the server has acted and the client does not know.
     lose_answer: bool = False
+    #: The same, but the connection stays, with no answer, until the client hangs up.
+    hold_answer: bool = False
+    #: Set when a request hangs, or its answer is held.
+    held: threading.Event = dataclasses.field(default_factory=threading.Event, compare=False)
     #: Reset the connection after so many bytes of the request's body.
     reset_after_bytes: int | None = None
     #: Flip the bit of the byte at this place of the request's or the answer's body.
@@ -57,7 +62,7 @@ class Fault:
 
     def again(self) -> Fault:
         """The same rule, with all its times before it."""
-        return dataclasses.replace(self)
+        return dataclasses.replace(self, held=threading.Event())
 
     def matches(self, method: str, target: str, headers: list[str]) -> bool:
         if self.times == 0 or self.method not in (None, method) or self.contains not in target:
@@ -234,8 +239,7 @@ class S3FaultProxy:
             if forwards:
                 await server.send(h11.Data(data=data))
         if fault.hang:
-            await client.reader.read()  # until the client hangs up, or `clear` resets the connection
-            raise _Cut
+            await self._hold(client, fault)
         if fault.status is not None:
             headers = [(b"Content-Length", str(len(fault.body)).encode()), (b"Content-Type", b"application/xml")]
             await client.send(h11.Response(status_code=fault.status, headers=headers))
@@ -245,11 +249,19 @@ class S3FaultProxy:
         await server.send(h11.EndOfMessage())
         await self._answer(client, server, fault, request.target.decode("ascii").partition("?")[0])
 
+    async def _hold(self, client: _Peer, fault: Fault) -> NoReturn:
+        """Until the client hangs up, or `clear` resets the connection."""
+        fault.held.set()
+        await client.reader.read()
+        raise _Cut
+
     async def _answer(self, client: _Peer, server: _Peer, fault: Fault, path: str) -> None:
         position = 0
         while not isinstance(event := await server.next_event(), h11.EndOfMessage | h11.ConnectionClosed):
             if fault.lose_answer:
                 raise _Cut
+            if fault.hold_answer:
+                await self._hold(client, fault)
             if isinstance(event, h11.Response):
                 headers = [(name, value) for name, value in event.headers.raw_items() if name.lower() != b"connection"]
                 await client.send(h11.Response(status_code=event.status_code, headers=headers))

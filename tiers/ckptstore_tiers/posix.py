@@ -39,6 +39,7 @@ import stamina
 
 from ckptstore.errors import AlreadyExists, CkptStoreError, ConfigInvalid, InvalidInput, NotFound
 from ckptstore.failpoints import declare
+from ckptstore.paths import is_id
 from ckptstore_tiers import disk_calls
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, DigestedBlocks
 from ckptstore_tiers.followed import follower_of
@@ -50,7 +51,7 @@ from ckptstore_tiers.posix_errors import from_os_error, translated
 from ckptstore_tiers.posix_folders import Folders
 from ckptstore_tiers.posix_list import list_files
 from ckptstore_tiers.posix_naming import SYNC_FOLDER, Naming
-from ckptstore_tiers.posix_probe import TOKEN, MountAbilities, probe_mount, refuse_file_system
+from ckptstore_tiers.posix_probe import TOKEN, MountAbilities, is_left_over, probe_mount, refuse_file_system
 from ckptstore_tiers.posix_read import PosixReader, check_content
 from ckptstore_tiers.posix_space import Space
 from ckptstore_tiers.posix_write import WRITE_THREADS, BlockWriter, WriteWays, discard, write_all, write_file
@@ -342,9 +343,10 @@ class PosixTier:
     def sweep(self, owned_ids: Iterable[str]) -> int:
         owned, removed = set(owned_ids), 0
         with translated("sweep", UNFINISHED, self._name), self._folders.unfinished() as tmp, os.scandir(tmp) as entries:
+            now_s = os.fstat(tmp).st_mtime  # by the clock of the file system, which its clients share; opening the tier touched it
             for entry in entries:
                 owner, dot, _ = entry.name.rpartition(".")
-                if dot and owner in owned:
+                if dot and owner in owned and (not self._shared or is_id(owner.partition(".")[0]) or is_left_over(entry, now_s)):
                     with suppress(FileNotFoundError):
                         disk_calls.unlink(SWEEP, entry.name, dir_fd=tmp)
                         removed += 1

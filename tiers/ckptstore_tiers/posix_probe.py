@@ -31,8 +31,10 @@ from ckptstore_tiers.posix_errors import UNSUPPORTED
 
 PROBE = declare("posix.probe")
 
-#: What every probe's token begins with, and how old the files of one must be to count as left by a process that died in it.
-TOKEN, LEFTOVER_S = "probe-", 600.0
+#: What every probe's token begins with.
+TOKEN = "probe-"
+#: How old an unfinished file must be to count as left by a process that died, where that may be another node's.
+LEFTOVER_S = 600.0
 RACERS = 8
 RACE_ROUNDS = 4
 RENAME_ROUNDS = 40
@@ -61,6 +63,11 @@ def refuse_file_system(root: Path, *, tier: str, mountinfo: Path = MOUNTINFO) ->
             tier=tier,
             hint="reach it through its S3 gateway, as a tier of kind object",
         )
+
+
+def is_left_over(entry: os.DirEntry[str], now_s: float) -> bool:
+    """Whether nobody has written into it for so long that nobody will; `now_s` by the file system's own clock."""
+    return entry.stat(follow_symlinks=False).st_mtime < now_s - LEFTOVER_S
 
 
 @dataclass(frozen=True)
@@ -260,7 +267,7 @@ class _Probe:
         with os.scandir(self._dir_fd) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):
-                    if entry.name.startswith(TOKEN) and entry.stat(follow_symlinks=False).st_mtime < now_s - LEFTOVER_S:
+                    if entry.name.startswith(TOKEN) and is_left_over(entry, now_s):
                         disk_calls.unlink(PROBE, entry.name, dir_fd=self._dir_fd)
 
     def clean(self) -> None:

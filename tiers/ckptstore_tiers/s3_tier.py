@@ -46,6 +46,8 @@ class S3Tier:
         self._abilities: S3Abilities | None = None
         self._probe_failure = ""
         self._used_bytes: int | None = None
+        #: Keys under which a failed put may have left an unfinished upload.
+        self._left: set[str] = set()
         # Opening waits for no store that is down: saves go on without it, and its drains are retried.
         with contextlib.suppress(CkptStoreError):
             self._probed(retry_for_s=0)
@@ -73,11 +75,22 @@ class S3Tier:
     def put(self, key: str, source: BlockSource, *, expected: BlockDigests | None = None) -> BlockDigests:
         self._check(key, "put")
         self._require_room(key, source.size_bytes)
-        digests = S3Upload(
-            self._connection, self._probed(), self._executor, self._buffers, key, source, expected
-        ).run()
+        self._sweep_left(key)
+        upload = S3Upload(self._connection, self._probed(), self._executor, self._buffers, key, source, expected)
+        try:
+            digests = upload.run()
+        finally:
+            if upload.may_be_left:
+                self._left.add(key)
         self._count(source.size_bytes)
         return digests
+
+    def _sweep_left(self, key: str) -> None:
+        """What this tier's last put of the key could not take back; left again where uploads may not be listed or aborted."""
+        if key in self._left:
+            with contextlib.suppress(CkptStoreError):
+                self.sweep([key.rpartition("~")[2]])
+                self._left.discard(key)
 
     def open(self, key: str) -> S3Reader:
         self._check(key, "open")

@@ -3,7 +3,8 @@
 Steps of a put, and what a crash after each leaves:
 1. HEAD: the key is free, or holds the right bytes already (then the put is done). Nothing is left.
 2. Small objects: PutObject with a checksum, If-None-Match where the server honours it. The object is visible, whole.
-   Large ones: CreateMultipartUpload, then the parts. An unfinished upload is left, invisible; `sweep` aborts it by the id in its key.
+   Large ones: CreateMultipartUpload, then the parts. An unfinished upload is left, invisible; `sweep` aborts it by the id in its key,
+   in the next process or before this one tries the put again.
 3. CompleteMultipartUpload, conditional where honoured. The object is visible, whole.
 4. HEAD says size and whose it is. Where the server checks no checksums, the object is read back and removed if it differs: on such a
    server only, wrong bytes may be visible until then, and a repeated put reads back what it finds instead of trusting it.
@@ -71,6 +72,8 @@ class S3Upload:
         self._part_bytes = part_bytes(self._size_bytes, connection.window.part_bytes(self._size_bytes, held=True))
         self._stop = threading.Event()
         self._may_be_visible = False
+        #: Whether an unfinished upload may have stayed: it could not be aborted, or the answer that names it was lost.
+        self.may_be_left = False
 
     def run(self) -> BlockDigests:
         with self._buffers.in_use():
@@ -159,6 +162,7 @@ class S3Upload:
             self._buffers.give_back(buffer)
 
     def _put_parts(self) -> None:
+        self.may_be_left = True
         begun = self._ask("create_multipart_upload", Metadata=self._metadata, **algorithm_of(self._abilities.checksum))
         upload_id = begun["UploadId"]
         try:
@@ -167,7 +171,9 @@ class S3Upload:
             # If the store is gone, the upload stays until `sweep`; the first error says more than a second one would.
             with contextlib.suppress(CkptStoreError):
                 self._ask("abort_multipart_upload", UploadId=upload_id, retry_for_s=0)
+                self.may_be_left = False
             raise
+        self.may_be_left = False
 
     def _send_parts(self, upload_id: str) -> list[dict[str, Any]]:
         """Send every part, a bounded number at a time; at the first failure the rest is not begun, and what runs is waited for."""
