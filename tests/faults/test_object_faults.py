@@ -23,6 +23,7 @@ from ckptstore_tiers.s3_probe import PROBE_FOLDER
 from ckptstore_tiers.sources import MemorySource
 from ckptstore_tiers.transfer_figures import ReportsTransfers
 from tests.contract.tier_contract import assert_nothing_visible, content, keys, new_key, stored
+from tests.services.role_server import role_server
 from tests.services.s3_fault_proxy import Fault, S3FaultProxy
 
 BUCKET = "checkpoints"
@@ -377,6 +378,29 @@ def test_wrong_credentials_are_named_and_new_ones_are_taken_up_without_a_restart
     tier.put(key, MemorySource(LARGE))
     assert stored(tier, key) == LARGE
     tier.close()
+
+
+@pytest.mark.parametrize("of", ["instance", "container"])
+def test_the_credentials_of_a_role_are_found_taken_up_when_they_rotate_and_asked_for_before_they_expire(
+    seaweed: SeaweedS3, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"):
+        monkeypatch.delenv(name)
+    with role_server() as role:
+        for name, value in (role.instance() if of == "instance" else role.container()).items():
+            monkeypatch.setenv(name, value)
+        role.access_key, role.secret_key = ACCESS, "thesecretofyesterday"
+        tier, key = open_tier(seaweed.endpoint_url), new_key()
+        with pytest.raises(TierUnavailable, match="refuses these credentials") as caught:
+            tier.put(key, MemorySource(SMALL))
+        assert "thesecretofyesterday" not in str(caught.value)
+        role.secret_key, role.expires_in_s = SECRET, 60.0
+        tier.put(key, MemorySource(SMALL))
+        given = role.given
+        assert stored(tier, key) == SMALL
+        # Those of an instance are used on while they are refused nowhere: botocore takes a short rest of theirs for an outage of the service.
+        assert role.given > given or of == "instance", "credentials of a minute were used without asking again"
+        tier.close()
 
 
 def test_without_credentials_the_error_says_so(seaweed: SeaweedS3, monkeypatch: pytest.MonkeyPatch) -> None:
