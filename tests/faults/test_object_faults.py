@@ -398,7 +398,7 @@ def test_the_credentials_of_a_role_are_found_taken_up_when_they_rotate_and_asked
         tier.put(key, MemorySource(SMALL))
         given = role.given
         assert stored(tier, key) == SMALL
-        # Those of an instance are used on while they are refused nowhere: botocore takes a short rest of theirs for an outage of the service.
+        # Those of an instance are used on: botocore takes a short rest of theirs for an outage of the service that gives them.
         assert role.given > given or of == "instance", "credentials of a minute were used without asking again"
         tier.close()
 
