@@ -43,8 +43,6 @@ _log = logging.getLogger("ckptstore")
 OnBusy = Literal["wait", "skip", "fail"]
 #: With on_busy="wait", how long to wait for a slot before the save fails as Busy: the daemon's own patience with an attempt.
 BUSY_TIMEOUT_S = 600.0
-#: With any other, how long the catalog may take to open the attempt.
-CATALOG_TIMEOUT_S = 3.0
 #: The daemon mostly holds the request itself while it waits for a slot; where it answers at once, this paces the next one.
 BUSY_PAUSE_S = 0.25
 #: Saves of this process that are opened, copied or handed over at the same time; more wait for their turn.
@@ -212,7 +210,7 @@ class Saver:
             return transport.api.call("POST", "attempts", AttemptOpened, message)
 
         ask = ask_by_request if target is None or not target.opening else partial(transport.opened, target)
-        deadline, impatient_s = time.monotonic() + BUSY_TIMEOUT_S, time.monotonic() + CATALOG_TIMEOUT_S
+        deadline = time.monotonic() + BUSY_TIMEOUT_S
         while True:
             try:
                 return ask()
@@ -221,8 +219,6 @@ class Saver:
                     raise
                 if request.on_busy == "wait":
                     ask = ask_by_request
-                elif time.monotonic() > impatient_s:
-                    return self._not_opened(request, member, _slow_catalog(request.path))  # the slot goes back, and ends what it was for
                 continue
             except (Busy, CatalogUnavailable) as error:
                 if request.on_busy != "wait":
@@ -366,11 +362,6 @@ class _Stopwatch:
 
     def laps_s(self) -> dict[str, float]:
         return {**self._laps_s, "stall": time.perf_counter() - self._began_s}
-
-
-def _slow_catalog(path: str) -> CatalogUnavailable:
-    why = f"the catalog has not opened the attempt within {CATALOG_TIMEOUT_S:g} s"
-    return CatalogUnavailable(why, operation="save", subject=path, hint="see `ckptstore status`, or save with on_busy='wait'")
 
 
 def _done(value: T) -> Future[T]:

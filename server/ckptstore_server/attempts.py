@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from ckptstore.catalog.model import AttemptState, AttemptView, Backlog, Join, Kind, NewObject, Ticket
 from ckptstore.errors import AttemptAborted, Busy, CatalogUnavailable, CkptStoreError, InvalidInput, NotFound, WaitTimeout
 from ckptstore.manifest import part_file_name
-from ckptstore.paths import check_path, check_relative
+from ckptstore.paths import check_path, check_relative, new_id
 from ckptstore.wire import AttemptOpened, AttemptStatus, FileStored, HandOver, OpenAttempt
 from ckptstore_server.grants import Grant, Grants
 from ckptstore_server.ingest import Ingest
@@ -33,6 +33,8 @@ T = TypeVar("T")
 CLIENT_GONE = "the client that was saving it is gone"
 #: How long one request waits for a slot before the client repeats it: short, so that a client that dies is noticed.
 SLOT_WAIT_S = 10.0
+#: How long an attempt that does not wait for a slot waits for the catalog to open it, in seconds: training is held up meanwhile.
+CATALOG_PATIENCE_S = 3.0
 #: A wait for a slot so short that the attempt can hardly have been aborted meanwhile, in seconds.
 SHORT_WAIT_S = 0.1
 #: How old the sum of what waits to be drained may be when a save is held against its bound, in seconds.
@@ -81,7 +83,25 @@ class AttemptService:
             task = self._begun(self._open(request, session))
             self._opening[rank] = request, task
             task.add_done_callback(lambda done: self._opening.pop(rank) if self._opening[rank][1] is done else None)
+        if request.on_busy != "wait" and not (await asyncio.wait({task}, timeout=CATALOG_PATIENCE_S))[0]:
+            return self._not_waited_for(request, task)
         return await asyncio.shield(task)
+
+    def _not_waited_for(self, request: OpenAttempt, task: asyncio.Task[AttemptOpened]) -> AttemptOpened:
+        """The catalog hangs, and training does not wait for it: whatever comes of the opening is ended, for all ranks."""
+        why = f"the catalog has not opened the attempt within {CATALOG_PATIENCE_S:g} s"
+
+        async def end_it() -> None:
+            with suppress(CkptStoreError):
+                if not (opened := await task).skipped:
+                    await self.abort(opened.attempt_id, f"rank {request.rank} did not wait: {why}")
+
+        self._begun(end_it())
+        if request.on_busy == "fail":
+            hint = "see `ckptstore status`, or save with on_busy='wait'"
+            raise CatalogUnavailable(why, operation="save", subject=request.path, hint=hint)
+        # The id is nobody's. Waiting for it says that there will be no checkpoint, as for any skip.
+        return AttemptOpened(attempt_id=new_id(), skipped=True)
 
     async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Do all of `work` also when the client hangs up, for which the server cancels the request: half of it would leave a slot

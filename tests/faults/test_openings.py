@@ -17,14 +17,17 @@ from ckptstore.catalog.model import AttemptState, AttemptView
 from ckptstore.config import read_settings
 from ckptstore.errors import AlreadyExists, CatalogUnavailable, InvalidInput, NotFound, WaitTimeout
 from ckptstore.wire import SESSION_HEADER, AttemptOpened, OpenAttempt
+from ckptstore_client import connect
 from ckptstore_client.api import Api
 from ckptstore_client.descriptors import DescriptorConnection
+from tests.e2e.job import free_port
 from tests.faults.fault_store import FaultStore, assert_state, posix_tier, published, state_of
 from tests.faults.raw_client import RawClient
 from tests.faults.slow_catalog import SlowCatalog
 from tests.until import until
 
 SLOTS = 2
+PORT, TOKEN = free_port(), "a-token-of-the-tests"
 
 
 @dataclass
@@ -53,7 +56,7 @@ class CountedOpenings:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultStore]:
     folder = tmp_path_factory.mktemp("openings")
     home = folder / "home"
-    settings = {"memory": {"limit": "64MiB", "slots": SLOTS}}
+    settings = {"memory": {"limit": "64MiB", "slots": SLOTS}, "listen": f"127.0.0.1:{PORT}", "token": TOKEN}
     with FaultStore(home, [posix_tier("nvme", folder / "nvme")], settings=settings, rigging=CountedOpenings(home)) as place:
         place.start()
         with place.connect() as store:
@@ -189,18 +192,20 @@ def test_an_attempt_that_is_opened_twice_at_once_is_joined_once(place: FaultStor
     assert asked.stat().st_size == 1
 
 
+@pytest.mark.parametrize("way", ["socket", "request", "tcp"])
 @pytest.mark.parametrize("on_busy", ["skip", "fail"])
-def test_a_save_that_does_not_wait_is_not_held_up_by_a_catalog_that_hangs(place: FaultStore, on_busy: str) -> None:
-    """Nor does it leave anything when the catalog goes on."""
-    slow, path = place.home / "slow", f"/run/hanging-{on_busy}"
-    with place.connect() as store:
+def test_a_save_that_does_not_wait_is_not_held_up_by_a_catalog_that_hangs(place: FaultStore, on_busy: str, way: str) -> None:
+    """Nor does it leave anything when the catalog goes on. Metadata that is long makes a request of its own."""
+    slow, path = place.home / "slow", f"/run/hanging-{on_busy}-{way}"
+    metadata = {"log": "x" * (1 << 20)} if way == "request" else None
+    with connect(f"http://127.0.0.1:{PORT}", token=TOKEN) if way == "tcp" else place.connect() as store:
         slow.touch()
         try:
             if on_busy == "skip":
-                assert store.save(path, state_of(1), on_busy="skip").skipped
+                assert store.save(path, state_of(1), on_busy="skip", metadata=metadata).skipped
             else:
                 with pytest.raises(CatalogUnavailable, match="has not opened the attempt"):
-                    store.save(path, state_of(1), on_busy="fail")
+                    store.save(path, state_of(1), on_busy="fail", metadata=metadata)
         finally:
             slow.unlink()
         until("it was aborted", lambda: [view.path for view in aborted(place) if view.path == path])
