@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 import ckptstore
+from ckptstore_bench.ports import free_port
 from ckptstore_client import Store
 from tests.daemon_process import DaemonProcess, write_config
 
@@ -30,12 +30,6 @@ class Place:
         if self.over_network:
             return ckptstore.connect(self.url, token=TOKEN, **options)
         return ckptstore.connect(home=self.daemon.home, start=False, **options)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start(home: Path, port: int) -> DaemonProcess:

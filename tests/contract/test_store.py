@@ -34,8 +34,9 @@ from ckptstore.errors import (
     WaitTimeout,
 )
 from ckptstore.wire import AttemptOpened, OpenAttempt
+from ckptstore_bench.ports import free_port
 from ckptstore_client import Store
-from tests.contract.store_place import TOKEN, WAIT_S, Place, free_port, start
+from tests.contract.store_place import TOKEN, WAIT_S, Place, start
 from tests.daemon_process import DaemonProcess
 from tests.until import until
 

@@ -8,24 +8,17 @@ from __future__ import annotations
 import json
 import os
 import queue
-import socket
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ckptstore_bench.ports import free_port
 from tests.forking import Program
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
 TIMEOUT_S = 120.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Job:

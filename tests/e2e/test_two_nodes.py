@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -16,6 +15,7 @@ import pytest
 import ckptstore
 from ckptstore.catalog import Catalog
 from ckptstore.errors import AttemptAborted, CkptStoreError, NotFound, Unauthorized, WaitTimeout
+from ckptstore_bench.ports import free_port
 from tests.e2e.two_nodes import (
     PATIENCE_S,
     TOKEN,
@@ -47,12 +47,6 @@ def fresh(postgres: Postgres, tmp_path: Path) -> Iterator[Cluster]:
     both = Cluster(tmp_path, postgres.database())
     yield both
     both.__exit__()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def save_all(cluster: Cluster, path: str, value: int, tier: str) -> None:

@@ -17,10 +17,10 @@ from ckptstore.catalog.model import AttemptState, AttemptView
 from ckptstore.config import read_settings
 from ckptstore.errors import AlreadyExists, CatalogUnavailable, InvalidInput, NotFound, WaitTimeout
 from ckptstore.wire import SESSION_HEADER, AttemptOpened, OpenAttempt
+from ckptstore_bench.ports import free_port
 from ckptstore_client import connect
 from ckptstore_client.api import Api
 from ckptstore_client.descriptors import DescriptorConnection
-from tests.e2e.job import free_port
 from tests.faults.fault_store import FaultStore, assert_state, posix_tier, published, state_of
 from tests.faults.raw_client import RawClient
 from tests.faults.slow_catalog import SlowCatalog

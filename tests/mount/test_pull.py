@@ -13,10 +13,11 @@ import ckptstore
 from ckptstore.errors import AlreadyExists, InvalidInput, NotFound
 from ckptstore.paths import join
 from ckptstore.tree_messages import FileListing, TreeInfo
+from ckptstore_bench.ports import free_port
 from ckptstore_client import Store
 from ckptstore_client.mount.local_folder import LocalFolder
 from ckptstore_client.pull import Owner, pull
-from tests.contract.store_place import TOKEN, free_port, start
+from tests.contract.store_place import TOKEN, start
 from tests.daemon_process import DaemonProcess
 from tests.e2e.shell import Shell
 from tests.mount.mounts import names_in

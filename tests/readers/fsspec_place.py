@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from ckptstore_bench.ports import free_port
 from ckptstore_client.fsspec_files.filesystem import CkptFileSystem
-from tests.contract.store_place import TOKEN, free_port
+from tests.contract.store_place import TOKEN
 from tests.daemon_process import DaemonProcess, write_config
 
 

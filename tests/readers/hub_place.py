@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 import ckptstore
+from ckptstore_bench.ports import free_port
 from ckptstore_client import Store
-from tests.contract.store_place import TOKEN, free_port
+from tests.contract.store_place import TOKEN
 from tests.daemon_process import DaemonProcess
 
 READ_TOKEN = "a token for readers"

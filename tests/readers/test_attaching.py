@@ -13,9 +13,10 @@ import pytest
 
 import ckptstore
 from ckptstore.errors import AlreadyExists, CkptStoreError, InvalidInput, NotFound, PathConflict, TierUnavailable, Unauthorized
+from ckptstore_bench.ports import free_port
 from ckptstore_client import Store
 from ckptstore_client.cli.main import run
-from tests.contract.store_place import TOKEN, WAIT_S, free_port, start
+from tests.contract.store_place import TOKEN, WAIT_S, start
 from tests.daemon_process import DaemonProcess
 from tests.e2e.shell import Outcome
 from tests.until import until

@@ -12,7 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.contract.store_place import TOKEN, free_port
+from ckptstore_bench.ports import free_port
+from tests.contract.store_place import TOKEN
 from tests.daemon_process import DaemonProcess
 from tests.readers.hub_place import READ_TOKEN, HubPlace, hub
 from tests.services.small_hub import MODEL, NAME, small_hub

@@ -13,8 +13,9 @@ import pytest
 import ckptstore
 from ckptstore.errors import InvalidInput, NotFound, StaleVersion
 from ckptstore.tree_messages import FileListing, TreeInfo
+from ckptstore_bench.ports import free_port
 from ckptstore_tiers.checksums import BLOCK_BYTES
-from tests.contract.store_place import WAIT_S, free_port, start
+from tests.contract.store_place import WAIT_S, start
 from tests.readers.places import Inside, content_of, inside
 
 DATA = os.urandom(2 * BLOCK_BYTES + 12345)

@@ -14,12 +14,13 @@ import json
 import os
 import runpy
 import signal
-import socket
 import sys
 import traceback
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from ckptstore_bench.ports import free_port
 
 
 def run(folder: str, killed_at: int) -> None:
@@ -76,12 +77,6 @@ def first_failure(children: set[int]) -> int:
             for other in children:
                 os.kill(other, signal.SIGKILL)
     return failure
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def prepare() -> None:
