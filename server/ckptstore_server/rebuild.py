@@ -13,7 +13,7 @@ an unread record might name them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -99,12 +99,14 @@ def rebuild(
     *,
     allow_missing: Collection[str] = frozenset(),
     allow_stale: Collection[str] = frozenset(),
+    progress: Callable[[str, int], None] = lambda doing, count: None,
 ) -> RebuildReport:
     """Restore `catalog`, which is empty, from the open `tiers` of this node.
 
     Raises WrongStore if the roots belong to different stores, or one to none though it is not empty, or the catalog is not empty;
     TierUnavailable for a configured tier that is not open or does not answer, unless it is in `allow_missing`. What only a tier tells
-    that was away at the last rebuild is left where it is, and reported, unless the tier is in `allow_stale`.
+    that was away at the last rebuild is left where it is, and reported, unless the tier is in `allow_stale`. `progress` is told what is
+    being done, and how many documents or objects have been looked at for that.
     """
     usable, store_id = _usable_tiers(settings, tiers, allow_missing)
     rows = [TierRow(tier.name, position, tier.is_shared, tier.durable) for position, tier in enumerate(settings.effective_tiers)]
@@ -116,7 +118,8 @@ def rebuild(
         _restore_tombstones(name, tier, catalog, report)
     with ThreadPoolExecutor(STAT_THREADS, "rebuild") as pool:
         for name, tier in usable.items():
-            for key in _names(tier, "records/", ".jsonl"):
+            for number, key in enumerate(_names(tier, "records/", ".jsonl"), start=1):
+                progress(f"reading the records of {name}", number)
                 _restore_one(key, name, usable, catalog, report, pool)
                 failpoint(BETWEEN_PUBLICATIONS)
     _restore_attachments(usable, catalog, report)
@@ -125,6 +128,7 @@ def rebuild(
     failpoint(ENDED)
     report.count_versions(catalog.count()["publications"])
     for name, stat in unknown_objects(usable, catalog, report):
+        progress("looking for objects that no record names", report.unknown_objects)
         report.unknown_objects += 1
         report.unknown_bytes += stat.size_bytes
         if len(report.unknown_samples) < _SAMPLES:

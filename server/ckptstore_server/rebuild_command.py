@@ -11,12 +11,14 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ckptstore.catalog import Catalog
 from ckptstore.config import Settings, read_settings
@@ -62,9 +64,20 @@ def _rebuild(
         tiers = stack.enter_context(_opened(settings, allow_missing))
         catalog = Catalog.open(settings.effective_catalog_url, node=node_id, node_name=socket.gethostname())
         stack.callback(catalog.close)
-        report = rebuild(settings, tiers, catalog, allow_missing=allow_missing, allow_stale=allow_stale)
+        with _bar() as progress:
+            report = rebuild(settings, tiers, catalog, allow_missing=allow_missing, allow_stale=allow_stale, progress=progress)
         swept = sweep_unknown(tiers, catalog, report, before_s=before_s) if delete_unknown else 0
     return report, swept
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int], None]]:
+    """How far the rebuild is, on stderr; nothing where that is no terminal. How much there is to read, only reading it tells."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TextColumn("{task.completed:,}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("opening the catalog", total=None)
+        yield lambda doing, count: bar.update(task, description=doing, completed=count)
 
 
 @contextmanager

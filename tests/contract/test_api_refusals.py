@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 import ckptstore
 from ckptstore.errors import BY_CODE, AlreadyExists, CkptStoreError, InvalidInput, NotFound, PathConflict
 from ckptstore.wire import SESSION_HEADER
+from ckptstore_bench.ports import free_port
 from ckptstore_client import Store
 from tests.daemon_process import DaemonProcess, write_config
 from tests.until import until
@@ -36,9 +37,7 @@ NOBODY = "0" * 32
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DaemonProcess, str]]:
     home = tmp_path_factory.mktemp("refusals")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     tiers: list[dict[str, Any]] = [
         {"name": "nvme", "kind": "posix", "path": home / "nvme"},
         {"name": "pfs", "kind": "posix", "path": home / "pfs", "shared": True},

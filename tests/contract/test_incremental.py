@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from ckptstore.layout import LAYOUT_KEY
 from ckptstore.part import PART_KEY
 from ckptstore.part_writing import write_part
 from ckptstore.safetensors_format import TensorEntry, build_header
+from ckptstore_bench.ports import free_port
 from ckptstore_client import Store, whole_copy
 from ckptstore_server.incremental import Increments, Lineage
 from ckptstore_server.part_check import check_file
@@ -66,9 +66,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
         {"name": "pfs", "kind": "posix", "path": tmp_path / "pfs", "shared": True},
     ]
     memory = {"limit": "512MiB", "huge_pages": False, "idle_release_s": 600}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        listen = f"127.0.0.1:{probe.getsockname()[1]}"
+    listen = f"127.0.0.1:{free_port()}"
     write_config(tmp_path / "home", tiers=tiers, grace_s=0, memory=memory, listen=listen, token=TOKEN)
     place = Place(tmp_path, ForkedDaemon(tmp_path / "home").start(), f"http://{listen}")
     yield place

@@ -23,6 +23,7 @@ import pytest
 import ckptstore
 from ckptstore.errors import VersionMismatch
 from ckptstore.wire import API_VERSION
+from ckptstore_bench.ports import free_port
 from ckptstore_client.descriptors import DescriptorConnection
 from tests.daemon_process import DaemonProcess, api_of, write_config
 from tests.e2e.shell import Shell
@@ -79,9 +80,7 @@ def test_another_version_is_refused_at_connect_by_name_with_what_to_do(home: Pat
 
 
 def test_another_version_is_refused_over_the_network(home: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     settings = {"CKPTSTORE_LISTEN": address, "CKPTSTORE_TOKEN": TOKEN}
     with DaemonProcess(home, rigging=OfVersion(API_VERSION + 1), environment=settings):
         assert f"speaks version {API_VERSION + 1}" in refused(None, url=f"http://{address}").why

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 import ckptstore
 from ckptstore.errors import ChecksumMismatch
 from ckptstore.wire import VerifyLine
+from ckptstore_bench.ports import free_port
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_client import Store
 from tests.faults.fault_store import FaultStore, assert_state, objects_below, posix_tier, state_of, tier_status, verified
@@ -78,9 +78,7 @@ class Damaged:
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Damaged]:
     folder = tmp_path_factory.mktemp("damage")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with SeaweedS3(folder / "seaweed") as seaweed:
         seaweed.create_bucket(BUCKET)
         tiers = [
