@@ -110,7 +110,10 @@ class FdLooked(Message):
 
 
 class FdOpenFile(Message):
-    """Ask for the node's copy of a file; with `version`, of that one (StaleVersion if it cannot be had any more)."""
+    """Ask for the node's copy of a file; with `version`, of that one (StaleVersion if it cannot be had any more).
+
+    Without a path, `version` is an object of the store, wherever that is published.
+    """
 
     op: Literal["open_file"] = "open_file"
     path: str
@@ -145,3 +148,5 @@ class FdNeed(Message):
     copy_id: str
     offset_bytes: Count
     size_bytes: Count
+    #: nothing beside these is wanted: what else lies in the file is not fetched ahead
+    exact: bool = False

@@ -43,7 +43,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 #: Of all that client and daemon say to each other, over either socket. Raised with every change that one of the two would not understand
 #: if the other were older: they refuse each other when they meet, and not in the middle of a save. `Hello` and `FdHello` stay as they are.
-API_VERSION = 3
+API_VERSION = 4
 #: Header that carries the session id that the descriptor socket (or POST /v1/sessions) gave.
 SESSION_HEADER = "x-ckptstore-session"
 #: The longest that one request waits in the daemon before the client asks again, in seconds.

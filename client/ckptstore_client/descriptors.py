@@ -172,9 +172,12 @@ class DescriptorConnection:
                 raise self._broken(f"the daemon's answer does not say what is at {path}", None)
             return looked.info
 
-    def need(self, version: str, copy_id: str, offset_bytes: int, size_bytes: int, *, timeout_s: float) -> None:
-        """Wait until these bytes of a copy are there. NotFound: open the file again. TierFull: stream them."""
-        request = FdNeed(version=version, copy_id=copy_id, offset_bytes=offset_bytes, size_bytes=size_bytes)
+    def need(
+        self, version: str, copy_id: str, offset_bytes: int, size_bytes: int, *, timeout_s: float, exact: bool = False
+    ) -> None:
+        """Wait until these bytes of a copy are there; `exact`: nothing else of it is wanted. NotFound: open the file again. TierFull:
+        stream them."""
+        request = FdNeed(version=version, copy_id=copy_id, offset_bytes=offset_bytes, size_bytes=size_bytes, exact=exact)
         with self._lock:
             self._ask(request, (), timeout_s)
 

@@ -103,6 +103,8 @@ def _read(
     reader: VerifiedObject, data_start: int, entries: Sequence[TensorEntry], targets: Targets, pieces: Sequence[Piece] = ()
 ) -> None:
     """Fill the targets of these entries, and the memory of the pieces."""
+    stretches = [(data_start + entry.start, data_start + entry.end) for entry in entries]
+    reader.want(sorted([*stretches, *((piece.start, piece.stop) for piece in pieces)]))
     for batch in _batches(data_start, entries, targets, pieces):
         _read_batch(reader, data_start, batch, targets)
 

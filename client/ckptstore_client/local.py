@@ -21,6 +21,8 @@ from ckptstore_client.api import Api
 from ckptstore_client.arriving import ArrivingFile
 from ckptstore_client.descriptors import DescriptorConnection
 from ckptstore_client.launch import start_daemon
+from ckptstore_client.mount.daemon_source import DaemonSource
+from ckptstore_client.part_file import PartFile
 from ckptstore_client.replicas import MEMORY, ContentStream, MappedReplica, OpenFile, Replica, SegmentMappings
 from ckptstore_client.step_times import steps_since_last_asked
 from ckptstore_client.transport import Target
@@ -45,6 +47,7 @@ class LocalTransport:
             raise
         self.api.use_session(self._connection.session)
         self._ingesting: queue.SimpleQueue[DescriptorConnection] = queue.SimpleQueue()
+        self._copies = DaemonSource(self.api, self.descriptors_path)
         self._mappings = SegmentMappings()
 
     def _connect(self, home: Path, start: bool) -> DescriptorConnection:
@@ -134,12 +137,12 @@ class LocalTransport:
 
     # --- reading -----------------------------------------------------------------------------------------------------------------
 
-    def openable(self, object_id: str) -> list[str]:
+    def openable(self, object_id: str, *, recall: bool = True) -> list[str]:
         """Waits while the daemon recalls the object; after RECALL_TIMEOUT_S there is only the stream."""
         deadline = time.monotonic() + RECALL_TIMEOUT_S
         while True:
             try:
-                located = self.api.call("GET", f"objects/{object_id}/replicas", Located)
+                located = self.api.call("GET", f"objects/{object_id}/replicas", Located, recall=recall)
             except Busy:  # the daemon held the request as long as one may be held, and asks to be asked again
                 if time.monotonic() > deadline:
                     return []
@@ -163,8 +166,12 @@ class LocalTransport:
         finally:
             os.close(opened.fd)
 
-    def stream(self, object_id: str) -> Replica:
-        return ContentStream(self.api, object_id)
+    def part(self, object_id: str) -> Replica:
+        copy = self._copies.open("", object_id)
+        return self.stream(object_id, recall=False) if copy.fd < 0 else PartFile(self._copies, copy)
+
+    def stream(self, object_id: str, *, recall: bool = True) -> Replica:
+        return ContentStream(self.api, object_id, recall=recall)
 
     def report_damage(self, object_id: str, tier: str, block: int) -> None:
         self.api.call("POST", f"objects/{object_id}/damage", Located, Damage(tier=tier, block=block))
@@ -177,6 +184,7 @@ class LocalTransport:
                 self._ingesting.get_nowait().close()
                 continue
             break
+        self._copies.close()
         self._connection.close()
         self.api.close()
 

@@ -28,7 +28,7 @@ import ctypes
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ import xxhash
 
 from ckptstore.errors import ChecksumMismatch, CkptStoreError, NotFound, TierUnavailable
 from ckptstore.wire import FileInfo
-from ckptstore_client.replicas import MEMORY, ContentStream, MappedReplica, OpenFile, Replica, ReplicaSource
+from ckptstore_client.replicas import MEMORY, PART, ContentStream, MappedReplica, OpenFile, Replica, ReplicaSource
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, block_length
 from ckptstore_tiers.private_memory import private_memory
 from ckptstore_tiers.scratch import ScratchPool
@@ -47,6 +47,12 @@ from ckptstore_tiers.sources import ALIGNMENT_BYTES, address_of
 MAX_READERS = 16
 #: Also on a machine of two cores: a reader waits for the device most of its time, and hashes and copies in the rest.
 MIN_READERS = 6
+
+
+#: Of so much of an object the rest is brought along: it is then a file that everybody here can open.
+_ALMOST_ALL = 0.97
+#: An object of fewer blocks is never worth it: what was read of it before would be fetched a second time.
+_FEW_BLOCKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +67,14 @@ class Piece:
 class VerifiedObject:
     """One object, open for reading. A context manager; its replicas are opened when they are first needed."""
 
-    def __init__(self, file: FileInfo, source: ReplicaSource, *, operation: str, path: str, shared: bool = False) -> None:
-        """`shared`: other processes of this node read the same object now."""
+    def __init__(
+        self, file: FileInfo, source: ReplicaSource, *, operation: str, path: str, shared: bool = False, in_part: bool = False
+    ) -> None:
+        """`shared`: other processes of this node read the same object now. `in_part`: perhaps not all of it is wanted, so that it is not
+        recalled before somebody says so (`want`)."""
         self.file = file
         self._shared = shared
+        self._in_part = in_part and file.size_bytes > BLOCK_BYTES
         self.digests = BlockDigests(file.size_bytes, file.blocks)
         self._source = source
         self._operation = operation
@@ -97,6 +107,17 @@ class VerifiedObject:
             self._block(index, list(_parts(pieces, first, index, self.file.size_bytes)))
 
         self._in_parallel(blocks, read_block)
+
+    def want(self, extents: Iterable[tuple[int, int]]) -> None:
+        """All that will be read from now on, as starts and stops in order: almost all of the object is recalled, where it is far away."""
+        if not self._in_part or self.digests.count < _FEW_BLOCKS:
+            return
+        wanted = sum(1 for _ in _touched_blocks([Piece(start, stop, 0) for start, stop in extents]))
+        if wanted >= _ALMOST_ALL * self.digests.count:
+            with self._lock:
+                self._in_part = False
+                if self._order is not None and PART in self._order:
+                    self._order = None
 
     def hold(self) -> None:
         """Open the nearest replica now. A file that is open stays readable when its object is removed."""
@@ -186,7 +207,7 @@ class VerifiedObject:
                 except (TierUnavailable, NotFound) as error:
                     fault = fault or error
                     continue
-                if replica.tier != ContentStream.tier:
+                if replica.tier not in (ContentStream.tier, PART):
                     bad.append(replica.tier)
                     self._pass_over(replica)
                     self._report(replica.tier, index)
@@ -217,7 +238,7 @@ class VerifiedObject:
         """The nearest replica that has not been tried, opened; the daemon's stream comes last."""
         with self._lock:
             if self._order is None:
-                self._order = [*self._source.openable(self.file.object_id), ContentStream.tier]
+                self._order = self._ways()
             for tier in self._order:
                 if tier in tried:
                     continue
@@ -228,10 +249,17 @@ class VerifiedObject:
                     return opened
         return None
 
+    def _ways(self) -> list[str]:
+        if not self._in_part:
+            return [*self._source.openable(self.file.object_id), ContentStream.tier]
+        return [*(self._source.openable(self.file.object_id, recall=False) or [PART]), ContentStream.tier]
+
     def _open(self, tier: str) -> Replica | CkptStoreError:
         if tier == ContentStream.tier:
-            return self._source.stream(self.file.object_id)
+            return self._source.stream(self.file.object_id, recall=not self._in_part)
         try:
+            if tier == PART:
+                return self._source.part(self.file.object_id)
             opened = self._source.open(self.file.object_id, tier)
             if self._shared and isinstance(opened, OpenFile):
                 opened.use_cache()

@@ -85,14 +85,17 @@ class RemoteTransport:
 
     # --- reading -----------------------------------------------------------------------------------------------------------------
 
-    def openable(self, object_id: str) -> list[str]:
+    def openable(self, object_id: str, *, recall: bool = True) -> list[str]:
         return []
 
     def open(self, object_id: str, tier: str) -> Replica:
         raise CkptStoreError("replicas are not opened over the network", operation="open", subject=object_id, tier=tier)
 
-    def stream(self, object_id: str) -> Replica:
-        return ContentStream(self.api, object_id)
+    def part(self, object_id: str) -> Replica:
+        return self.stream(object_id, recall=False)
+
+    def stream(self, object_id: str, *, recall: bool = True) -> Replica:
+        return ContentStream(self.api, object_id, recall=recall)
 
     def report_damage(self, object_id: str, tier: str, block: int) -> None:
         """The daemon verifies what it streams, and repairs, by itself."""

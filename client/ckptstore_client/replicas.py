@@ -29,6 +29,8 @@ from ckptstore_tiers.shared_mapping import map_shared
 from ckptstore_tiers.sources import ALIGNMENT_BYTES, address_of
 
 MEMORY = "memory"
+#: What a reader calls the way by which only the blocks that it reads are fetched; no tier has such a name.
+PART = "parts of it"
 #: preadv takes at most this many pieces (IOV_MAX).
 _MAX_PIECES = 1024
 #: More segments than one client reads from in turn; a mapping costs address space and nothing else.
@@ -54,13 +56,17 @@ class Replica(Protocol):
 class ReplicaSource(Protocol):
     """What a transport knows of an object's replicas."""
 
-    def openable(self, object_id: str) -> list[str]:
-        """Tiers whose replicas this process may open, nearest first."""
+    def openable(self, object_id: str, *, recall: bool = True) -> list[str]:
+        """Tiers whose replicas this process may open, nearest first; with `recall`, also one that the object is brought to for that."""
         ...
 
     def open(self, object_id: str, tier: str) -> Replica: ...
 
-    def stream(self, object_id: str) -> Replica: ...
+    def part(self, object_id: str) -> Replica:
+        """A way to blocks of an object that no replica here can be opened of: those that are read are fetched, and no others."""
+        ...
+
+    def stream(self, object_id: str, *, recall: bool = True) -> Replica: ...
 
     def report_damage(self, object_id: str, tier: str, block: int) -> None: ...
 
@@ -206,15 +212,16 @@ class ContentStream:
     tier = "stream"
     bounces = True
 
-    def __init__(self, api: Api, object_id: str) -> None:
+    def __init__(self, api: Api, object_id: str, *, recall: bool = True) -> None:
         self._api = api
-        self._object_id = object_id
+        self._route = f"objects/{object_id}/content"
+        self._recall = recall
 
     def read(self, offset: int, views: Sequence[memoryview], *, again: bool) -> None:
         for view in views:
             filled = 0
             wanted = {"range": f"bytes={offset}-{offset + len(view) - 1}"}
-            with self._api.stream("GET", f"objects/{self._object_id}/content", headers=wanted) as response:
+            with self._api.stream("GET", self._route, headers=wanted, recall=self._recall) as response:
                 for chunk in response.iter_raw():
                     if filled + len(chunk) > len(view):
                         raise ChecksumMismatch("the answer is longer than the range that was asked for", operation="read", tier=self.tier)

@@ -270,12 +270,13 @@ class Store(Namespace):
         if file.whole is not None and not mmap:
             with contextlib.suppress(*NOT_IN_MEMORY), whole_file(file, self._connection.transport(), publication.path) as reader:
                 return load_state(reader, into, only)
-        with self._open(file, publication.path, "load", shared=shared) as reader:
+        open_file = partial(self._open, path=publication.path, operation="load", shared=shared)
+        with open_file(file, in_part=only is not None) as reader:
             return load_state(
                 reader,
                 into,
                 only,
-                lambda object_id: self._open(self._object(object_id), publication.path, "load", shared=shared),
+                lambda object_id: open_file(self._object(object_id), in_part=True),
                 mapped=mmap,
             )
 
@@ -291,7 +292,7 @@ class Store(Namespace):
         publication = self._resolve(check_path(path, operation="look into checkpoint", latest_allowed=True))
         _refuse_files(publication, "look into checkpoint", path)
         rank = None if rank is None else rank_to_load(publication.path, publication.world_size, rank)
-        open_file = partial(self._open, path=publication.path, operation="look into checkpoint")
+        open_file = partial(self._open, path=publication.path, operation="look into checkpoint", in_part=True)
         find = partial(self._file, publication)
         return self._indexes.open(publication, find, open_file, lambda i: open_file(self._object(i)), part_of=rank)
 
@@ -304,7 +305,7 @@ class Store(Namespace):
     def _open_sharded(self, publication: PublicationInfo, share: Share, shared: bool | None) -> ShardedCheckpoint:
         """Other ranks' files are read as other processes of this node may read them, too; its own is not."""
         several = shared_on_this_node(1, 0) if shared is None else shared
-        open_file = partial(self._open, path=publication.path, operation="load", shared=several)
+        open_file = partial(self._open, path=publication.path, operation="load", shared=several, in_part=True)
         own = None if share.rank is None else part_file_name(share.rank, publication.world_size)
 
         def open_part(file: FileInfo) -> VerifiedObject:
@@ -350,8 +351,8 @@ class Store(Namespace):
             return local_files.write_file(reader, target, tally)
         return write_whole(reader, lambda object_id: self._open(self._object(object_id), publication.path, "get"), target, tally)
 
-    def _open(self, file: FileInfo, path: str, operation: str, *, shared: bool = False) -> VerifiedObject:
-        return VerifiedObject(file, self._connection.transport(), operation=operation, path=path, shared=shared)
+    def _open(self, file: FileInfo, path: str, operation: str, *, shared: bool = False, in_part: bool = False) -> VerifiedObject:
+        return VerifiedObject(file, self._connection.transport(), operation=operation, path=path, shared=shared, in_part=in_part)
 
     def _resolve_for_all(self, path: str) -> PublicationInfo:
         found = resolved_together(lambda: self._resolve(path).publication_id)

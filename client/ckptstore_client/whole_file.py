@@ -21,13 +21,16 @@ class _OnlyMemory:
     def __init__(self, source: ReplicaSource) -> None:
         self._source = source
 
-    def openable(self, object_id: str) -> list[str]:
+    def openable(self, object_id: str, *, recall: bool = True) -> list[str]:
         return [MEMORY]
 
     def open(self, object_id: str, tier: str) -> Replica:
         return self._source.open(object_id, tier)
 
-    def stream(self, object_id: str) -> Replica:
+    def part(self, object_id: str) -> Replica:
+        return self.stream(object_id)
+
+    def stream(self, object_id: str, *, recall: bool = True) -> Replica:
         raise NotFound("the segment is in use for something else", operation="load", subject=object_id, tier=MEMORY)
 
     def report_damage(self, object_id: str, tier: str, block: int) -> None:

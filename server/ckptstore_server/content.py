@@ -1,21 +1,23 @@
 """An object's bytes as a stream, for readers that cannot open a replica themselves. Slower, never different.
 
 An object that is far away is recalled while it is streamed: the store is read once, whoever streams it, and each block follows from the
-unfinished file. Each 4 MiB block is read from the nearest replica, verified, and only then sent; a bad or vanished replica is passed over
-in the middle of the stream. If no good copy of a block is left, the connection is broken off: the reader sees a short body, never wrong
-bytes.
+unfinished file. Of one that only a part is wanted of, just these blocks are fetched, once for all readers of the node, into its cache.
+
+Each 4 MiB block is read from the nearest replica, verified, and only then sent; a bad or vanished replica is passed over in the middle of
+the stream. If no good copy of a block is left, the connection is broken off: the reader sees a short body, never wrong bytes.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 from ckptstore.catalog.model import StoredFile
 from ckptstore.errors import CkptStoreError, InvalidInput
 from ckptstore_server.node import Node
-from ckptstore_server.recall import Recall
+from ckptstore_server.readers.cache.cache import Cache
+from ckptstore_server.readers.cache.content import ContentAnswer, Extent
+from ckptstore_server.recall import Recall, is_openable
 from ckptstore_server.replicas import Replicas
 from ckptstore_server.verified_blocks import VerifiedBlocks
 from ckptstore_tiers.checksums import BLOCK_BYTES, block_length
@@ -23,25 +25,27 @@ from ckptstore_tiers.checksums import BLOCK_BYTES, block_length
 _RANGE = re.compile(r"^bytes=([0-9]{0,18})-([0-9]{0,18})$")
 
 
-@dataclass(frozen=True)
-class Extent:
-    """Bytes `start` to `stop` (exclusive) of an object."""
-
-    start: int
-    stop: int
-
-
 class Content:
-    def __init__(self, node: Node, replicas: Replicas, recall: Recall) -> None:
+    def __init__(self, node: Node, replicas: Replicas, recall: Recall, cache: Cache) -> None:
         self._node = node
         self._replicas = replicas
         self._recall = recall
+        self._cache = cache
 
-    async def open(self, object_id: str, range_header: str | None) -> ObjectStream:
+    async def open(self, object_id: str, range_header: str | None, *, recall: bool = True) -> ObjectStream | ContentAnswer:
         """The stream for a request; InvalidInput for a range that is none, or lies outside. Its first block is already verified."""
         file = await self._node.query(self._node.catalog.object, object_id)
-        await self._recall.locate(object_id)  # a far object comes nearer once, whoever streams it
-        stream = ObjectStream(self._node, self._replicas, file, parse_range(range_header, file), partial=range_header is not None)
+        extent = parse_range(range_header, file)
+        status = 200 if range_header is None else 206
+        headers = {"content-length": str(extent.stop - extent.start), "etag": f'"{file.root}"', "accept-ranges": "bytes"}
+        if range_header is not None:
+            headers["content-range"] = f"bytes {extent.start}-{extent.stop - 1}/{file.size_bytes}"
+        located = await self._recall.locate(object_id, recall=recall)  # a far object comes nearer once, whoever streams it
+        stream: ObjectStream | ContentAnswer
+        if recall or is_openable(located):
+            stream = ObjectStream(self._node, self._replicas, file, extent, status, headers)
+        else:
+            stream = ContentAnswer(status, headers, await self._cache.open_object(object_id), extent, exact=True)
         await stream.start()
         return stream
 
@@ -66,15 +70,15 @@ def parse_range(header: str | None, file: StoredFile) -> Extent:
 class ObjectStream:
     """One answer to GET content. Used by one request; the blocks are read on the read executor."""
 
-    def __init__(self, node: Node, replicas: Replicas, file: StoredFile, extent: Extent, *, partial: bool) -> None:
+    def __init__(
+        self, node: Node, replicas: Replicas, file: StoredFile, extent: Extent, status: int, headers: dict[str, str]
+    ) -> None:
         self._node = node
         self._extent = extent
         self._blocks = VerifiedBlocks(node, replicas, file)
         self._first: bytes | None = None
-        self.status = 206 if partial else 200
-        self.headers = {"content-length": str(extent.stop - extent.start), "etag": f'"{file.root}"', "accept-ranges": "bytes"}
-        if partial:
-            self.headers["content-range"] = f"bytes {extent.start}-{extent.stop - 1}/{file.size_bytes}"
+        self.status = status
+        self.headers = headers
 
     async def start(self) -> None:
         """Read the first block, so that an object without a good replica is an error response and not a broken stream."""

@@ -43,14 +43,14 @@ class Recall:
         self._flights: dict[str, Flight] = {}
         self._not_before_s: dict[str, float] = {}  # objects that no tier of the node took, or could get
 
-    async def locate(self, object_id: str) -> Located:
-        """Every replica that this node can reach, nearest first; recalls the object if none of them can be opened here.
+    async def locate(self, object_id: str, *, recall: bool = True) -> Located:
+        """Every replica that this node can reach, nearest first; with `recall`, the object is recalled if none of them can be opened here.
 
         Raises Busy while a recall does not even begin for longer than one request may take: ask again.
         """
         file = await self._node.query(self._node.catalog.object, object_id)
         located = await self._look(file)
-        if not _is_openable(located):
+        if recall and not is_openable(located):
             await self.begin(file)
             located = await self._look(file)
         return located
@@ -86,7 +86,7 @@ class Recall:
     async def _fetch(self, file: StoredFile, begun: asyncio.Event) -> None:
         """The top of a recall: a failure leaves streaming to the reader, and a line in `status`."""
         try:
-            if _is_openable(await self._look(file)):
+            if is_openable(await self._look(file)):
                 return  # another recall brought it since whoever asks for this one had looked
             for handle in self._node.node_local:
                 if await self._takes(handle, file) and await self._fetch_into(handle, file, begun):
@@ -133,5 +133,6 @@ class Recall:
         return usage.free_bytes is None or usage.free_bytes >= size_bytes
 
 
-def _is_openable(located: Located) -> bool:
+def is_openable(located: Located) -> bool:
+    """Whether a process of this node can open one of the replicas itself."""
     return any(replica.openable for replica in located.replicas)

@@ -105,7 +105,7 @@ class Services:
             deletion=Deletion(node, publisher, replicas),
             keeper=Keeper(node),
             namespace=Namespace(node, attached),
-            content=Content(node, replicas, recall),
+            content=Content(node, replicas, recall, cache),
             small_reads=SmallReads(node),
             verifier=Verifier(node, replicas, publisher),
             watching=Watching(node, changes),

@@ -27,7 +27,7 @@ class Replicas:
     bytes_by_tier: dict[str, bytes]
     reports: list[tuple[str, int]] = field(default_factory=list)
 
-    def openable(self, object_id: str) -> list[str]:
+    def openable(self, object_id: str, *, recall: bool = True) -> list[str]:
         return list(self.bytes_by_tier)
 
     def open(self, object_id: str, tier: str) -> Replica:
@@ -40,7 +40,7 @@ class Replicas:
         os.close(fd)
         return replica
 
-    def stream(self, object_id: str) -> Replica:
+    def stream(self, object_id: str, *, recall: bool = True) -> Replica:
         return NoStream()
 
     def report_damage(self, object_id: str, tier: str, block: int) -> None:

@@ -33,13 +33,13 @@ class OneFile:
     def __init__(self, place: Path) -> None:
         self.place = place
 
-    def openable(self, object_id: str) -> list[str]:
+    def openable(self, object_id: str, *, recall: bool = True) -> list[str]:
         return ["nvme"]
 
     def open(self, object_id: str, tier: str) -> Replica:
         return OpenFile(os.open(self.place, os.O_RDONLY), tier, size_bytes=self.place.stat().st_size)
 
-    def stream(self, object_id: str) -> Replica:
+    def stream(self, object_id: str, *, recall: bool = True) -> Replica:
         pytest.fail("the file itself is whole")
 
     def report_damage(self, object_id: str, tier: str, block: int) -> None:
@@ -206,7 +206,7 @@ def test_a_segment_that_changes_while_it_is_copied_never_gives_a_mixture() -> No
         def __init__(self) -> None:
             self.reports: list[tuple[str, int]] = []
 
-        def openable(self, object_id: str) -> list[str]:
+        def openable(self, object_id: str, *, recall: bool = True) -> list[str]:
             return ["memory", "nvme"]
 
         def open(self, object_id: str, tier: str) -> Replica:
@@ -277,7 +277,7 @@ def test_a_mapped_load_with_no_file_to_map_reads_the_bytes(tmp_path: Path) -> No
     file = FileInfo(object_id="0" * 32, name="part", rank=0, size_bytes=len(data), digest=digests.root, blocks=digests.blocks)
 
     class OnlyMemory(OneFile):
-        def openable(self, object_id: str) -> list[str]:
+        def openable(self, object_id: str, *, recall: bool = True) -> list[str]:
             return ["memory"]
 
         def open(self, object_id: str, tier: str) -> Replica:
@@ -287,7 +287,7 @@ def test_a_mapped_load_with_no_file_to_map_reads_the_bytes(tmp_path: Path) -> No
             finally:
                 os.close(fd)
 
-        def stream(self, object_id: str) -> Replica:
+        def stream(self, object_id: str, *, recall: bool = True) -> Replica:
             return Stream(data)
 
     class Stream:

@@ -79,13 +79,13 @@ def index() -> bytes:
 class GoldenFile:
     """The file as the only replica."""
 
-    def openable(self, object_id: str) -> list[str]:
+    def openable(self, object_id: str, *, recall: bool = True) -> list[str]:
         return ["nvme"]
 
     def open(self, object_id: str, tier: str) -> Replica:
         return OpenFile(os.open(PART, os.O_RDONLY), tier, size_bytes=PART.stat().st_size)
 
-    def stream(self, object_id: str) -> Replica:
+    def stream(self, object_id: str, *, recall: bool = True) -> Replica:
         pytest.fail("the file itself is whole")
 
     def report_damage(self, object_id: str, tier: str, block: int) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -18,7 +19,9 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import ckptstore
+from ckptstore.boxes import Box
 from ckptstore_client import PendingCheckpoint, Store
+from ckptstore_tiers.checksums import BLOCK_BYTES
 
 
 @contextmanager
@@ -94,3 +97,22 @@ def full(value: Any, whole: torch.Tensor) -> torch.Tensor:
         return whole
     (chunk,) = value.__create_chunk_list__()
     return whole[tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))]
+
+
+def needed_blocks(store: Store, path: str, state: Any) -> set[tuple[int, int]]:
+    """Blocks of the ranks' files, as rank and number, that hold a byte of the state's boxes, or a header that says where they are."""
+    checkpoint, _ = store.open_sharded(path)
+    needed: set[tuple[int, int]] = {(rank, 0) for rank in checkpoint.index.trees}
+    with checkpoint:
+        for name, value in state.items():
+            (chunk,) = value.__create_chunk_list__()
+            for piece in checkpoint.index.tensor(name).pieces():
+                with checkpoint.part(piece.rank) as part:
+                    entry = part.header.tensors[piece.key]
+                    ids = np.arange(entry.start, entry.end, 4).reshape(entry.shape) + part.header.data_start
+                common = piece.box.common(Box(tuple(chunk.offsets), tuple(chunk.sizes)))
+                if common is not None:
+                    first = [inside - outside for inside, outside in zip(common.offset, piece.box.offset, strict=True)]
+                    mine = ids[tuple(slice(start, start + size) for start, size in zip(first, common.size, strict=True))]
+                    needed |= {(piece.rank, 0)} | {(piece.rank, int(block)) for block in np.unique(mine // BLOCK_BYTES)}
+    return needed

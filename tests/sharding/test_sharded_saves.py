@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from ckptstore.boxes import Box
 from ckptstore.errors import AttemptAborted, InvalidInput, NotFound, NotStorable
 from ckptstore_client import Part, Slice
 from ckptstore_client.replicas import OpenFile
@@ -24,7 +23,7 @@ from ckptstore_client.staging import Staging
 from ckptstore_tiers.checksums import BLOCK_BYTES
 from tests.daemon_process import DaemonProcess, write_config
 from tests.e2e.shell import Shell
-from tests.sharding.simulated import Ranks, as_rank, dtensor, full, mesh_of, states_of
+from tests.sharding.simulated import Ranks, as_rank, dtensor, full, mesh_of, needed_blocks, states_of
 
 WHOLE = torch.randn(16, 6)
 
@@ -315,7 +314,7 @@ def test_a_load_reads_hardly_more_than_the_blocks_it_needs(
         ranks[0].load("/x", into=state)
         assert all(torch.equal(state[name].to_local(), full(state[name], whole)) for name, whole in wholes.items())
         read = sum(size for _, size in blocks_read)
-        needed = _needed_blocks(ranks, state)
+        needed = len(needed_blocks(ranks[0], "/x", state))
     assert read <= 1.05 * needed * BLOCK_BYTES
 
 
@@ -343,25 +342,6 @@ def test_what_no_other_rank_wants_is_read_past_the_page_cache(tmp_path: Path, mo
             ranks[0].load("/x", into=state)
             assert torch.equal(state["w"].to_local(), full(state["w"], whole))
             assert cached and set(cached) == {shared}
-
-
-def _needed_blocks(ranks: Ranks, state: Any) -> int:
-    """Blocks of the ranks' files that hold a byte of the state's boxes, or a header that must be read to know where they are."""
-    checkpoint, _ = ranks[0].open_sharded("/x")
-    needed: set[tuple[int, int]] = {(rank, 0) for rank in checkpoint.index.trees}
-    with checkpoint:
-        for name, value in state.items():
-            (chunk,) = value.__create_chunk_list__()
-            for piece in checkpoint.index.tensor(name).pieces():
-                with checkpoint.part(piece.rank) as part:
-                    entry = part.header.tensors[piece.key]
-                    ids = np.arange(entry.start, entry.end, 4).reshape(entry.shape) + part.header.data_start
-                common = piece.box.common(Box(tuple(chunk.offsets), tuple(chunk.sizes)))
-                if common is not None:
-                    first = [inside - outside for inside, outside in zip(common.offset, piece.box.offset, strict=True)]
-                    mine = ids[tuple(slice(start, start + size) for start, size in zip(first, common.size, strict=True))]
-                    needed |= {(piece.rank, 0)} | {(piece.rank, int(block)) for block in np.unique(mine // BLOCK_BYTES)}
-    return len(needed)
 
 
 def test_a_sharded_checkpoint_is_whole_again_after_a_rebuild_of_the_catalog(tmp_path: Path) -> None:

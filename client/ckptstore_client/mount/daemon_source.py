@@ -15,6 +15,7 @@ import os
 import queue
 import secrets
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -87,13 +88,22 @@ class DaemonSource:
             return Copy(path, version, self.info(path).size_bytes, -1, whole=False)
         return self._ask(ask)
 
-    def need(self, copy: Copy, offset_bytes: int, size_bytes: int) -> Copy | None:
+    def need(self, copy: Copy, offset_bytes: int, size_bytes: int, *, exact: bool = False) -> Copy | None:
+        needed = partial(
+            DescriptorConnection.need,
+            version=copy.version,
+            copy_id=copy.copy_id,
+            offset_bytes=offset_bytes,
+            size_bytes=size_bytes,
+            exact=exact,
+            timeout_s=ARRIVAL_TIMEOUT_S,
+        )
         try:
-            self._ask(lambda connection: connection.need(copy.version, copy.copy_id, offset_bytes, size_bytes, timeout_s=ARRIVAL_TIMEOUT_S))
+            self._ask(needed)
         except NotFound:
             another = self.open(copy.path, copy.version)
             if not another.whole and another.fd >= 0:
-                return self.need(another, offset_bytes, size_bytes) or another
+                return self.need(another, offset_bytes, size_bytes, exact=exact) or another
             return another
         except TierFull:
             return Copy(copy.path, copy.version, copy.size_bytes, -1, whole=False)

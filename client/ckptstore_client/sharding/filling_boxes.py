@@ -110,7 +110,9 @@ def _read_part(file: RankFile, moves: Sequence[_Move]) -> None:
                         direct.append(stretch)
                     elif (known := buffered.setdefault((stretch.start, stretch.stop), stretch)) is not stretch:
                         known.copies += stretch.copies
-        for batch in _batches(sorted([*direct, *buffered.values()], key=lambda stretch: (stretch.start, stretch.stop))):
+        stretches = sorted([*direct, *buffered.values()], key=lambda stretch: (stretch.start, stretch.stop))
+        reader.want((stretch.start, stretch.stop) for stretch in stretches)
+        for batch in _batches(stretches):
             _read_batch(reader, batch)
 
 

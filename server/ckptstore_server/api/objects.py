@@ -27,14 +27,18 @@ async def look_up(services: TheServices, object_id: str) -> FileInfo:
 
 
 @router.get("/objects/{object_id}/replicas")
-async def locate(services: TheServices, object_id: str) -> Located:
-    return await services.recall.locate(check_id(object_id))
+async def locate(services: TheServices, object_id: str, recall: bool = True) -> Located:
+    """Where it is. What nobody here can open is recalled, unless only a part of it is wanted."""
+    return await services.recall.locate(check_id(object_id), recall=recall)
 
 
 @router.get("/objects/{object_id}/content")
-async def content(services: TheServices, object_id: str, range_: Annotated[str | None, Header(alias="range")] = None) -> StreamingResponse:
-    """The object's bytes, or one range of them; each block is verified before it is sent."""
-    stream = await services.content.open(check_id(object_id), range_)
+async def content(
+    services: TheServices, object_id: str, recall: bool = True, range_: Annotated[str | None, Header(alias="range")] = None
+) -> StreamingResponse:
+    """The object's bytes, or one range of them; each block is verified before it is sent. Without `recall`, of what is far away just
+    these are fetched, into the node's cache."""
+    stream = await services.content.open(check_id(object_id), range_, recall=recall)
     return StreamingResponse(stream.chunks(), status_code=stream.status, headers=stream.headers, media_type="application/octet-stream")
 
 

@@ -164,6 +164,9 @@ class WithUpstream:
             return self._upstream.open(path, version), self._upstream
         return await self._tree.open(path, version)
 
+    async def open_object(self, object_id: str) -> tuple[FileVersion, Origin]:
+        return await self._tree.open_object(object_id)
+
 
 def _file(repo: str, sibling: _Sibling) -> ModelFile:
     name = check_relative(sibling.rfilename, operation="read")

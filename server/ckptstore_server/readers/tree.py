@@ -87,6 +87,12 @@ class Tree:
         """What stayed open for reads that did not come. Blocking."""
         self._published.close_idle()
 
+    async def open_object(self, object_id: str) -> tuple[FileVersion, Origin]:
+        """An object of the store, wherever it is published, or was. NotFound."""
+        file = await self._node.query(self._node.catalog.object, object_id)
+        published = await self._node.query(self._node.catalog.path_of, object_id)
+        return FileVersion(object_id, published, file.size_bytes, 0.0, published, object_id=object_id), self._published
+
     # --- what was published --------------------------------------------------------------------------------------------------------
 
     async def _real(self, path: str) -> str:

@@ -158,6 +158,12 @@ class Cache:
             self.records.opened(file.path, hit=copy.kept_bytes == file.size_bytes)
         return copy
 
+    async def open_object(self, object_id: str) -> AnyCopy:
+        """The copy of an object of the store, whether or not its path still stands for it."""
+        file, origin = await self._tree.open_object(object_id)
+        own = await self._own(file, origin)
+        return own if own is not None else await self._run(self._copy_of, file, origin, outdated=True)
+
     async def _own(self, file: FileVersion, origin: Origin) -> AnyCopy | None:
         if file.object_id is None:
             return None

@@ -41,6 +41,8 @@ class ContentAnswer:
     headers: dict[str, str]
     copy: AnyCopy
     extent: Extent
+    #: what else lies in the file is not wanted
+    exact: bool = False
     _first: bytes | None = field(default=None, repr=False)
 
     @property
@@ -78,7 +80,7 @@ class ContentAnswer:
 
     async def _block(self, index: int) -> bytes:
         begin = index * BLOCK_BYTES
-        return await self.copy.block(index, max(begin, self.extent.start), min(begin + BLOCK_BYTES, self.extent.stop))
+        return await self.copy.block(index, max(begin, self.extent.start), min(begin + BLOCK_BYTES, self.extent.stop), exact=self.exact)
 
 
 def answer(copy: AnyCopy, request_headers: Mapping[str, str], *, etag: str | None = None) -> ContentAnswer:

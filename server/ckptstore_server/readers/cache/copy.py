@@ -122,8 +122,8 @@ class Copy:
             self._keeper.served(self, self.file.size_bytes)
         return found
 
-    def wait(self, copy_id: str, offset: int, size_bytes: int, timeout_s: float = NEED_TIMEOUT_S) -> None:
-        """Return when these bytes can be read from the file with this id. Blocking.
+    def wait(self, copy_id: str, offset: int, size_bytes: int, timeout_s: float = NEED_TIMEOUT_S, *, exact: bool = False) -> None:
+        """Return when these bytes can be read from the file with this id; `exact`: nothing else is wanted of it. Blocking.
 
         NotFound: it is the copy's file no longer; TierFull: they cannot be kept; and what an origin raises.
         """
@@ -133,9 +133,10 @@ class Copy:
             raise self._not_kept()
         if disk.copy_id != copy_id:
             raise NotFound("this copy is kept no longer", operation="read", subject=self.file.path, hint="open the file again")
-        wanted = self._ask(blocks, offset, stop)
+        wanted = self._ask(blocks, offset, stop, exact=exact)
         # Who reads on is not heard of again before the next block.
-        self._keeper.served(self, (min(blocks.stop * BLOCK_BYTES, self.file.size_bytes) if self._ahead.reads_on else stop) - offset)
+        reads_on = self._ahead.reads_on and not exact
+        self._keeper.served(self, (min(blocks.stop * BLOCK_BYTES, self.file.size_bytes) if reads_on else stop) - offset)
         for future in wanted:
             try:
                 kept = future.result(timeout_s) is None
@@ -147,12 +148,12 @@ class Copy:
         if any(disk.states[index] != READABLE for index in blocks):
             raise NotFound("this copy is kept no longer", operation="read", subject=self.file.path, hint="open the file again")
 
-    async def block(self, index: int, offset: int, stop: int) -> bytes:
-        """One block, verified now; bytes `offset` to `stop` of the file are what is wanted of it."""
+    async def block(self, index: int, offset: int, stop: int, *, exact: bool = False) -> bytes:
+        """One block, verified now; bytes `offset` to `stop` of the file are what is wanted of it, and with `exact` of the file."""
         loop = asyncio.get_running_loop()
         self._keeper.served(self, stop - offset)
         for _ in range(TRIES):
-            for future in self._ask([index], offset, stop):
+            for future in self._ask([index], offset, stop, exact=exact):
                 if (data := await asyncio.wrap_future(future)) is not None:
                     return data
             if (read := await loop.run_in_executor(self._readers, self._read_back, index)) is not None:
@@ -176,11 +177,11 @@ class Copy:
 
     # --- flights ---------------------------------------------------------------------------------------------------------------------
 
-    def _ask(self, blocks: Iterable[int], offset: int, stop: int) -> list[Future[bytes | None]]:
-        """What must be waited for, so that these blocks are there; what will be wanted next is on its way, too."""
+    def _ask(self, blocks: Iterable[int], offset: int, stop: int, *, exact: bool) -> list[Future[bytes | None]]:
+        """What must be waited for, so that these blocks are there; unless `exact`, what will be wanted next is on its way, too."""
         with self._lock:
             wanted = [result for index in blocks if (result := self._wanted(index)) is not None]
-            if self._disk is not None and not self._disk.is_complete:
+            if not exact and self._disk is not None and not self._disk.is_complete:
                 self._foresee(self._ahead.after(offset, stop, self._disk.missing_from))
         return wanted
 

@@ -32,7 +32,8 @@ class CopyLending:
 
     def open_file(self, message: FdOpenFile) -> tuple[FdFile, int | None]:
         """A descriptor of the node's copy; none where no copy can be kept."""
-        copy = self._on_loop(self._cache.open(message.path, message.version))
+        opening = self._cache.open(message.path, message.version) if message.path else self._cache.open_object(message.version)
+        copy = self._on_loop(opening)
         file = copy.file
         try:
             whole = copy.whole  # asked before: what is whole stays so for this descriptor
@@ -45,7 +46,7 @@ class CopyLending:
         if message.copy_id == message.version:  # a replica of the node's own, see `own_replica`: all of it is there
             return FdReady(size_bytes=message.size_bytes)
         copy = self._cache.loaded(message.version) or self._on_loop(self._cache.find(message.version))
-        copy.wait(message.copy_id, message.offset_bytes, message.size_bytes)
+        copy.wait(message.copy_id, message.offset_bytes, message.size_bytes, exact=message.exact)
         return FdReady(size_bytes=message.size_bytes)
 
     def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:

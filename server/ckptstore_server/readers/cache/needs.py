@@ -14,6 +14,8 @@ class OpensFiles(Protocol):
 
     async def open(self, path: str, version: str = "") -> tuple[FileVersion, Origin]: ...
 
+    async def open_object(self, object_id: str) -> tuple[FileVersion, Origin]: ...
+
 
 class FindsOwn(Protocol):
     async def __call__(self, file: FileVersion, origin: Origin, served: Callable[[int], None]) -> OwnReplica | None:

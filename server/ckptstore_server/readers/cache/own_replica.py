@@ -69,7 +69,7 @@ class OwnReplica:
     async def on_disk(self) -> None:
         """It is."""
 
-    async def block(self, index: int, offset: int, stop: int) -> bytes:
+    async def block(self, index: int, offset: int, stop: int, *, exact: bool = False) -> bytes:
         self._served(stop - offset)
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, index)
 
