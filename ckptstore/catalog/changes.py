@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, literal, select
 
 from ckptstore.catalog.core import Core, chunks
-from ckptstore.catalog.entries import below
+from ckptstore.catalog.entries import below, in_state
 from ckptstore.catalog.model import Publication
 from ckptstore.catalog.schema import counters, objects, publications
 from ckptstore.catalog.views import read_publications
@@ -38,8 +38,9 @@ class Changes(Core):
     def published_since(self, sequence: int, path: str, *, limit: int = 1000) -> list[Publication]:
         """What was published after that number at or below a path, and is still there, in the order of publishing."""
         low, high = below(path)
-        here = (publications.c.path == path) | ((publications.c.path >= low) & (publications.c.path < high))
-        query = select(publications).where(publications.c.sequence > sequence, publications.c.state == "live", here)
+        where = publications.c.path.concat("")  # looked up by the number, which few are above, and not by the path
+        here = (where == path) | ((where >= low) & (where < high))
+        query = select(publications).where(publications.c.sequence > sequence, in_state("live"), here)
 
         def work(tx: Connection) -> list[Publication]:
             return read_publications(tx, tx.execute(query.order_by(publications.c.sequence).limit(limit)).all(), self._tiers)

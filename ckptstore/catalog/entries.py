@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, select, update
 
 from ckptstore import paths
 from ckptstore.catalog.core import insert_unless_there
 from ckptstore.catalog.held import refuse_held
-from ckptstore.catalog.schema import attachments, entries
+from ckptstore.catalog.schema import attachments, entries, publications
 from ckptstore.errors import AlreadyExists, PathConflict
 
 
@@ -96,6 +96,24 @@ def visible_at(tx: Connection, path: str) -> tuple[Row[Any] | None, str]:
 def below(path: str) -> tuple[str, str]:
     """The bounds of the paths below `path`, in byte order: at least the first, less than the second ('0' follows '/')."""
     return ("/", "0") if path == "/" else (path + "/", path + "0")
+
+
+def published_below(path: str, *states: str, itself: bool = True) -> ColumnElement[bool]:
+    """A condition on publications: in one of these states, below the path or (`itself`) at it.
+
+    They are looked up by their paths, or by what else is known of them; see `in_state`.
+    """
+    low, high = below(path)
+    here = (publications.c.path >= low) & (publications.c.path < high)
+    if itself:
+        here = (publications.c.path == path) | here
+    return here & in_state(*states)
+
+
+def in_state(*states: str) -> ColumnElement[bool]:
+    """A condition on publications of which more is known: if it could, SQLite would take the index of the states, and look at all that
+    is live anywhere."""
+    return publications.c.state.concat("").in_(states)
 
 
 def _row(path: str, publication_id: str | None) -> dict[str, Any]:

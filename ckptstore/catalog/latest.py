@@ -70,4 +70,4 @@ def _is_within_reach(tx: Connection, node: str, publication_id: str) -> bool:
 
 def _is_folder_within_reach(tx: Connection, node: str, folder: str) -> bool:
     held = select(objects.c.object_id).join(publications, publications.c.publication_id == objects.c.attempt_id)
-    return tx.execute(held.where(*inside(folder), ~_here(node)).limit(1)).first() is None
+    return tx.execute(held.where(inside(folder), ~_here(node)).limit(1)).first() is None

@@ -18,7 +18,7 @@ from ckptstore import paths
 from ckptstore.catalog.core import chunks, lock_namespace
 from ckptstore.catalog.deletion import leave_tier
 from ckptstore.catalog.drains import free_superseded
-from ckptstore.catalog.entries import below
+from ckptstore.catalog.entries import below, in_state
 from ckptstore.catalog.held import is_held
 from ckptstore.catalog.model import Act, Kind, Publication
 from ckptstore.catalog.publish import queue_drains
@@ -91,8 +91,8 @@ class Leaving(Retaining, Replicas):
     def unkept_folders(self) -> list[str]:
         """Folders with live publications that are kept from some tier; not the trash."""
         low, high = below(f"/{paths.TRASH}")
-        query = select(publications.c.parent).join(unkept, unkept.c.publication_id == publications.c.publication_id).distinct()
-        here = (publications.c.state == "live", ~((publications.c.path >= low) & (publications.c.path < high)))
+        query = select(publications.c.parent).where(publications.c.publication_id.in_(select(unkept.c.publication_id))).distinct()
+        here = (in_state("live"), ~((publications.c.path >= low) & (publications.c.path < high)))
         return self._db.read("list unkept", lambda tx: list(tx.execute(query.where(*here)).scalars()))
 
     def _has_newer(self, tx: Connection, leaving: Publication, because_of: tuple[str, str] | None) -> bool:

@@ -19,7 +19,7 @@ from sqlalchemy.sql.expression import FunctionElement
 
 from ckptstore import paths
 from ckptstore.catalog.core import Core, chunks, insert_unless_there, lock_namespace
-from ckptstore.catalog.entries import add_entry, below, refuse_taken_path, refuse_to_take_away, remove_entries, visible_at
+from ckptstore.catalog.entries import add_entry, below, published_below, refuse_taken_path, refuse_to_take_away, remove_entries, visible_at
 from ckptstore.catalog.publish import supersede
 from ckptstore.catalog.schema import attachments, counters, entries, objects, owed_records, publications, tier_commits
 from ckptstore.errors import AlreadyExists, InvalidInput, NotFound, PathConflict
@@ -108,10 +108,8 @@ def _refuse_what_cannot_move(tx: Connection, source: str) -> bool:
 
 def _publications_at(tx: Connection, path: str) -> Sequence[Row[*tuple[Any, ...]]]:
     """What is kept at and below a path, held, in the order of publishing."""
-    low, high = below(path)
-    here = (publications.c.path == path) | ((publications.c.path >= low) & (publications.c.path < high))
     query = select(publications.c.publication_id, publications.c.path, publications.c.state)
-    kept = query.where(here, publications.c.state.in_(("live", "superseded")))
+    kept = query.where(published_below(path, "live", "superseded"))
     return tx.execute(kept.order_by(publications.c.sequence).limit(MOST_AT_ONCE + 1).with_for_update()).all()
 
 

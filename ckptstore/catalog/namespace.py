@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Select, Text, and_, func, literal, or_, select, union_all
+from sqlalchemy import Connection, Select, Text, func, literal, select, union_all
 
 from ckptstore import paths
 from ckptstore.catalog.core import Core, lock_namespace
 from ckptstore.catalog.deletion import delete_publications
-from ckptstore.catalog.entries import below, refuse_to_take_away, remove_entries, visible_at
+from ckptstore.catalog.entries import below, published_below, refuse_to_take_away, remove_entries, visible_at
 from ckptstore.catalog.held import refuse_held
 from ckptstore.catalog.latest import latest
 from ckptstore.catalog.model import AttemptState, Entry, Kind, Publication, StoredFile
@@ -116,11 +116,10 @@ class Namespace(Core):
     def usage(self, path: str) -> tuple[int, int, int]:
         """Publications, files and bytes at and below `path`."""
         path = paths.check_folder(path, operation="measure")
-        low, high = below(path)
         counted = select(
             func.count(), func.coalesce(func.sum(publications.c.file_count), 0), func.coalesce(func.sum(publications.c.size_bytes), 0)
-        ).where(or_(publications.c.path == path, and_(publications.c.path >= low, publications.c.path < high)))
-        row = self._db.read("measure", lambda tx: tx.execute(counted.where(publications.c.state == "live")).one(), path)
+        ).where(published_below(path, "live"))
+        row = self._db.read("measure", lambda tx: tx.execute(counted).one(), path)
         return int(row[0]), int(row[1]), int(row[2])
 
     def count(self) -> dict[str, int]:
@@ -210,14 +209,13 @@ class Namespace(Core):
             )
         if entry.publication_id is None and not recursive:
             raise PathConflict("it is a folder with entries", operation="remove", subject=path, hint="remove it recursively")
-        here = publications.c.path == path
         gone_paths = [path]
         if entry.publication_id is None:
             low, high = below(path)
-            here = and_(publications.c.path >= low, publications.c.path < high)
             inside = select(entries.c.path).where(entries.c.path >= low, entries.c.path < high)
             gone_paths += tx.execute(inside).scalars()
-        rows = tx.execute(select(publications).where(here, publications.c.state.in_(("live", "superseded"))).with_for_update()).all()
+        here = published_below(path, "live", "superseded", itself=entry.publication_id is not None)
+        rows = tx.execute(select(publications).where(here).with_for_update()).all()
         refuse_held(tx, [row.publication_id for row in rows], "remove", path)
         removed = read_publications(tx, rows, self._tiers)
         delete_publications(tx, self.node, [row.publication_id for row in rows])

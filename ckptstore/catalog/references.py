@@ -21,7 +21,6 @@ from sqlalchemy import (
     FromClause,
     Join,
     Row,
-    and_,
     exists,
     func,
     insert,
@@ -34,7 +33,7 @@ from sqlalchemy import (
 
 from ckptstore import paths
 from ckptstore.catalog.core import Core, chunks
-from ckptstore.catalog.entries import below
+from ckptstore.catalog.entries import published_below
 from ckptstore.catalog.model import AttemptState, Kind, Reference, StoredFile
 from ckptstore.catalog.schema import attempts, now_s, objects, publications, references, replicas, unkept
 from ckptstore.catalog.views import file_columns, stored_file
@@ -193,13 +192,11 @@ class References(Core):
     def shared_usage(self, path: str) -> tuple[int, int]:
         """At and below `path`: bytes that checkpoints use of earlier ones' objects, and bytes of removed ones kept for that."""
         path = paths.check_folder(path, operation="measure")
-        low, high = below(path)
-        here = or_(publications.c.path == path, and_(publications.c.path >= low, publications.c.path < high))
-        used = select(func.coalesce(func.sum(publications.c.referred_bytes), 0)).where(here, publications.c.state == "live")
+        used = select(func.coalesce(func.sum(publications.c.referred_bytes), 0)).where(published_below(path, "live"))
         kept = (
             select(func.coalesce(func.sum(objects.c.size_bytes), 0))
             .join(publications, publications.c.publication_id == objects.c.attempt_id)
-            .where(here, publications.c.state.in_(ENDED), wanted())
+            .where(published_below(path, *ENDED), wanted())
         )
         row = self._db.read("measure", lambda tx: tx.execute(select(used.scalar_subquery(), kept.scalar_subquery())).one(), path)
         return int(row[0]), int(row[1])

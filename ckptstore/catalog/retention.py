@@ -20,7 +20,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, select, true
 
 from ckptstore import paths
 from ckptstore.catalog.core import chunks, clock, lock_namespace, upsert
-from ckptstore.catalog.entries import below
+from ckptstore.catalog.entries import published_below
 from ckptstore.catalog.held import hold, is_any_held
 from ckptstore.catalog.model import Kind, Publication, Retention, Trashed
 from ckptstore.catalog.moving import Moving
@@ -148,7 +148,7 @@ class Retaining(Moving, Namespace):
     def _may_go(self, tx: Connection, going: Publication, newer: Publication, tier: str) -> bool:
         ids = [going.publication_id]
         if going.kind is Kind.FOLDER:
-            ids = list(tx.execute(select(publications.c.publication_id).where(*inside(going.path))).scalars())
+            ids = list(tx.execute(select(publications.c.publication_id).where(inside(going.path))).scalars())
         return self._is_followed(going, newer, tier) and not is_any_held(tx, ids)
 
     def _is_followed(self, going: Publication, newer: Publication, tier: str) -> bool:
@@ -212,8 +212,7 @@ def _trashed(publication: Publication) -> Trashed:
 
 
 def _in_trash() -> ColumnElement[bool]:
-    low, high = below(f"/{paths.TRASH}")
-    return (publications.c.path >= low) & (publications.c.path < high) & (publications.c.state == "live")
+    return published_below(f"/{paths.TRASH}", "live", itself=False)
 
 
 def _lying(tx: Connection, path: str) -> list[str]:

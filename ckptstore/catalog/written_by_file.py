@@ -12,7 +12,7 @@ from dataclasses import replace
 from sqlalchemy import ColumnElement, Connection, func, select
 
 from ckptstore import paths
-from ckptstore.catalog.entries import below
+from ckptstore.catalog.entries import published_below
 from ckptstore.catalog.model import Kind, Publication, TierRow
 from ckptstore.catalog.schema import entries, publications, tier_commits
 from ckptstore.catalog.views import read_publication
@@ -42,10 +42,9 @@ def as_folder(last: Publication) -> Publication:
     return replace(last, path=parent, kind=Kind.FOLDER) if is_last else last
 
 
-def inside(folder: str) -> tuple[ColumnElement[bool], ...]:
-    """Conditions: it is live, below the folder."""
-    low, high = below(folder)
-    return (publications.c.path >= low, publications.c.path < high, publications.c.state == "live")
+def inside(folder: str) -> ColumnElement[bool]:
+    """The condition that it is live, below the folder."""
+    return published_below(folder, "live", itself=False)
 
 
 def measured(tx: Connection, folder: Publication, tiers: Mapping[str, TierRow]) -> Publication | None:
@@ -55,11 +54,11 @@ def measured(tx: Connection, folder: Publication, tiers: Mapping[str, TierRow]) 
         func.max(publications.c.opened), func.sum(publications.c.size_bytes), func.sum(publications.c.file_count), func.count(),
         func.sum(publications.c.node_count),
     )  # fmt: skip
-    youngest, size_bytes, files, count, nodes = tx.execute(counted.where(*inside(folder.path))).one()
+    youngest, size_bytes, files, count, nodes = tx.execute(counted.where(inside(folder.path))).one()
     if youngest is None or youngest > folder.opened:
         return None
     query = select(tier_commits.c.tier, func.count()).join(publications, publications.c.publication_id == tier_commits.c.publication_id)
-    recorded = tx.execute(query.where(*inside(folder.path)).group_by(tier_commits.c.tier)).all()
+    recorded = tx.execute(query.where(inside(folder.path)).group_by(tier_commits.c.tier)).all()
     records: dict[str, int] = {tier: number for tier, number in recorded}  # noqa: C416 - rows, not pairs
     # A record of each file in a shared tier; in a local one, of each node that ingested something of it.
     durable = tuple(t.name for t in tiers.values() if t.durable and records.get(t.name, 0) >= (count if t.shared else nodes))
