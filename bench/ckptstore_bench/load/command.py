@@ -19,7 +19,7 @@ def load(
     like: LikeOption = None,
     scale: ScaleOption = "1",
     source: Annotated[
-        str | None, typer.Option("--from", metavar="TIER", help="A configured tier, read cold, or memory. Else the first on a file system.")
+        str | None, typer.Option("--from", metavar="TIER", help="A configured tier, cold if on a file system, or memory. Else the first.")
     ] = None,
     against: AgainstOption = "",
     rounds: RoundsOption = 5,
@@ -59,6 +59,6 @@ def load(
             "tiers": [tier.model_dump(mode="json", exclude_none=True) for tier in scratch.tiers],
             "contenders": {contender.name: contender.what for contender in contenders},
         }
-        return build(loads, source=found.name, size_bytes=shape.size_bytes, rounds=rounds, settings=settings, machine=described)
+        return build(loads, source=found, size_bytes=shape.size_bytes, rounds=rounds, settings=settings, machine=described)
 
     run(invocation, measure, as_json=as_json, page_file=report)

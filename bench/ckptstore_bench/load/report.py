@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ckptstore_bench.load.measure import Loads
+from ckptstore_bench.load.source import Source
 from ckptstore_bench.report import Bars, Cell, Column, Report, Table, samples
 
 STORES = ("ckptstore into", "ckptstore")
@@ -13,10 +14,10 @@ COPY, FIO = "memory copy", "fio"
 
 
 def build(
-    loads: Sequence[Loads], *, source: str, size_bytes: int, rounds: int, settings: dict[str, Any], machine: dict[str, Any]
+    loads: Sequence[Loads], *, source: Source, size_bytes: int, rounds: int, settings: dict[str, Any], machine: dict[str, Any]
 ) -> Report:
     ran = [one for one in loads if one.load_s]
-    limit = next((one for one in ran if one.name == (COPY if source == "memory" else FIO)), None)
+    limit = next((one for one in ran if one.name == (COPY if source.tier is None else FIO)), None)
     tables = [_speed(ran, limit, size_bytes), _cost(ran, size_bytes), _ratios(ran)]
     out = [one for one in loads if one.why_not is not None]
     if out:
@@ -25,8 +26,8 @@ def build(
         tables.append(Table(title="Who could not run", columns=columns, rows=rows))
     return Report(
         command="bench load",
-        title=f"Loading from {source}{'' if source == 'memory' else ', cold'}",
-        limit=_limit(limit, source, size_bytes),
+        title=f"Loading from {source.title}",
+        limit=_limit(limit, source.name, size_bytes),
         rounds=rounds,
         settings=settings,
         machine=machine,

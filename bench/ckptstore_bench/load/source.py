@@ -1,8 +1,8 @@
 """From where is a state loaded? The one replica that the measurement is about: what lies nearer is out of the way before every load.
 
-`memory` is the daemon's segment; the peers then read files that the page cache holds. A tier is read cold: the daemon was restarted, so
-that its segments are gone, replicas in nearer tiers are deleted, and the files are dropped from the page cache. The daemon finds a
-deleted replica missing and goes to the next, as it does after a disk was lost.
+`memory` is the daemon's segment; the peers then read files that the page cache holds. For a tier the daemon was restarted, so that its
+segments are gone, and replicas in nearer tiers are deleted. The daemon finds a deleted replica missing and goes to the next, as it does
+after a disk was lost. A tier on a file system is read cold: its files are dropped from the page cache.
 """
 
 from __future__ import annotations
@@ -33,7 +33,14 @@ class Source:
 
     @property
     def is_cold(self) -> bool:
-        return self.tier is not None
+        """Whether files are dropped from the page cache before each load. What an object store's server keeps is not ours to drop."""
+        return self.tier is not None and self.tier.path is not None
+
+    @property
+    def title(self) -> str:
+        if self.tier is None:
+            return self.name
+        return f"{self.name}, {'cold' if self.is_cold else 'with whatever its server keeps in memory'}"
 
     def concerns(self, contender: Contender) -> bool:
         """A limit is measured only where it is one: fio's of a device."""
@@ -67,7 +74,7 @@ def put_there(contest: Contest, source: Source) -> None:
     with workspace.connect() as store:
         pending = store.save(LOADED, open_state(contest.state.path, contest.state.shape))
         pending.wait(contest.tiers[0] if source.tier is None else source.name, timeout_s=WAIT_S)
-    if source.is_cold:
+    if source.tier is not None:
         workspace.stop_daemon()
         with workspace.connect():  # started again: no segment of the last one is left
             nearest, _ = workspace.nearest_replica(LOADED)
