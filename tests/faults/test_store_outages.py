@@ -17,8 +17,8 @@ from ckptstore.errors import ChecksumMismatch, TierUnavailable, WaitTimeout
 from ckptstore.wire import TierStatus
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_client import Store
-from tests.faults.fault_store import assert_state, objects_below, state_of, tier_status, verified
-from tests.faults.outage import BUCKET, Outage, outage
+from tests.faults.fault_store import objects_below, state_of, tier_status, verified
+from tests.faults.outage import BUCKET, Outage, assert_saved, outage
 from tests.services.s3_fault_proxy import Fault
 from tests.until import until
 
@@ -116,8 +116,7 @@ def test_saves_go_on_beside_a_slow_store_which_is_not_called_down_and_gets_all_w
         patient.proxy.add(Fault(bytes_per_s=SLOW_BYTES_PER_S))
         store.save(f"{run}/small", state_of(9, size_bytes=1 << 10)).wait("object", timeout_s=60)
         assert patient.missing(f"{run}/small") == [], "little is brought to a slow store, too"
-        for step in range(SAVES_BESIDE_A_SLOW_STORE):
-            store.save(f"{run}/step-{step}", state_of(step), step=step).wait("nvme", timeout_s=60)
+        patient.save(store, run, range(SAVES_BESIDE_A_SLOW_STORE))
         lag = object_tier(store)
         assert SAVES_BESIDE_A_SLOW_STORE <= lag.waiting_objects <= 2 * SAVES_BESIDE_A_SLOW_STORE
         assert lag.waiting_bytes >= SAVES_BESIDE_A_SLOW_STORE << 20
@@ -199,7 +198,7 @@ def test_a_daemon_that_starts_while_the_store_is_down_serves_and_catches_up(unst
     store = unstarted.place.connect()
     unstarted.save(store, "/run", range(2))
     assert object_tier(store).state == "down"
-    assert_state(store.load("/run/@latest"), 1)
+    assert_saved(store.load("/run/@latest"), 1)
     assert unstarted.bucket("objects") == {}
     unstarted.place.daemon.kill()
     unstarted.place.start()
@@ -227,7 +226,7 @@ def test_with_only_a_lying_store_left_a_load_refuses_rather_than_give_wrong_byte
         store.load("/run/step-0")
     unstarted.proxy.clear()
     unstarted.proxy.add(Fault(method="GET", contains="/objects/", truncate_answer_bytes=5000, times=3))
-    assert_state(until("the store is believed again", lambda: loaded(store, "/run/step-0")), 0)
+    assert_saved(until("the store is believed again", lambda: loaded(store, "/run/step-0")), 0)
 
 
 def loaded(store: Store, path: str) -> Any:
