@@ -18,7 +18,7 @@ from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_client import Store
 from tests.faults.fault_store import assert_state, objects_below, state_of, verified
 from tests.faults.forked_daemon import TURN_S
-from tests.faults.outage import BUCKET, QUICK, Outage, outage
+from tests.faults.outage import QUICK, Outage, outage
 from tests.services.s3_fault_proxy import Fault
 from tests.until import until
 
@@ -53,13 +53,6 @@ REMOVAL = {
     "deletes_the_record": Call("DELETE", "/records/"),
     "deletes_the_tombstone": Call("DELETE", "/tombstones/"),
 }
-
-
-@pytest.fixture(scope="module")
-def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedS3]:
-    with SeaweedS3(tmp_path_factory.mktemp("seaweed")) as server:
-        server.create_bucket(BUCKET)
-        yield server
 
 
 @pytest.fixture

@@ -20,21 +20,14 @@ from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_client import Store
 from ckptstore_client.descriptors import DescriptorConnection
 from tests.faults.fault_store import FaultStore, objects_below, posix_tier, verified
+from tests.faults.outage import BUCKET
 from tests.services.s3_fault_proxy import Fault, S3FaultProxy
 from tests.until import until
 
-BUCKET = "checkpoints"
 RANGE_BYTES = 16 << 20
 #: Fetched in three ranges.
 STATE_BYTES = 40 << 20
 PATH = "/run/step-1"
-
-
-@pytest.fixture(scope="module")
-def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedS3]:
-    with SeaweedS3(tmp_path_factory.mktemp("seaweed")) as server:
-        server.create_bucket(BUCKET)
-        yield server
 
 
 @pytest.fixture

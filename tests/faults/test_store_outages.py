@@ -18,7 +18,7 @@ from ckptstore.wire import TierStatus
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_client import Store
 from tests.faults.fault_store import objects_below, state_of, tier_status, verified
-from tests.faults.outage import BUCKET, Outage, assert_saved, outage
+from tests.faults.outage import Outage, assert_saved, outage
 from tests.services.s3_fault_proxy import Fault
 from tests.until import until
 
@@ -27,13 +27,6 @@ SAVES = 2
 #: Saves of 1 MiB made while it is slow, and what it takes and gives then: half a minute for one, two for all.
 SAVES_BESIDE_A_SLOW_STORE = 4
 SLOW_BYTES_PER_S = 32 << 10
-
-
-@pytest.fixture(scope="module")
-def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedS3]:
-    with SeaweedS3(tmp_path_factory.mktemp("seaweed")) as server:
-        server.create_bucket(BUCKET)
-        yield server
 
 
 @pytest.fixture(scope="module")
