@@ -45,7 +45,7 @@ def assert_loads(store: Store, saved: dict[str, Any]) -> None:
 
 def test_a_tensor_of_more_than_2_gib_comes_back_from_memory_disk_and_s3(place: FaultStore) -> None:
     saved, store = state(), place.connect()
-    store.save("/run/large", saved).wait("snapshot", timeout_s=120)
+    store.save("/run/large", saved).wait_published(timeout_s=120)
     assert_loads(store, saved)
     store.wait("/run/large", "object", timeout_s=240)
     place.daemon.kill()  # and with it the copy in memory
