@@ -1,8 +1,8 @@
 """Where do new tensors lie? Neighbours in the file lie side by side in one arena: page-aligned memory in which every byte has the place
-that it has in a page of the file, so that blocks are read by O_DIRECT straight to where they stay, and hashed there.
+that it has in a page of the file, so that a block is one copy, and every element lies where its type wants it.
 
 Fresh memory is what a load into new tensors costs most: a page fault each 4 KiB takes three times as long as reading the bytes. So
-arenas ask for huge pages, and the threads that read are those that fault them in, while the others' reads are under way.
+arenas ask for huge pages, and these are touched ahead of the reads (`private_memory`).
 
 Each tensor has a storage of its own (a `torch.save` of one does not write its neighbours) and keeps its arena alive. An arena ends at
 the first tensor beyond ARENA_BYTES: a state of which only the optimizer's half is kept does not hold the other half.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import select
 import socket
 import threading
 import weakref
@@ -189,7 +190,16 @@ class DescriptorConnection:
 
     @property
     def is_open(self) -> bool:
-        return self._socket is not None and self._owner_pid == os.getpid()
+        """Whether this session can still be asked: it was not closed here, and the daemon has not hung up (one system call)."""
+        sock = self._socket
+        if sock is None or self._owner_pid != os.getpid():
+            return False
+        poll = select.poll()
+        try:
+            poll.register(sock, select.POLLRDHUP)
+            return not poll.poll(0)
+        except (OSError, ValueError):  # closed meanwhile, by another thread
+            return False
 
     def close(self) -> None:
         """End the session. Views of segments stay valid, but nothing written into them counts any more."""

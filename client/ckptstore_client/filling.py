@@ -1,8 +1,8 @@
 """How do bytes get from a rank's file into tensors, in few large reads?
 
-New tensors lie in arenas where they can: whole blocks go straight to their place. Large tensors that exist, and whose memory has the
-file's order, are read straight into place too; small ones, strided ones and those on a device come through a buffer of bounded size
-and are copied from there in bulk. Only blocks that hold something wanted are read.
+New tensors lie in arenas where they can, and large tensors that exist may have memory in the file's order: the reader fills both in
+place. Small ones, strided ones and those on a device come through a buffer of bounded size and are copied from there in bulk. Only
+blocks that hold something wanted are read.
 
 A call that fails leaves its destinations partly filled. One call, one thread, beside the reader's own.
 """
@@ -31,6 +31,14 @@ BUFFER_BYTES = 256 * 1024 * 1024
 Targets = Mapping[str, Sequence[tuple[TensorFramework, Any]]]
 
 
+@dataclass
+class _Straight:
+    """Pieces that go straight into fresh memory, and that memory."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    fresh: list[memoryview] = field(default_factory=list)
+
+
 def fill(file: RankFile, destinations: Mapping[TensorRef, Sequence[Any]]) -> None:
     """Read the referred tensors into these, which fit them."""
     by_key: dict[str, list[tuple[TensorFramework, Any]]] = {}
@@ -50,28 +58,30 @@ def read_new(file: RankFile, refs: Iterable[TensorRef], *, mapped: bool = False)
         alone = [entry for entry in wanted if entry.size_bytes and len(by_key[entry.key]) == 1]
         memory = reader.map() if mapped else None
         if memory is None:
-            there, pieces = _in_arenas(alone, data_start, by_key)
+            there, straight = _in_arenas(alone, data_start, by_key)
         else:
-            there, pieces = _over(Arena([entry for entry in alone if is_aligned(entry, data_start)], memory, -data_start), by_key), []
+            there = _over(Arena([entry for entry in alone if is_aligned(entry, data_start)], memory, -data_start), by_key)
+            straight = _Straight()
         others = [entry for entry in wanted if by_key[entry.key][0] not in there]
         made = {ref: framework(ref.tag).empty(entry) for entry in others for ref in by_key[entry.key]}
         targets = {entry.key: [(framework(ref.tag), made[ref]) for ref in by_key[entry.key]] for entry in others}
-        _read(reader, data_start, [entry for entry in others if entry.size_bytes], targets, pieces)
+        _read(reader, data_start, [entry for entry in others if entry.size_bytes], targets, straight)
         tensors |= there | made
     return tensors
 
 
 def _in_arenas(
     entries: Sequence[TensorEntry], data_start: int, by_key: Mapping[str, Sequence[TensorRef]]
-) -> tuple[dict[TensorRef, Any], list[Piece]]:
-    """New tensors for those entries that an arena has room for, and the pieces of the file that fill them."""
+) -> tuple[dict[TensorRef, Any], _Straight]:
+    """New tensors for those entries that an arena has room for, and what of the file fills them."""
     tensors: dict[TensorRef, Any] = {}
-    pieces: list[Piece] = []
+    straight = _Straight()
     for arena in arenas(entries, data_start):
         tensors |= _over(arena, by_key)
         start, stop = arena.entries[0].start, arena.entries[-1].end
-        pieces.append(Piece(data_start + start, data_start + stop, address_of(arena.memory) + start - arena.base))
-    return tensors, pieces
+        straight.pieces.append(Piece(data_start + start, data_start + stop, address_of(arena.memory) + start - arena.base))
+        straight.fresh.append(arena.memory)
+    return tensors, straight
 
 
 def _over(arena: Arena, by_key: Mapping[str, Sequence[TensorRef]]) -> dict[TensorRef, Any]:
@@ -94,23 +104,25 @@ class _Batch:
     """What is read in one go: pieces straight into place, and the rest into a buffer."""
 
     pieces: list[Piece]
+    fresh: list[memoryview]
     direct: list[TensorEntry] = field(default_factory=list)
     buffered: list[TensorEntry] = field(default_factory=list)
     buffer_bytes: int = 0
 
 
 def _read(
-    reader: VerifiedObject, data_start: int, entries: Sequence[TensorEntry], targets: Targets, pieces: Sequence[Piece] = ()
+    reader: VerifiedObject, data_start: int, entries: Sequence[TensorEntry], targets: Targets, straight: _Straight | None = None
 ) -> None:
-    """Fill the targets of these entries, and the memory of the pieces."""
+    """Fill the targets of these entries, and what goes straight to its place."""
+    straight = straight or _Straight()
     stretches = [(data_start + entry.start, data_start + entry.end) for entry in entries]
-    reader.want(sorted([*stretches, *((piece.start, piece.stop) for piece in pieces)]))
-    for batch in _batches(data_start, entries, targets, pieces):
+    reader.want(sorted([*stretches, *((piece.start, piece.stop) for piece in straight.pieces)]))
+    for batch in _batches(data_start, entries, targets, straight):
         _read_batch(reader, data_start, batch, targets)
 
 
-def _batches(data_start: int, entries: Sequence[TensorEntry], targets: Targets, pieces: Sequence[Piece]) -> Iterator[_Batch]:
-    batch = _Batch(list(pieces))
+def _batches(data_start: int, entries: Sequence[TensorEntry], targets: Targets, straight: _Straight) -> Iterator[_Batch]:
+    batch = _Batch(list(straight.pieces), list(straight.fresh))
     for entry in entries:
         address = _direct_address(entry, targets[entry.key])
         if address is not None:
@@ -119,7 +131,7 @@ def _batches(data_start: int, entries: Sequence[TensorEntry], targets: Targets, 
             continue
         if batch.buffered and batch.buffer_bytes + entry.size_bytes > BUFFER_BYTES:
             yield batch
-            batch = _Batch([])
+            batch = _Batch([], [])
         batch.buffered.append(entry)
         batch.buffer_bytes += entry.size_bytes
     if batch.pieces or batch.buffered:
@@ -146,7 +158,7 @@ def _read_batch(reader: VerifiedObject, data_start: int, batch: _Batch, targets:
         else:
             buffered.append(Piece(start, stop, address))
         position += entry.size_bytes
-    reader.fill(sorted([*batch.pieces, *buffered], key=lambda piece: piece.start))
+    reader.fill(sorted([*batch.pieces, *buffered], key=lambda piece: piece.start), [*batch.fresh, buffer])
     _scatter(buffer, moved, targets)
     for entry in batch.direct:
         only_framework, value = targets[entry.key][0]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import io
 import mmap
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ from ckptstore.safetensors_format import parse_header
 from ckptstore.wire import FileInfo
 from ckptstore_client import arenas
 from ckptstore_client.loading import load_state
-from ckptstore_client.reading import Piece, VerifiedObject
+from ckptstore_client.reading import MAX_READERS, Piece, VerifiedObject
 from ckptstore_client.replicas import MappedReplica, OpenFile, Replica, SegmentMapping, SegmentMappings
 from ckptstore_client.staging import Staging
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests
+from ckptstore_tiers.private_memory import private_memory, touched_ahead
 from ckptstore_tiers.sources import ALIGNMENT_BYTES, address_of
+from tests.until import until
 
 MIB = 1 << 20
 
@@ -44,6 +48,25 @@ class OneFile:
 
     def report_damage(self, object_id: str, tier: str, block: int) -> None:
         pytest.fail("the file itself is whole")
+
+
+class Damaged(OneFile):
+    """A damaged file, which is also what the stream gives."""
+
+    def stream(self, object_id: str, *, recall: bool = True) -> Replica:
+        return self.open(object_id, "stream")
+
+    def report_damage(self, object_id: str, tier: str, block: int) -> None:
+        """As expected."""
+
+
+def is_resident(memory: memoryview) -> bool:
+    """Whether each page has been touched. Source: mincore(2)."""
+    pages = -(-len(memory) // mmap.PAGESIZE)
+    held = (ctypes.c_ubyte * pages)()
+    address = address_of(memory)
+    assert ctypes.CDLL(None, use_errno=True).mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(memory)), held) == 0
+    return all(held)
 
 
 def file_of(state: Any) -> bytes:
@@ -136,8 +159,8 @@ def test_an_arena_ends_so_that_a_kept_tensor_keeps_a_bounded_neighbourhood(monke
         assert address_of(arena.memory) % ALIGNMENT_BYTES == 0
 
 
-def test_whole_blocks_of_new_tensors_are_read_straight_into_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither scratch nor a second copy: all blocks but the first, with the header, lie in the arena as they are."""
+def test_a_file_is_read_into_few_buffers_and_one_copy_puts_each_block_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers that a device has written before, for new tensors as for those that exist."""
     read_into: list[int] = []
     plain = OpenFile.read
 
@@ -146,11 +169,36 @@ def test_whole_blocks_of_new_tensors_are_read_straight_into_them(tmp_path: Path,
         plain(self, offset, views, again=again)
 
     monkeypatch.setattr(OpenFile, "read", read)
-    loaded = load({"w": torch.arange(5 * MIB, dtype=torch.float32)}, tmp_path / "part")
-    start, end = loaded["w"].data_ptr(), loaded["w"].data_ptr() + loaded["w"].nbytes
-    blocks = -(-(tmp_path / "part").stat().st_size // BLOCK_BYTES)
-    assert sum(start <= address < end for address in read_into) == blocks - 1
-    assert torch.equal(loaded["w"], torch.arange(5 * MIB, dtype=torch.float32))
+    state = {"w": torch.arange(40 * MIB, dtype=torch.float32)}
+    for into in (None, {"w": torch.zeros(40 * MIB)}):
+        read_into.clear()
+        assert same(load(state, tmp_path / "part", into=into), state)
+        blocks = -(-(tmp_path / "part").stat().st_size // BLOCK_BYTES)
+        assert blocks > MAX_READERS and len(read_into) == blocks and len(set(read_into)) <= MAX_READERS
+
+
+def test_what_is_not_what_was_saved_never_reaches_a_tensor(tmp_path: Path) -> None:
+    place = tmp_path / "part"
+    file, _ = stored({"w": torch.ones(4 * MIB)}, place)
+    with open(place, "r+b") as opened:
+        opened.seek(2 * BLOCK_BYTES + 5)
+        opened.write(b"wrong")
+    target = {"w": torch.full((4 * MIB,), 7.0)}
+    with VerifiedObject(file, Damaged(place), operation="load", path="/a") as reader, pytest.raises(ChecksumMismatch, match="block 2"):
+        load_state(reader, target, None)
+    assert set(target["w"].unique().tolist()) <= {1.0, 7.0}
+
+
+def test_pages_of_new_tensors_are_made_ahead_and_no_byte_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first read waits, all of the new memory is touched; what is in it by then stays."""
+    fresh = [private_memory(size_bytes) for size_bytes in (40 * MIB, 4 * MIB + 123)]
+    fresh[0][17 * MIB] = 5
+    with touched_ahead(fresh):
+        until("all pages are there", lambda: all(is_resident(memory) for memory in fresh))
+    assert fresh[0][17 * MIB] == 5 and not any(fresh[1]) and sum(fresh[0][16 * MIB : 18 * MIB]) == 5
+    with pytest.raises(ValueError, match="mine"), touched_ahead([private_memory(512 * MIB)]):  # and with an error nobody is left behind
+        raise ValueError("mine")
+    assert not [thread for thread in threading.enumerate() if thread.name == "ckptstore-touch"]
 
 
 def test_the_first_block_is_read_once_for_header_and_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

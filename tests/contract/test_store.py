@@ -36,6 +36,7 @@ from ckptstore.errors import (
 from ckptstore.wire import AttemptOpened, OpenAttempt
 from ckptstore_bench.ports import free_port
 from ckptstore_client import Store
+from ckptstore_client.replicas import ContentStream
 from tests.contract.store_place import TOKEN, WAIT_S, Place, start
 from tests.daemon_process import DaemonProcess
 from tests.until import until
@@ -479,6 +480,16 @@ def test_the_next_call_after_a_restart_of_the_daemon_connects_anew(tmp_path: Pat
             store.save(f"/b/{number}", state_of(number)).wait("nvme", timeout_s=WAIT_S)
             assert_state(store.load(f"/b/{number}"), number)
             store.close()
+
+
+def test_a_load_after_a_restart_of_the_daemon_opens_the_files_and_streams_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was the daemon's stream once, at a quarter of the speed: the session was lost, and only opening the file noticed."""
+    with start(tmp_path / "home", free_port()) as process, ckptstore.connect(home=process.home, start=False) as store:
+        store.save("/a", state_of(1)).wait("nvme", timeout_s=WAIT_S)
+        process.kill()
+        process.start()
+        monkeypatch.setattr(ContentStream, "read", lambda *_, **__: pytest.fail("streamed"))
+        assert_state(store.load("/a"), 1)
 
 
 def test_a_save_that_the_daemon_lost_is_told_as_aborted(tmp_path: Path) -> None:
