@@ -65,9 +65,10 @@ def contest(
     `disk` names the posix tier on whose device peers have their files: the first, unless said.
     """
     # Files of all contenders lie there at once, and the store's last checkpoint until its bytes are removed.
-    scratch.check_room((len(contenders) + 2) * shape.size_bytes)
+    stores = sum(contender.role == "store" for contender in contenders)
+    scratch.check_room((stores + 2) * shape.size_bytes, beside_bytes=(len(contenders) - stores) * shape.size_bytes)
     # Each client of the store has its slots; one segment more is what is being released, or what the run itself saves.
-    segments = SLOTS * sum(contender.role == "store" for contender in contenders) + 1
+    segments = SLOTS * stores + 1
     held = sum(COPIES if contender.role == "peer" else 1 for contender in contenders)
     check_memory((1 + segments + held) * shape.size_bytes)
     limit_bytes = segments * (shape.size_bytes + HEADER_BYTES)

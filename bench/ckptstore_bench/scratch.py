@@ -78,15 +78,23 @@ class Scratch:
         why = "no posix tier is configured, and peers write to a file system"
         raise InvalidInput(why, operation="bench", hint="name a folder with --folder")
 
-    def check_room(self, need_bytes: int) -> None:
-        """TierFull if a posix tier's device or capacity, or the home's, has no room for so many bytes."""
+    def check_room(self, need_bytes: int, *, beside_bytes: int = 0) -> None:
+        """TierFull if there is no room for so many bytes in each posix tier, and for what peers write beside the first of them.
+
+        Tiers on one device share its room.
+        """
+        by_device: dict[int, list[TierSettings]] = {}
         for tier in self.tiers:
-            room = [tier.capacity] if tier.capacity is not None else []
+            if tier.capacity is not None and tier.capacity < need_bytes:
+                raise _no_room(tier.name, tier.capacity, need_bytes)
             if tier.path is not None:
-                room.append(shutil.disk_usage(_existing(tier.path)).free - SPARE_BYTES)
-            if room and min(room) < need_bytes:
-                why = f"it has room for {max(0, min(room)):,} bytes, and this needs {need_bytes:,}"
-                raise TierFull(why, operation="bench", tier=tier.name, hint="a smaller --size, or another --folder")
+                by_device.setdefault(_existing(tier.path).stat().st_dev, []).append(tier)
+        for number, tiers in enumerate(by_device.values()):
+            assert tiers[0].path is not None
+            room_bytes = shutil.disk_usage(_existing(tiers[0].path)).free - SPARE_BYTES
+            wanted_bytes = need_bytes * len(tiers) + (beside_bytes if number == 0 else 0)
+            if room_bytes < wanted_bytes:
+                raise _no_room(", ".join(tier.name for tier in tiers), room_bytes, wanted_bytes)
 
     def write_configuration(self, *, memory_limit_bytes: int | None, network: Network | None = None) -> Settings:
         """`config.toml` in the scratch home; without a configured limit of memory, `memory_limit_bytes`."""
@@ -141,14 +149,23 @@ class Scratch:
 
 
 def remove_objects(tier: TierSettings, home: Path) -> None:
-    """Everything below an object tier's URL. What cannot be removed stays: the error that ended the run says more than this one."""
+    """Everything below an object tier's URL, with uploads that never ended, which cost money and are listed nowhere.
+
+    What cannot be removed stays: the error that ended the run says more than this one.
+    """
     with contextlib.suppress(CkptStoreError):
         opened = open_tier(tier.model_copy(update={"compression": "none"}), home)
         try:
+            opened.sweep(None)
             for found in list(opened.list("")):
                 opened.delete(found.key)
         finally:
             opened.close()
+
+
+def _no_room(tiers: str, room_bytes: int, need_bytes: int) -> TierFull:
+    why = f"there is room for {max(0, room_bytes):,} bytes, and this needs {need_bytes:,}"
+    return TierFull(why, operation="bench", tier=tiers, hint="a smaller --size, or another --folder")
 
 
 def _refuse_used(place: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +14,7 @@ from ckptstore_bench.contenders.catalogue import LOADERS, SAVERS, Contender, cho
 from ckptstore_bench.contenders.interface import Saved, Setup
 from ckptstore_bench.contenders.process import ContenderProcess
 from ckptstore_bench.contests import Contest
-from ckptstore_bench.scratch import Scratch
+from ckptstore_bench.scratch import SPARE_BYTES, Scratch
 from ckptstore_bench.shape import equal_tensors
 
 CONFIGURATION = """
@@ -73,6 +75,16 @@ def test_a_tier_too_small_is_refused_by_name(home: Path, tmp_path: Path) -> None
     with pytest.raises(TierFull, match="room"):
         Scratch(folder=tmp_path / "new").check_room(1 << 60)
     assert everything(tmp_path) == before
+
+
+def test_tiers_and_peers_on_one_device_share_its_room(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = SPARE_BYTES + 3_000_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=room))
+    scratch = Scratch(home=home)
+    scratch.check_room(1_000_000, beside_bytes=1_000_000)
+    for need, beside in ((1_000_000, 1_000_001), (1_000_001, 1_000_000)):
+        with pytest.raises(TierFull, match="tier nvme, pfs"):
+            scratch.check_room(need, beside_bytes=beside)
 
 
 def test_a_folder_in_use_is_refused_and_left_as_it_is(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from ckptstore.config import TierSettings
 from ckptstore.errors import CkptStoreError, ConfigInvalid, InvalidInput, PathConflict, TierFull, TierUnavailable
 from ckptstore.paths import new_id
+from ckptstore_bench.scratch import remove_objects
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_tiers.checksums import BLOCK_BYTES
 from ckptstore_tiers.fsspec_tier import FsspecTier
@@ -226,6 +227,22 @@ def test_an_upload_that_failed_leaves_no_parts_behind(seaweed: SeaweedS3) -> Non
     tier.close()
 
 
+def test_what_a_bench_left_goes_with_the_uploads_that_never_ended_and_nothing_else(seaweed: SeaweedS3, tmp_path: Path) -> None:
+    own, other = s3_settings(seaweed.endpoint_url), s3_settings(seaweed.endpoint_url)
+    for settings in (own, other):
+        tier = open_object_tier(settings)
+        tier.put(new_key(), MemorySource(content(1_000)))
+        tier.close()
+        prefix = (settings.url or "").removeprefix(f"s3://{BUCKET}/")
+        seaweed.client().create_multipart_upload(Bucket=BUCKET, Key=f"{prefix}/objects/half~{new_id()}")
+    remove_objects(own, tmp_path)
+    left = [upload["Key"] for upload in seaweed.client().list_multipart_uploads(Bucket=BUCKET)["Uploads"]]
+    assert len(left) == 1 and f"s3://{BUCKET}/{left[0]}".startswith(other.url or "")
+    assert [len(list(open_object_tier(settings).list(""))) for settings in (own, other)] == [0, 1]
+    remove_objects(other, tmp_path)
+    assert seaweed.client().list_multipart_uploads(Bucket=BUCKET).get("Uploads", []) == []
+
+
 def test_a_temporary_file_of_a_crash_is_swept_by_its_id_and_no_other(tmp_path: Path) -> None:
     tier = open_object_tier(TierSettings(name="object", kind="object", url=f"file://{tmp_path}"))
     ours, theirs = new_id(), new_id()
@@ -235,6 +252,7 @@ def test_a_temporary_file_of_a_crash_is_swept_by_its_id_and_no_other(tmp_path: P
     assert keys(tier) == []
     assert tier.sweep([ours, new_id()]) == 1
     assert [left.name.rpartition("~")[2] for left in (tmp_path / "tmp").iterdir()] == [theirs]
+    assert tier.sweep(None) == 1 and not any((tmp_path / "tmp").iterdir())
     tier.close()
 
 

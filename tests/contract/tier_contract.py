@@ -575,6 +575,7 @@ class TierContract:
         tier.put(key, MemorySource(b"whole"))
         tier.put_document("records/0001.json", b"{}")
         assert tier.sweep([object_id, new_id(), "0001.json"]) == 0
+        assert tier.sweep(None) == 0
         assert stored(tier, key) == b"whole"
         assert tier.get_document("records/0001.json") == b"{}"
 

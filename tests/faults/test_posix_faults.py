@@ -515,4 +515,5 @@ def test_sweep_takes_only_what_it_was_told(tmp_path: Path) -> None:
         (tmp_path / "root/tmp" / name).write_bytes(b"x")
     assert tier.sweep(["../objects", "", OBJECT_ID]) == 2
     assert sorted(path.name for path in (tmp_path / "root/tmp").iterdir()) == sorted(["somebody-elses.cccc", OBJECT_ID])
+    assert tier.sweep(None) == 1 and [path.name for path in (tmp_path / "root/tmp").iterdir()] == [OBJECT_ID]
     tier.close()

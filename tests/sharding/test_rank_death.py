@@ -1,4 +1,4 @@
-"""A rank of a sharded save is killed: whatever the moment, the checkpoint is there whole, or not at all."""
+"""A rank of a sharded save is killed: whatever the moment and the way to save, the checkpoint is there whole, or not at all."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ from ckptstore_client import Part
 from ckptstore_client.local import LocalTransport
 from ckptstore_client.staging import BoundState
 from tests.daemon_process import DaemonProcess
+from tests.e2e.job import Job
+from tests.files import files_below
+from tests.sharding.dcp_program import digest
+from tests.sharding.dying_program import VICTIM
 from tests.sharding.simulated import Ranks
 from tests.until import until
 
@@ -74,3 +78,30 @@ def test_a_rank_killed_at_any_moment_leaves_a_whole_checkpoint_or_none(
             one.wait("nvme", timeout_s=60)
     with pytest.raises(NotFound):
         ranks[0].load(path)
+
+
+# --- real jobs, in every way to save ----------------------------------------------------------------------------------
+
+
+class DyingJob(Job):
+    program = Path(__file__).with_name("dying_program.py")
+
+
+@pytest.mark.parametrize("moment", ["joined", "copied", "handed over"])
+@pytest.mark.parametrize("way", ["save", "behind", "guard", "incremental", "dcp.save", "dcp.async_save"])
+def test_a_rank_of_a_training_job_killed_in_any_way_to_save_leaves_a_whole_checkpoint_or_none(
+    daemon: DaemonProcess, ranks: Ranks, folder: str, way: str, moment: str
+) -> None:
+    path = f"{folder}/x"
+    with DyingJob(daemon.home, folder, way, [[moment]] * 3) as job:
+        digests = {said["digest"] for said in job.expect("saving", range(3))}
+        until("the job is over", lambda: all(process.poll() is not None for process in job.processes))
+        assert job.processes[VICTIM].poll() == -signal.SIGKILL
+    until("the daemon is done with it", lambda: not any(line.path == path for line in ranks[0].status().attempts))
+    if moment == "handed over":
+        assert {digest(ranks[0].load(path))} == digests
+        return
+    with pytest.raises(NotFound):
+        ranks[0].load(path)
+    objects = daemon.home / "nvme" / "objects" / path.lstrip("/")
+    until("the space of what was aborted is freed", lambda: not files_below(objects))

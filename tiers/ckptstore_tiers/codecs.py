@@ -181,7 +181,7 @@ class CodecTier:
     def get_document(self, key: str, *, limit_bytes: int = 1 << 30) -> bytes:
         return self._inner.get_document(key, limit_bytes=limit_bytes)
 
-    def sweep(self, owned_ids: Iterable[str]) -> int:
+    def sweep(self, owned_ids: Iterable[str] | None) -> int:
         return self._inner.sweep(owned_ids)
 
     def usage(self) -> TierUsage:

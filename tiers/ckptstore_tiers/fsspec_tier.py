@@ -215,17 +215,17 @@ class FsspecTier:
             raise InvalidInput(why, operation="get document", subject=key, tier=self._settings.name)
         return bytes(self._call("get document", key, self._fs.cat_file, self._place(key)))
 
-    def sweep(self, owned_ids: Iterable[str]) -> int:
+    def sweep(self, owned_ids: Iterable[str] | None) -> int:
         """Remove the temporary files of these ids; uploads to an object store that were never closed are the store's to expire."""
-        owned = frozenset(owned_ids)
-        if not owned or not self._renames:
+        owned = None if owned_ids is None else frozenset(owned_ids)
+        if (owned is not None and not owned) or not self._renames:
             return 0
         folder = f"{self._root}/{_TEMPORARY.rstrip('/')}"
         try:
             names = self._call("sweep", _TEMPORARY, self._fs.ls, folder, detail=False)
         except NotFound:
             return 0
-        left = [name for name in names if name.rpartition("~")[2] in owned]
+        left = [name for name in names if owned is None or name.rpartition("~")[2] in owned]
         for name in left:
             self._remove("sweep", _TEMPORARY, name)
         return len(left)

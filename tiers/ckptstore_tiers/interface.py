@@ -122,8 +122,10 @@ class Tier(Protocol):
 
     def get_document(self, key: str, *, limit_bytes: int = 1 << 30) -> bytes: ...
 
-    def sweep(self, owned_ids: Iterable[str]) -> int:
+    def sweep(self, owned_ids: Iterable[str] | None) -> int:
         """Remove what crashed puts of these object ids (or document keys' last names) left unfinished; how many were removed.
+
+        None: whatever was left below the tier's place, for one who knows that nobody else writes there now.
 
         A name without an id is the whole store's: another node may be writing that document into a shared tier right now, so that
         only what has been lying there for a while goes.

@@ -130,7 +130,7 @@ class MemoryTier:
             except NotFound:
                 continue  # gone since the listing began
 
-    def sweep(self, owned_ids: Iterable[str]) -> int:
+    def sweep(self, owned_ids: Iterable[str] | None) -> int:
         """Nothing outlives a crash, so nothing is left over."""
         return 0
 

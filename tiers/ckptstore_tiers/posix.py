@@ -340,13 +340,14 @@ class PosixTier:
 
     # -- the rest --------------------
 
-    def sweep(self, owned_ids: Iterable[str]) -> int:
-        owned, removed = set(owned_ids), 0
+    def sweep(self, owned_ids: Iterable[str] | None) -> int:
+        owned, removed = None if owned_ids is None else set(owned_ids), 0
         with translated("sweep", UNFINISHED, self._name), self._folders.unfinished() as tmp, os.scandir(tmp) as entries:
             now_s = os.fstat(tmp).st_mtime  # by the clock of the file system, which its clients share; opening the tier touched it
             for entry in entries:
                 owner, dot, _ = entry.name.rpartition(".")
-                if dot and owner in owned and (not self._shared or is_id(owner.partition(".")[0]) or is_left_over(entry, now_s)):
+                certain = not self._shared or is_id(owner.partition(".")[0])
+                if dot and (owned is None or (owner in owned and (certain or is_left_over(entry, now_s)))):
                     with suppress(FileNotFoundError):
                         disk_calls.unlink(SWEEP, entry.name, dir_fd=tmp)
                         removed += 1

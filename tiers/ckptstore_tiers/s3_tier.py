@@ -185,12 +185,12 @@ class S3Tier:
             )
         return data, metadata
 
-    def sweep(self, owned_ids: Iterable[str]) -> int:
+    def sweep(self, owned_ids: Iterable[str] | None) -> int:
         """Abort the unfinished uploads of these ids, and nothing else: the bucket may hold other stores' uploads."""
-        owned = frozenset(owned_ids)
+        owned = None if owned_ids is None else frozenset(owned_ids)
         aborted = 0
-        for key, upload_id in self._unfinished_uploads() if owned else ():
-            if key.rpartition("~")[2] in owned:
+        for key, upload_id in () if owned is not None and not owned else self._unfinished_uploads():
+            if owned is None or key.rpartition("~")[2] in owned:
                 with contextlib.suppress(NotFound):  # it ended meanwhile
                     self._connection.ask(
                         "sweep", key, "abort_multipart_upload", Key=self._connection.name(key), UploadId=upload_id

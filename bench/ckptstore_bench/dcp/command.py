@@ -40,7 +40,7 @@ def dcp(
 
         wanted = Wanted(size_bytes, ranks, min(others, ranks), tensors, planned, rounds)
         scratch = Scratch(home=invocation.home, folder=folder)
-        scratch.check_room((2 * len(WAYS) + 1) * size_bytes)
+        scratch.check_room(3 * size_bytes, beside_bytes=2 * (len(WAYS) - 1) * size_bytes)
         with Workspace(scratch, memory_limit_bytes=3 * size_bytes + (256 << 20)) as workspace:
             described = machine.describe(workspace.folder, "torch")
             results = measure_dcp(wanted, workspace, steps)
