@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckptstore.part_reading import TensorRef
-from ckptstore.safetensors_format import TensorEntry
+from ckptstore.safetensors_format import DTYPE_BITS, TensorEntry
 from ckptstore_client.arenas import Arena, arenas, is_aligned
 from ckptstore_client.frameworks import TensorFramework, framework
 from ckptstore_client.rank_file import RankFile
 from ckptstore_client.reading import Piece, VerifiedObject
-from ckptstore_tiers.private_memory import private_memory
+from ckptstore_tiers.private_memory import FreshMemory, private_memory
 from ckptstore_tiers.sources import address_of
 
 #: Below this a tensor goes through the buffer: a system call's piece costs more than the second copy.
@@ -68,6 +68,18 @@ def read_new(file: RankFile, refs: Iterable[TensorRef], *, mapped: bool = False)
         _read(reader, data_start, [entry for entry in others if entry.size_bytes], targets, straight)
         tensors |= there | made
     return tensors
+
+
+def new_tensors(entries: Mapping[TensorRef, TensorEntry]) -> tuple[dict[TensorRef, Any], list[memoryview]]:
+    """New tensors like these entries, wherever their bytes come from, and the memory of them that nobody has touched."""
+    side_by_side: list[TensorEntry] = []
+    position = 0
+    for ref, entry in sorted(entries.items(), key=lambda item: -DTYPE_BITS[item[1].dtype]):  # each is aligned where the wider ones end
+        side_by_side.append(TensorEntry(ref.key, entry.dtype, entry.shape, position, position + entry.size_bytes))
+        position += entry.size_bytes
+    there, straight = _in_arenas([entry for entry in side_by_side if entry.size_bytes], 0, {ref.key: [ref] for ref in entries})
+    others = {ref: framework(ref.tag).empty(entry) for ref, entry in entries.items() if ref not in there}
+    return there | others, straight.fresh
 
 
 def _in_arenas(
@@ -158,7 +170,8 @@ def _read_batch(reader: VerifiedObject, data_start: int, batch: _Batch, targets:
         else:
             buffered.append(Piece(start, stop, address))
         position += entry.size_bytes
-    reader.fill(sorted([*batch.pieces, *buffered], key=lambda piece: piece.start), [*batch.fresh, buffer])
+    with FreshMemory([*batch.fresh, buffer]) as fresh:
+        reader.fill(sorted([*batch.pieces, *buffered], key=lambda piece: piece.start), fresh)
     _scatter(buffer, moved, targets)
     for entry in batch.direct:
         only_framework, value = targets[entry.key][0]

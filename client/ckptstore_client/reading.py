@@ -39,7 +39,7 @@ from ckptstore.errors import ChecksumMismatch, CkptStoreError, NotFound, TierUna
 from ckptstore.wire import FileInfo
 from ckptstore_client.replicas import MEMORY, PART, ContentStream, MappedReplica, OpenFile, Replica, ReplicaSource
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests, block_length
-from ckptstore_tiers.private_memory import private_memory, touched_ahead
+from ckptstore_tiers.private_memory import FreshMemory, private_memory
 from ckptstore_tiers.scratch import ScratchPool
 from ckptstore_tiers.sources import ALIGNMENT_BYTES, address_of
 
@@ -98,10 +98,10 @@ class VerifiedObject:
 
     # --- reading -----------------------------------------------------------------------------------------------------------------
 
-    def fill(self, pieces: Sequence[Piece], fresh: Sequence[memoryview] = ()) -> None:
+    def fill(self, pieces: Sequence[Piece], *fresh: FreshMemory) -> None:
         """Read and verify every block that a piece touches. Pieces are sorted by `start` and do not overlap.
 
-        `fresh`: private memory of theirs that nobody has touched yet. A device is not kept waiting for its pages.
+        `fresh`: memory of theirs that nobody has touched yet, so that a device is not kept waiting for its pages.
         """
         blocks = list(_touched_blocks(pieces))
         starts = [piece.start for piece in pieces]
@@ -110,8 +110,9 @@ class VerifiedObject:
             first = max(0, bisect_right(starts, index * BLOCK_BYTES) - 1)
             self._block(index, list(_parts(pieces, first, index, self.file.size_bytes)))
 
-        with touched_ahead(fresh if self._waits() else ()):
-            self._in_parallel(blocks, read_block)
+        for memory in fresh if self._waits() else ():
+            memory.touch()
+        self._in_parallel(blocks, read_block)
 
     def want(self, extents: Iterable[tuple[int, int]]) -> None:
         """All that will be read from now on, as starts and stops in order: almost all of the object is recalled, where it is far away."""

@@ -24,7 +24,7 @@ from ckptstore_client.reading import MAX_READERS, Piece, VerifiedObject
 from ckptstore_client.replicas import MappedReplica, OpenFile, Replica, SegmentMapping, SegmentMappings
 from ckptstore_client.staging import Staging
 from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests
-from ckptstore_tiers.private_memory import private_memory, touched_ahead
+from ckptstore_tiers.private_memory import FreshMemory, private_memory
 from ckptstore_tiers.sources import ALIGNMENT_BYTES, address_of
 from tests.until import until
 
@@ -193,11 +193,15 @@ def test_pages_of_new_tensors_are_made_ahead_and_no_byte_is_changed(tmp_path: Pa
     """While the first read waits, all of the new memory is touched; what is in it by then stays."""
     fresh = [private_memory(size_bytes) for size_bytes in (40 * MIB, 4 * MIB + 123)]
     fresh[0][17 * MIB] = 5
-    with touched_ahead(fresh):
-        until("all pages are there", lambda: all(is_resident(memory) for memory in fresh))
+    with FreshMemory(fresh) as memory:
+        assert not any(is_resident(view) for view in fresh[1:]), "nobody has said that it is waited for"
+        memory.touch()
+        memory.touch()
+        until("all pages are there", lambda: all(is_resident(view) for view in fresh))
     assert fresh[0][17 * MIB] == 5 and not any(fresh[1]) and sum(fresh[0][16 * MIB : 18 * MIB]) == 5
-    with pytest.raises(ValueError, match="mine"), touched_ahead([private_memory(512 * MIB)]):  # and with an error nobody is left behind
-        raise ValueError("mine")
+    with pytest.raises(ValueError, match="mine"), FreshMemory([private_memory(512 * MIB)]) as memory:
+        memory.touch()
+        raise ValueError("mine")  # and nobody is left behind
     assert not [thread for thread in threading.enumerate() if thread.name == "ckptstore-touch"]
 
 

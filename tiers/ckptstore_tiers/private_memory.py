@@ -5,8 +5,8 @@ for the device instead of a thousand, which it would take as four requests. The 
 
 Whoever fills fresh memory while a device works makes its pages beside that, and the device waits: 1 GiB by O_DIRECT, which took 495 ms
 into memory that was there, took 557 to 1,608 ms into fresh memory, with up to 2.9 s of processor for what needs 0.1; copied from
-the buffers that the device fills, 445 and 500. `touched_ahead` has two threads or more make them first, faster than the device
-comes after: nearly all of that is gone.
+the buffers that the device fills, 445 and 500. `FreshMemory` has two threads or more make them first, faster than the device
+comes after: nearly all of that is gone. Who copies from memory waits for nothing, and is best left to touch it.
 
 Any thread. Nobody has touched what is given out, and forked children see a copy.
 """
@@ -17,8 +17,8 @@ import mmap
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
 from ckptstore_tiers.prefault import MADV_POPULATE_WRITE
 from ckptstore_tiers.shared_mapping import HUGE_PAGE_BYTES, advise
@@ -46,25 +46,42 @@ def private_memory(size_bytes: int) -> memoryview:
     return memoryview(memory)[:size_bytes]
 
 
-@contextmanager
-def touched_ahead(fresh: Sequence[memoryview]) -> Iterator[None]:
-    """Meanwhile, have other threads touch these views of private memory, in their order; they change no byte.
+class FreshMemory:
+    """Views of private memory that nobody has touched yet, and threads that do so ahead of whoever fills them. A context manager.
 
-    Where the kernel cannot (before Linux 5.14), or has no memory left, whoever fills them does it.
+    They change no byte. Where the kernel cannot (before Linux 5.14), or has no memory left, whoever fills it touches it.
     """
-    if sum(map(len, fresh)) < _WORTH_TOUCHING_BYTES:
-        yield
-        return
-    steps = deque(view[start : start + _TOUCHED_BYTES] for view in fresh for start in range(0, len(view), _TOUCHED_BYTES))
-    count = min(_MOST_THREADS, max(_LEAST_THREADS, len(os.sched_getaffinity(0)) // 2))
-    threads = [threading.Thread(target=_touch, args=(steps,), name="ckptstore-touch", daemon=True) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        steps.clear()
-        for thread in threads:
+
+    def __init__(self, views: Sequence[memoryview]) -> None:
+        self._views = views
+        self._lock = threading.Lock()
+        self._steps: deque[memoryview] | None = None
+        self._threads: list[threading.Thread] = []
+
+    def touch(self) -> None:
+        """Begin, in the order of the views, unless it was begun. Any thread."""
+        with self._lock:
+            if self._steps is not None:
+                return
+            self._steps = deque()
+            if sum(map(len, self._views)) < _WORTH_TOUCHING_BYTES:
+                return
+            for view in self._views:
+                self._steps.extend(view[start : start + _TOUCHED_BYTES] for start in range(0, len(view), _TOUCHED_BYTES))
+            count = min(_MOST_THREADS, max(_LEAST_THREADS, len(os.sched_getaffinity(0)) // 2))
+            for _ in range(count):
+                self._threads.append(threading.Thread(target=_touch, args=(self._steps,), name="ckptstore-touch", daemon=True))
+                self._threads[-1].start()
+
+    def __enter__(self) -> FreshMemory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._steps is None:
+                self._steps = deque()
+            self._steps.clear()
+        for thread in self._threads:
             thread.join()
 
 

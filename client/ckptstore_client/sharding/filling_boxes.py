@@ -27,7 +27,7 @@ from ckptstore_client.frameworks import TensorFramework
 from ckptstore_client.rank_file import RankFile
 from ckptstore_client.reading import Piece, VerifiedObject
 from ckptstore_tiers.checksums import BLOCK_BYTES
-from ckptstore_tiers.private_memory import private_memory
+from ckptstore_tiers.private_memory import FreshMemory, private_memory
 from ckptstore_tiers.sources import address_of
 
 #: Rank files that are read at the same time; each is read by several threads of its own.
@@ -59,8 +59,8 @@ class _Move:
     want: Want
 
 
-def fill_boxes(wants: Iterable[Want], open_part: Callable[[int], AbstractContextManager[RankFile]]) -> None:
-    """Read all of them. InvalidInput, by name, if a file does not hold what it should."""
+def fill_boxes(wants: Iterable[Want], open_part: Callable[[int], AbstractContextManager[RankFile]], *fresh: FreshMemory) -> None:
+    """Read all of them; `fresh` is memory of theirs. InvalidInput, by name, if a file does not hold what it should."""
     moves: dict[int, list[_Move]] = defaultdict(list)
     for want in wants:
         for piece in want.spread.pieces(want.box):
@@ -73,7 +73,7 @@ def fill_boxes(wants: Iterable[Want], open_part: Callable[[int], AbstractContext
         with open_part(rank) as file:
             if not _is_common(moves[rank]):
                 file.reader.read_alone()
-            _read_part(file, moves[rank])
+            _read_part(file, moves[rank], fresh)
 
     if len(moves) == 1:
         return read_part(*moves)
@@ -93,7 +93,7 @@ def _relative(box: Box, within: Box) -> tuple[int, ...]:
     return tuple(start - origin for start, origin in zip(box.offset, within.offset, strict=True))
 
 
-def _read_part(file: RankFile, moves: Sequence[_Move]) -> None:
+def _read_part(file: RankFile, moves: Sequence[_Move], fresh: Sequence[FreshMemory]) -> None:
     by_key: dict[str, list[_Move]] = defaultdict(list)
     for move in moves:
         entry = file.header.tensors.get(move.key)
@@ -113,7 +113,7 @@ def _read_part(file: RankFile, moves: Sequence[_Move]) -> None:
         stretches = sorted([*direct, *buffered.values()], key=lambda stretch: (stretch.start, stretch.stop))
         reader.want((stretch.start, stretch.stop) for stretch in stretches)
         for batch in _batches(stretches):
-            _read_batch(reader, batch)
+            _read_batch(reader, batch, fresh)
 
 
 def _beyond(start: int, length: int, size: int) -> bool:
@@ -210,7 +210,7 @@ def _batches(stretches: Sequence[_Stretch]) -> Iterator[list[_Stretch]]:
         yield batch
 
 
-def _read_batch(reader: VerifiedObject, batch: Sequence[_Stretch]) -> None:
+def _read_batch(reader: VerifiedObject, batch: Sequence[_Stretch], fresh: Sequence[FreshMemory]) -> None:
     places: list[int] = []
     position = 0
     for stretch in batch:
@@ -228,7 +228,8 @@ def _read_batch(reader: VerifiedObject, batch: Sequence[_Stretch]) -> None:
             pieces[-1] = Piece(last.start, stretch.stop, last.address)  # neighbours in the file and here are one piece
         else:
             pieces.append(Piece(stretch.start, stretch.stop, address))
-    reader.fill(pieces)
+    with FreshMemory([buffer]) as own:
+        reader.fill(pieces, *fresh, own)
     _copy_out(buffer, batch, places)
     for stretch in batch:
         for framework, value in stretch.touched:

@@ -26,6 +26,7 @@ from ckptstore.part import child_names, join_place, shown_place
 from ckptstore.part_reading import ABSENT, Selection, TensorRef, parse_part
 from ckptstore.safetensors_format import Header, TensorEntry, tensor_size_bytes
 from ckptstore.shards import Piece, ShardTable, Spread, with_spread_tensors
+from ckptstore_client.filling import new_tensors
 from ckptstore_client.frameworks import framework, leaf_decoders, tensor_tags
 from ckptstore_client.loading import Match, assembled, references, updated
 from ckptstore_client.rank_file import OpenObject, RankFile
@@ -33,6 +34,7 @@ from ckptstore_client.reading import VerifiedObject
 from ckptstore_client.sharding.filling_boxes import Want, fill_boxes
 from ckptstore_client.sharding.slices import Extent
 from ckptstore_client.sharding.spreading import dtensor_type, is_alone
+from ckptstore_tiers.private_memory import FreshMemory
 
 #: What becomes of a plain leaf that ranks had their own of: that of a saved rank, by its number or by what a function makes of the leaf's
 #: place and the ranks that have one; or "keep": what is in `into` stays.
@@ -121,10 +123,11 @@ class ShardedCheckpoint:
         outline, header = self.outline(Selection(only), share)
         if into is None:
             refuse(outline)
-            tensors = {ref: framework(ref.tag).empty(header.tensors[ref.key]) for ref in set(references(outline))}
+            tensors, memory = new_tensors({ref: header.tensors[ref.key] for ref in references(outline)})
             whole = (Want(self.spread(ref.key, header), Box.whole(header.tensors[ref.key].shape), framework(ref.tag), tensor)
                      for ref, tensor in tensors.items())  # fmt: skip
-            fill_boxes(whole, self.part)
+            with FreshMemory(memory) as fresh:
+                fill_boxes(whole, self.part, fresh)
             return assembled(outline, tensors)
         match = _ShareMatch(header, self, share)
         match.check(into, outline, None)
