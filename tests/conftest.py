@@ -6,6 +6,7 @@ pytest-xdist's own order, most tests first, leaves the long stories with few tes
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -53,9 +54,13 @@ LONG_FILES = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    on_device = [item for item in items if item.get_closest_marker("cuda") is not None]
+    if on_device and not any(Path("/dev").glob("nvidia[0-9]*")):
+        items[:] = [item for item in items if item not in on_device]
+        config.hook.pytest_deselected(items=on_device)
 
 
 @pytest.fixture(scope="module")

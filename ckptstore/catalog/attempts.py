@@ -17,8 +17,8 @@ from ckptstore import paths
 from ckptstore.catalog.core import insert_unless_there, next_value, upsert
 from ckptstore.catalog.deletion import queue_object_deletions, release_references
 from ckptstore.catalog.digests import Digests
-from ckptstore.catalog.engine import Race
 from ckptstore.catalog.entries import refuse_taken_path
+from ckptstore.catalog.faults import Race
 from ckptstore.catalog.joining import check_join, check_name, record_folders, refuse_different
 from ckptstore.catalog.model import AttemptState, AttemptView, Join, Kind, NewObject, RankState, StoredFile, Ticket
 from ckptstore.catalog.schema import attempts, chores, inner_folders, nodes, now_s, objects, ranks, replicas

@@ -6,14 +6,13 @@ CatalogUnavailable; the function must therefore have no effect outside the trans
 roll back and pass through.
 
 SQLite: WAL, synchronous=FULL (a commit is on disk when it returns), BEGIN IMMEDIATE for writes, so that no transaction fails half-way
-for a lock; the writers of one process queue at a mutex, which is fair where SQLite's busy handler is not. PostgreSQL: psycopg 3, a
-small pool, READ COMMITTED; transactions take their row locks first. Thread-safe.
+for a lock; the writers of one process queue, which is fair where SQLite's busy handler is not, and those that wait share a commit.
+PostgreSQL: psycopg 3, a small pool, READ COMMITTED; transactions take their row locks first. Thread-safe.
 """
 
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,8 @@ import stamina
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
+from ckptstore.catalog.faults import Transient, postgresql_fault, sqlite_fault
+from ckptstore.catalog.group_commit import GroupCommit
 from ckptstore.catalog.reserve import Reserve
 from ckptstore.errors import CatalogUnavailable, ConfigInvalid
 from ckptstore.mounts import refuse_network_filesystem
@@ -34,47 +35,6 @@ BUSY_TIMEOUT_S = 5.0
 PATIENCE_S = 15.0
 #: Connections to PostgreSQL per daemon: its catalog executor has four threads, and a few more callers.
 POOL_SIZE = 8
-#: SQLSTATEs that a new try can cure: serialisation, deadlock, lock timeout, too many connections, shutdown, starting up.
-_TRANSIENT_STATES = frozenset({"40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03", "25006"})
-
-
-class Transient(Exception):
-    """A fault that may pass: the transaction was rolled back and can be tried again."""
-
-    def __init__(self, why: str, hint: str | None = None) -> None:
-        super().__init__(why)
-        self.hint = hint
-
-
-class Race(Transient):
-    """Another transaction did the same at the same time; a new try sees what it did."""
-
-
-def _sqlite_fault(error: sqlite3.Error) -> Exception:
-    code = getattr(error, "sqlite_errorname", "") or ""
-    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return Transient("the database is locked by another process", "end the process that holds it (a backup, a shell), then try again")
-    if code.startswith("SQLITE_CONSTRAINT"):
-        return Race(str(error))
-    hints = {
-        "SQLITE_FULL": "the disk of the catalog is full: free space there",
-        "SQLITE_CORRUPT": "the database file is damaged: move it away and run `ckptstore catalog rebuild`",
-        "SQLITE_NOTADB": "the file is no SQLite database: move it away and run `ckptstore catalog rebuild`",
-        "SQLITE_READONLY": "the catalog's file system or file is read-only",
-        "SQLITE_CANTOPEN": "the catalog's folder is missing or may not be entered",
-    }
-    hint = next((text for name, text in hints.items() if code.startswith(name)), "look at the disk that holds the catalog")
-    return CatalogUnavailable(str(error), operation="use catalog", hint=hint)
-
-
-def _postgresql_fault(error: exc.DBAPIError) -> Exception:
-    state = getattr(error.orig, "sqlstate", None)
-    why = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
-    if isinstance(error, exc.IntegrityError):
-        return Race(why)
-    if state in _TRANSIENT_STATES or (state or "08").startswith("08") or error.connection_invalidated:
-        return Transient(why, "look whether the PostgreSQL server runs and who holds its locks")
-    return CatalogUnavailable(why, operation="use catalog", hint="look at the log of the PostgreSQL server")
 
 
 def _prepare_sqlite(connection: DBAPIConnection, record: Any) -> None:
@@ -93,7 +53,6 @@ def _begin_sqlite(connection: Connection) -> None:
 class Database:
     def __init__(self, url: str, *, patience_s: float = PATIENCE_S) -> None:
         self.patience_s = patience_s
-        self._mutex = threading.Lock()
         self._reserve: Reserve | None = None
         try:
             place = make_url(url)
@@ -109,6 +68,7 @@ class Database:
         self.is_sqlite = self._engine.dialect.name == "sqlite"
         # Counts of inserted rows decide what follows, too; psycopg forgets them unless asked.
         self._writer = self._engine.execution_options(writes=True, preserve_rowcount=True)
+        self.group_commit = GroupCommit(self._writing, patience_s) if self.is_sqlite else None
 
     def _open_sqlite(self, place: URL) -> Engine:
         file = Path(place.database or "")
@@ -167,7 +127,9 @@ class Database:
         raise AssertionError("the retries ended with neither a result nor an error")
 
     def _write_once(self, work: Callable[[Connection], T]) -> T:
-        with self._queued(), self._translated(), self._writer.begin() as connection:
+        if self.group_commit is not None:
+            return self.group_commit.run(work)
+        with self._writing() as connection:
             return work(connection)
 
     def _read_once(self, work: Callable[[Connection], T]) -> T:
@@ -175,21 +137,9 @@ class Database:
             return work(connection)
 
     @contextmanager
-    def _queued(self) -> Iterator[None]:
-        """On SQLite, one writer of this process at a time."""
-        if not self.is_sqlite:
-            yield
-            return
-        if not self._mutex.acquire(timeout=self.patience_s):
-            # Most likely the one at the head of the queue waits for another process's lock; this one only knows that it waits.
-            raise Transient(
-                "the database is locked: an earlier transaction of this daemon has not come through",
-                "another process may hold it (a backup, a shell), or the disk of the catalog is very slow",
-            )
-        try:
-            yield
-        finally:
-            self._mutex.release()
+    def _writing(self) -> Iterator[Connection]:
+        with self._translated(), self._writer.begin() as connection:
+            yield connection
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -199,7 +149,7 @@ class Database:
             if isinstance(error.orig, sqlite3.Error):
                 if error.orig.sqlite_errorname == "SQLITE_FULL" and self._reserve is not None and self._reserve.give_up():
                     raise Transient("the disk of the catalog is full; its reserve was given up") from error
-                raise _sqlite_fault(error.orig) from error
-            raise _postgresql_fault(error) from error
+                raise sqlite_fault(error.orig) from error
+            raise postgresql_fault(error) from error
         except exc.TimeoutError as error:
             raise Transient("no connection of the pool came free") from error

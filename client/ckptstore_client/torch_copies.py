@@ -31,7 +31,8 @@ _memcpy.restype = ctypes.c_void_p
 
 
 def copy_on_cpu(destinations: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
-    """Copy each source to its destination: pairs of one shape, on the CPU. That no gradient follows them is the caller's to see to."""
+    """Copy each source, which is on the CPU, to its destination, of one shape and wherever it is. That no gradient follows them is the
+    caller's to see to."""
     if max(map(_size_bytes, sources), default=0) < PIECE_BYTES:  # by far the quickest look at 20,000 of them
         if sources:
             torch._foreach_copy_(list(destinations), list(sources))
@@ -54,6 +55,7 @@ def _is_large(destination: torch.Tensor, source: torch.Tensor) -> bool:
     """Whether the bytes can be taken as they are, and are enough of them."""
     return (
         source.nbytes >= PIECE_BYTES
+        and destination.is_cpu
         and source.dtype is destination.dtype
         and source.is_contiguous()
         and destination.is_contiguous()

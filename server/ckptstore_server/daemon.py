@@ -137,6 +137,7 @@ class Daemon:
         await self._open_tiers(node)
         await node.run(node.upkeep_executor, catch_up, node)
         services = Services.build(node, self._stop.set)
+        node.pool.process_of = services.sessions.pid_of
         lost = await node.query(node.catalog.abandon, node.node_id, "the daemon that held its snapshot was restarted")
         services.attempts.ended(lost)
         await services.keeper.set_configured()

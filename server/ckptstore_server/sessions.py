@@ -34,6 +34,11 @@ class Sessions:
         """The clients' processes on this node."""
         return [session.pid for session in self._sessions.values() if session.pid]
 
+    def pid_of(self, session: str) -> int | None:
+        """The process of a client on this node. Any thread."""
+        found = self._sessions.get(session)
+        return found.pid if found is not None else None
+
     def open_remote(self) -> str:
         session = f"tcp-{os.urandom(12).hex()}"
         self._sessions[session] = Session(session, None)

@@ -16,6 +16,7 @@ import runpy
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -92,6 +93,7 @@ def prepare() -> None:
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what scripts and frameworks print belongs into the log
 SCRIPT = sys.argv[1]
+sys.path.insert(0, str(Path(SCRIPT).parent))  # as `python SCRIPT` does
 runpy.run_path(SCRIPT, run_name="imports")
 prepare()
 for line in sys.stdin:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,7 @@ def fsdp2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def fsdp1(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    yield from place_of(tmp_path_factory.mktemp("fsdp1"), "fsdp", scripts=Path(__file__).parent)
+    yield from place_of(tmp_path_factory.mktemp("fsdp1"), "lightning_fsdp")
 
 
 def test_killed_in_the_middle_and_started_again_it_ends_as_if_nothing_had_happened(fsdp2: Place) -> None:

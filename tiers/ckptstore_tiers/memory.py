@@ -56,6 +56,8 @@ class SegmentPool:
         self._slots_per_owner = slots_per_owner
         self._huge_pages = huge_pages
         self._clock = clock
+        #: the process behind an owner, where it is one of this node
+        self.process_of: Callable[[str], int | None] = lambda owner: None
         self._changed = threading.Condition()
         self._slots: dict[str, Slot] = {}
         self._replicas: dict[str, Slot] = {}  # by object id
@@ -265,7 +267,7 @@ class SegmentPool:
         return self._make_slot(owner, self._capacity_for(size_bytes))
 
     def _make_slot(self, owner: str, capacity_bytes: int) -> Slot:
-        slot = Slot(owner, capacity_bytes, huge_pages=self._huge_pages)
+        slot = Slot(owner, capacity_bytes, huge_pages=self._huge_pages, pid=self.process_of(owner))
         slot.used_at_s = self._clock()
         self._slots[slot.segment_id] = slot
         return slot

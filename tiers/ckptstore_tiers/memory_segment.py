@@ -28,6 +28,7 @@ import numpy as np
 
 from ckptstore.errors import ChecksumMismatch, NotFound, TierFull
 from ckptstore.paths import new_id
+from ckptstore_tiers import numa
 from ckptstore_tiers.prefault import CHUNK_BYTES, collapse, prefault
 from ckptstore_tiers.shared_mapping import HUGE_PAGE_BYTES, map_shared
 
@@ -53,7 +54,8 @@ class SegmentState(Enum):
 class Slot:
     """The memory. Raises TierFull when the kernel refuses to make it."""
 
-    def __init__(self, owner: str, capacity_bytes: int, *, huge_pages: bool) -> None:
+    def __init__(self, owner: str, capacity_bytes: int, *, huge_pages: bool, pid: int | None = None) -> None:
+        """`pid`: the process that will write into it, near which its pages are made."""
         self.segment_id = new_id()
         self.owner = owner
         self.owner_gone = False
@@ -71,6 +73,7 @@ class Slot:
         self._prefault_lock = threading.Lock()  # closing waits for the chunk that is being pre-faulted
         self._huge_pages = huge_pages
         self.fd, memory = _make_memory(capacity_bytes, huge_pages)
+        numa.settle(memory, pid)
         self._memory: memoryview | None = memory
 
     @property

@@ -1,33 +1,32 @@
-"""The sharded Lightning example with FSDP1, whose shards are no DTensors. It trains on the CPU if modules are wrapped for it by hand.
+"""The training of `lightning_sharded_run.py` with FSDP1, which may be killed at any moment, and go on with any number of ranks.
 
-In a folder named `newest` only the newest checkpoint is kept.
+    torchrun --nproc-per-node 2 lightning_fsdp_run.py /runs/tiny-net
+
+On a GPU Lightning wraps the model by itself; on the CPU, where it does not, `configure_model` does. In a folder named `newest` only the
+newest checkpoint is kept.
 """
 
 from __future__ import annotations
 
 import os
-import runpy
 import sys
-from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_sharded_run import Batches, Net
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ckptstore_client.trainers.lightning import RandomStates
 from ckptstore_client.trainers.lightning_sharded import StoreFSDPStrategy
 
-EXAMPLE: Any = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "examples" / "lightning_sharded_run.py"))
-
 
 def sharded(module: nn.Module) -> nn.Module:
     return FullyShardedDataParallel(module, device_id=torch.device("cpu"), use_orig_params=True)
 
 
-class Net(EXAMPLE["Net"]):  # type: ignore[misc]
+class ShardedNet(Net):
     def configure_model(self) -> None:
         if not isinstance(self.layers, FullyShardedDataParallel):
             self.layers = sharded(nn.Sequential(sharded(self.layers[0]), *self.layers[1:]))
@@ -36,17 +35,18 @@ class Net(EXAMPLE["Net"]):  # type: ignore[misc]
 def train(checkpoints: str, rank: int, ranks: int) -> None:
     seed_everything(0)
     strategy = StoreFSDPStrategy(checkpoints=checkpoints, use_orig_params=True, process_group_backend="gloo")
+    keep = 1 if checkpoints.endswith("/newest") else -1
     trainer = Trainer(
         strategy=strategy,
         devices=ranks,
-        callbacks=[ModelCheckpoint(every_n_train_steps=2, save_top_k=1 if checkpoints.endswith("/newest") else -1), RandomStates()],
+        callbacks=[ModelCheckpoint(every_n_train_steps=2, save_top_k=keep), RandomStates()],
         max_steps=12,
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Net(), EXAMPLE["Batches"](rank, ranks), ckpt_path=strategy.latest())
+    trainer.fit(ShardedNet(), Batches(rank, ranks), ckpt_path=strategy.latest())  # None at the first start
 
 
 if __name__ == "__main__":
