@@ -75,6 +75,7 @@ class FdRelease(Message):
     op: Literal["release"] = "release"
     segment_id: str
     generation: int
+    why: str = Field("", max_length=1000)  # for the other ranks, where an attempt was opened with it meanwhile
 
 
 class FdHandOver(Message):

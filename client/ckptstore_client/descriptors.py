@@ -116,10 +116,10 @@ class DescriptorConnection:
                 raise self._broken("the daemon's answer does not say what attempt was opened", None)
             return said.opened
 
-    def release(self, grant: SegmentGrant) -> None:
-        """Give an acquired slot back."""
+    def release(self, grant: SegmentGrant, why: str = "") -> None:
+        """Give an acquired slot back; `why` is for the other ranks of an attempt that it was opened with."""
         with self._lock:
-            self._ask(FdRelease(segment_id=grant.segment_id, generation=grant.generation), (), self._timeout_s)
+            self._ask(FdRelease(segment_id=grant.segment_id, generation=grant.generation, why=why), (), self._timeout_s)
 
     def hand_over(self, attempt_id: str, rank: int, slot: HandOver) -> None:
         """Make the slot's bytes the daemon's."""

@@ -105,8 +105,8 @@ class LocalTransport:
     def _mapped(self, grant: SegmentGrant, size_bytes: int) -> Target:
         try:
             return Target(self._connection.segment(grant.segment_id, populate_bytes=size_bytes).view, grant)
-        except CkptStoreError:
-            self._release(grant)
+        except CkptStoreError as error:
+            self._release(grant, f"{error!s:.500}")
             raise
 
     def hand_over(self, opened: AttemptOpened, rank: int, target: Target, size_bytes: int) -> None:
@@ -123,9 +123,9 @@ class LocalTransport:
         assert target.grant is not None
         self._release(target.grant)
 
-    def _release(self, grant: SegmentGrant) -> None:
+    def _release(self, grant: SegmentGrant, why: str = "") -> None:
         with contextlib.suppress(CkptStoreError):  # a session that is lost has lost its slots with it
-            self._connection.release(grant)
+            self._connection.release(grant, why)
 
     def store_file(self, attempt_id: str, name: str, fd: int, size_bytes: int) -> None:
         try:

@@ -373,11 +373,12 @@ class AttemptService:
         if views:
             self._node.board.announce()
 
-    async def slot_given_up(self, segment_id: str, generation: int, session: str) -> None:
+    async def slot_given_up(self, segment_id: str, generation: int, session: str, why: str) -> None:
         """A client gave back a slot of which it may not have heard what attempt it was granted for: nobody else would end that."""
         if (grant := self._grants.with_slot(segment_id, generation, session)) is not None:
             self._grants.end(grant)
-            self._begun(self._abort_quietly(grant.attempt_id, f"rank {grant.rank} gave its slot back"))
+            said = f"failed: {why}" if why else "gave its slot back"
+            self._begun(self._abort_quietly(grant.attempt_id, f"rank {grant.rank} {said}"))
 
     async def session_lost(self, session: str) -> None:
         """A client is gone: its slots are freed, and what it had not handed over is aborted."""

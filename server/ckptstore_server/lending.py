@@ -104,7 +104,7 @@ class Lending:
     def release(self, session: str, message: FdRelease) -> tuple[FdReady, int | None]:
         """The slot first: an attempt that is granted it from now on finds it gone, and ends."""
         self._node.pool.give_up(message.segment_id, message.generation, owner=session)
-        self._on_loop(self._attempts.slot_given_up(message.segment_id, message.generation, session))
+        self._on_loop(self._attempts.slot_given_up(message.segment_id, message.generation, session, message.why))
         return FdReady(), None
 
     def hand_over(self, session: str, message: FdHandOver) -> tuple[FdReady, int | None]:

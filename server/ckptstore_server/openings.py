@@ -33,14 +33,11 @@ class Openings:
         begun, task = self._begun.get((session, segment_id), (-1, None))
         if task is None or begun != generation:
             raise NotFound("no attempt was begun with this slot", operation="save", subject=segment_id)
-        try:
-            opened = await asyncio.wait_for(asyncio.shield(task), PATIENCE_S)
-        except TimeoutError as error:
-            raise WaitTimeout("the attempt is not opened yet", operation="save", subject=segment_id) from error
-        finally:
-            if task.done():
-                self._begun.pop((session, segment_id), None)
-        return opened
+        done, _ = await asyncio.wait({task}, timeout=PATIENCE_S)
+        if not done:  # it may be by now, but who asked is not told: the answer stays
+            raise WaitTimeout("the attempt is not opened yet", operation="save", subject=segment_id)
+        self._begun.pop((session, segment_id), None)
+        return task.result()
 
     def session_lost(self, session: str) -> None:
         for key in [key for key in self._begun if key[0] == session]:

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_client import Store
-from tests.faults.crash_story import Spoiling, frozen, weights
-from tests.faults.fault_store import FaultStore, assert_state, objects_below, posix_tier, state_of
+from tests.faults import everything_on
+from tests.faults.fault_store import FaultStore, objects_below, posix_tier
 from tests.services.s3_fault_proxy import S3FaultProxy
 
 BUCKET = "checkpoints"
@@ -57,13 +55,9 @@ class Outage:
         return any(str(publication_id) in key for key in self.bucket("records"))
 
     def save(self, store: Store, run: str, steps: range) -> None:
-        """Incremental saves, the first of which writes what is frozen, guarded by an optimizer that changes its weights at once."""
+        """With everything on."""
         for step in steps:
-            guard = Spoiling(weights(step))
-            state = {**state_of(step), "frozen": frozen(), "weights": guard.weights}
-            pending = store.save(f"{run}/step-{step}", state, step=step, incremental=True, guard=guard)
-            guard.step()
-            pending.wait("pfs", timeout_s=60)
+            everything_on.save(store, f"{run}/step-{step}", step).wait("pfs", timeout_s=60)
 
     def assert_all_arrived(self, store: Store, run: str, steps: range) -> None:
         """Every file is in the bucket, byte for byte and once, with its commit record."""
@@ -71,15 +65,8 @@ class Outage:
             store.wait(f"{run}/step-{step}", "object", timeout_s=90)
             assert self.missing(f"{run}/step-{step}") == []
             assert self.has_record(store.stat(f"{run}/step-{step}").publication_id)
-            assert_saved(store.load(f"{run}/step-{step}"), step)
+            everything_on.assert_saved(store.load(f"{run}/step-{step}"), step)
         assert len(self.bucket("objects", run)) == 2 * len(steps)
-
-
-def assert_saved(found: Any, step: int) -> None:
-    """What `Outage.save` saved, as it was at the call."""
-    assert_state(found, step)
-    assert np.array_equal(found["frozen"], frozen())
-    assert np.array_equal(found["weights"], weights(step))
 
 
 @contextmanager

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 
 from ckptstore.errors import Busy, CatalogUnavailable, InvalidInput, TierFull
-from ckptstore_client import Store
 from tests.faults.fault_store import (
     FaultStore,
     assert_state,
@@ -32,73 +31,14 @@ from tests.faults.fault_store import (
     tier_status,
     verified,
 )
+from tests.faults.small_disks import MIB, Disk, disks, run, started
 from tests.until import until
 
-MIB = 1 << 20
+__all__ = ["disks"]
+
 #: How long another process holds the catalog's lock, in seconds: a slow backup.
 LOCKED_FOR_S = 3.0
 REPOSITORY = Path(__file__).parents[2]
-
-
-class Disk:
-    """A tmpfs that a test can fill and make read-only."""
-
-    def __init__(self, place: Path, size_bytes: int) -> None:
-        self.place = place
-        self.size_bytes = size_bytes
-        place.mkdir()
-        _run("mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "none", str(place))
-
-    def fill(self) -> None:
-        with open(self.place / "filler", "wb", buffering=0) as filler:
-            try:
-                while filler.write(bytes(64 << 10)):
-                    pass
-            except OSError:
-                pass
-
-    def empty(self) -> None:
-        (self.place / "filler").unlink()
-
-    def make(self, mode: str) -> None:
-        """`ro` or `rw`; a file that is open for writing delays it."""
-        command = ["mount", "-o", f"remount,{mode}", self.place]
-        until(f"the disk is {mode}", lambda: subprocess.run(command, capture_output=True).returncode == 0)
-
-    @property
-    def free_bytes(self) -> int:
-        found = os.statvfs(self.place)
-        return found.f_bavail * found.f_frsize
-
-    def unmount(self) -> None:
-        _run("umount", "-l", str(self.place))
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr} (these tests mount file systems: run them as root)"
-
-
-@pytest.fixture
-def disks(tmp_path: Path) -> Iterator[tuple[Disk, Disk]]:
-    """`nvme` of 24 MiB and `pfs` of 96 MiB."""
-    mounted: list[Disk] = []
-    try:
-        for name, size_bytes in (("nvme", 24 * MIB), ("pfs", 96 * MIB)):
-            mounted.append(Disk(tmp_path / name, size_bytes))
-        yield mounted[0], mounted[1]
-    finally:
-        for disk in mounted:
-            disk.unmount()
-
-
-@contextmanager
-def started(folder: Path, *disks: Disk, failpoints: str = "", **settings: Any) -> Iterator[tuple[FaultStore, Store]]:
-    names = [disk.place.name for disk in disks]
-    tiers = [posix_tier(name, folder / name / "root", shared=name == "pfs", **settings.pop(name, {})) for name in names]
-    with FaultStore(folder / "home", tiers, settings=settings) as place:
-        place.start(failpoints)
-        yield place, place.connect()
 
 
 @contextmanager
@@ -401,9 +341,9 @@ def test_a_disk_that_cannot_be_read_any_more_is_passed_over(tmp_path: Path) -> N
     image, mount = tmp_path / "image", tmp_path / "nvme"
     with image.open("wb") as file:
         file.truncate(64 * MIB)
-    _run("mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", str(image))
+    run("mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", str(image))
     mount.mkdir()
-    _run("mount", "-o", f"loop,errors=continue,offset=0,sizelimit={64 * MIB}", str(image), str(mount))
+    run("mount", "-o", f"loop,errors=continue,offset=0,sizelimit={64 * MIB}", str(image), str(mount))
     try:
         tiers = [posix_tier("nvme", mount / "root"), posix_tier("pfs", tmp_path / "pfs", shared=True)]
         with FaultStore(tmp_path / "home", tiers) as place:
@@ -424,7 +364,7 @@ def test_a_disk_that_cannot_be_read_any_more_is_passed_over(tmp_path: Path) -> N
             store.save("/run/b", state_of(2)).wait("pfs", timeout_s=60)
             assert_state(store.load("/run/b"), 2)
     finally:
-        _run("umount", "-l", str(mount))
+        run("umount", "-l", str(mount))
 
 
 def lose_device_behind(image: Path, file: Path) -> None:

@@ -16,11 +16,12 @@ from ckptstore.catalog import Catalog
 from ckptstore.catalog.model import AttemptState, AttemptView
 from ckptstore.config import read_settings
 from ckptstore.errors import AlreadyExists, CatalogUnavailable, InvalidInput, NotFound, WaitTimeout
-from ckptstore.wire import SESSION_HEADER, AttemptOpened, OpenAttempt
+from ckptstore.wire import SESSION_HEADER, AttemptOpened, OpenAttempt, SegmentGrant
 from ckptstore_bench.ports import free_port
 from ckptstore_client import connect
 from ckptstore_client.api import Api
 from ckptstore_client.descriptors import DescriptorConnection
+from ckptstore_server import openings
 from tests.faults.fault_store import FaultStore, assert_state, posix_tier, published, state_of
 from tests.faults.raw_client import RawClient
 from tests.faults.slow_catalog import SlowCatalog
@@ -171,9 +172,9 @@ def test_an_abort_that_a_locked_catalog_refuses_is_done_when_it_can_be(tmp_path:
 
 def test_an_attempt_that_is_opened_twice_at_once_is_joined_once(place: FaultStore, client: DescriptorConnection) -> None:
     """The later of two would find the slot handed over, and end the attempt as one that failed."""
-    slow, asked, openings = place.home / "slow", place.home / "asked", place.home / "openings"
+    slow, asked, counted = place.home / "slow", place.home / "asked", place.home / "openings"
     asked.unlink(missing_ok=True)
-    openings.unlink(missing_ok=True)
+    counted.unlink(missing_ok=True)
     request = wanted("/run/twice")
     slow.touch()
     try:
@@ -183,13 +184,41 @@ def test_an_attempt_that_is_opened_twice_at_once_is_joined_once(place: FaultStor
         with place.daemon.http() as http, ThreadPoolExecutor(1) as executor:
             http.headers[SESSION_HEADER] = client.session
             again = executor.submit(http.post, "/v1/attempts", json=request.model_copy(update={"segment": grant}).model_dump())
-            until("both are under way", lambda: openings.stat().st_size == 2)
+            until("both are under way", lambda: counted.stat().st_size == 2)
             slow.unlink()
             answer = again.result(timeout=60)
     finally:
         slow.unlink(missing_ok=True)
     assert (answer.status_code, AttemptOpened.model_validate_json(answer.content)) == (200, client.opened(grant))
     assert asked.stat().st_size == 1
+
+
+def test_an_answer_that_comes_as_patience_ends_is_there_for_the_next_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was lost once: who asked was told to ask again, and then that nothing had been begun."""
+    monkeypatch.setattr(openings, "PATIENCE_S", 0.01)
+    told = AttemptOpened(attempt_id="1" * 32)
+
+    class Attempts:
+        async def open(self, request: OpenAttempt, *, session: str) -> AttemptOpened:
+            await asyncio.sleep(openings.PATIENCE_S)
+            return told
+
+    async def story() -> int:
+        asked_again = 0
+        for generation in range(50):
+            begun = openings.Openings(Attempts())  # type: ignore[arg-type]
+            begun.begin(wanted("/run/a"), SegmentGrant(segment_id="s", generation=generation, capacity_bytes=1), "session")
+            while True:
+                try:
+                    assert await begun.answer("s", generation, "session") == told
+                    break
+                except WaitTimeout:
+                    asked_again += 1
+            with pytest.raises(NotFound):
+                await begun.answer("s", generation, "session")
+        return asked_again
+
+    assert asyncio.run(story()) > 0
 
 
 @pytest.mark.parametrize("way", ["socket", "request", "tcp"])

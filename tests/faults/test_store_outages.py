@@ -17,8 +17,9 @@ from ckptstore.errors import ChecksumMismatch, TierUnavailable, WaitTimeout
 from ckptstore.wire import TierStatus
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_client import Store
+from tests.faults.everything_on import assert_saved
 from tests.faults.fault_store import objects_below, state_of, tier_status, verified
-from tests.faults.outage import Outage, assert_saved, outage
+from tests.faults.outage import Outage, outage
 from tests.services.s3_fault_proxy import Fault
 from tests.until import until
 
