@@ -17,8 +17,9 @@ from ckptstore.catalog.deletion import delete_publications
 from ckptstore.catalog.entries import below, published_below, refuse_to_take_away, remove_entries, visible_at
 from ckptstore.catalog.held import refuse_held
 from ckptstore.catalog.latest import latest
-from ckptstore.catalog.model import AttemptState, Entry, Kind, Publication, StoredFile
+from ckptstore.catalog.model import Entry, Kind, Publication, StoredFile
 from ckptstore.catalog.schema import attachments, attempts, drains, entries, inner_folders, objects, publications
+from ckptstore.catalog.storing import UNFINISHED
 from ckptstore.catalog.views import file_columns, publication_row, read_publication, read_publications, stored_file
 from ckptstore.errors import NotFound, PathConflict
 
@@ -127,7 +128,7 @@ class Namespace(Core):
         live = select(func.count()).where(publications.c.state == "live").scalar_subquery()
         superseded = select(func.count()).where(publications.c.state == "superseded").scalar_subquery()
         deleted = select(func.count()).where(publications.c.state == "deleted").scalar_subquery()
-        unfinished = select(func.count()).where(attempts.c.state.in_([AttemptState.OPEN, AttemptState.COMPLETE])).scalar_subquery()
+        unfinished = select(func.count()).where(attempts.c.state.in_(UNFINISHED)).scalar_subquery()
         waiting = select(func.count(drains.c.object_id)).scalar_subquery()
         row = self._db.read("count", lambda tx: tx.execute(select(live, superseded, deleted, unfinished, waiting)).one())
         return dict(zip(("publications", "superseded", "deleted", "attempts", "drains"), map(int, row), strict=True))
@@ -191,7 +192,9 @@ class Namespace(Core):
             if row is not None:
                 return read_publication(tx, row, self._tiers)
         hint = None
-        if entry is not None:
+        if tx.execute(select(attempts.c.attempt_id).where(attempts.c.path == path, attempts.c.state.in_(UNFINISHED)).limit(1)).first():
+            hint = "a save is on its way there: it can be loaded once it is in a durable tier (`pending.wait_published()`)"
+        elif entry is not None:
             hint = f"{entry.path} is published: name that" if entry.publication_id is not None and rest else f"list {entry.path}"
         raise NotFound("nothing is published there", operation="resolve", subject=path, hint=hint)
 

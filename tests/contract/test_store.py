@@ -132,7 +132,7 @@ def test_ranks_of_one_group_save_one_checkpoint(place: Place, folder: str) -> No
         first = zero.save(f"{folder}/a", {"rank": 0, "w": torch.zeros(3)}, rank=0, world_size=2)
         with pytest.raises(WaitTimeout):
             first.wait("snapshot", timeout_s=0.0)
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound, match=r"on its way there.*wait_published"):
             zero.load(f"{folder}/a")
         one.save(f"{folder}/a", {"rank": 1, "w": torch.ones(3)}, rank=1, world_size=2)
         first.wait("nvme", timeout_s=WAIT_S)
