@@ -147,6 +147,11 @@ def _add_snapshot_jobs(tx: Connection) -> None:
     tx.execute(text(f"INSERT INTO snapshot_jobs {summed}"))
 
 
+def _add_index_of_folders(tx: Connection) -> None:
+    """13: a folder's folders are found without reading all that is in it."""
+    tx.execute(text("CREATE INDEX entries_folders ON entries (parent) WHERE publication_id IS NULL"))
+
+
 #: version → what makes the next version of it. A step spells out its DDL: it must not change when `schema` does.
 STEPS: dict[int, Callable[[Connection], None]] = {
     1: _add_references,
@@ -160,6 +165,7 @@ STEPS: dict[int, Callable[[Connection], None]] = {
     9: _add_retention_by_tier,
     10: _add_published_sequence,
     11: _add_snapshot_jobs,
+    12: _add_index_of_folders,
 }
 
 #: Any number that no other program uses: nodes that start together migrate one after the other.

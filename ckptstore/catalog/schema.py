@@ -33,7 +33,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 #: The version of the schema below; `migrations` brings older ones up to it.
-SCHEMA_VERSION = 12
+SCHEMA_VERSION = 13
 
 metadata = MetaData()
 _Text = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
@@ -225,6 +225,9 @@ entries = Table(
     _text("publication_id", nullable=True),
     UniqueConstraint("parent", "name"),
 )
+#: The folders among a folder's entries: few where thousands of checkpoints are.
+_IS_FOLDER = entries.c.publication_id.is_(None)
+Index("entries_folders", entries.c.parent, sqlite_where=_IS_FOLDER, postgresql_where=_IS_FOLDER)
 
 #: Storage of others that is shown below a path. An attached path has a row in `entries`, too, as a folder.
 attachments = Table(

@@ -18,6 +18,7 @@ TAKEN_BACK = {
     9: ("DROP TABLE snapshot_requests", "DROP TABLE snapshot_ranks"),
     11: ("ALTER TABLE publications DROP COLUMN published_sequence",),
     12: ("DROP TABLE snapshot_jobs",),
+    13: ("DROP INDEX entries_folders",),
     10: (
         "CREATE TABLE retentions (path TEXT NOT NULL, policies TEXT NOT NULL, tier TEXT NOT NULL, trash_s DOUBLE PRECISION NOT NULL, "
         "set_at_s DOUBLE PRECISION NOT NULL, PRIMARY KEY (path))",

@@ -294,6 +294,48 @@ def _scans(plans: list[str]) -> list[str]:
     return found
 
 
+def _steps(catalog: Catalog, call: Callable[[], Any]) -> int:
+    """How many hundreds of steps SQLite's machine takes for it: what it reads, sorts and compares. The second call counts."""
+    call()
+    counted = 0
+
+    def count() -> int:
+        nonlocal counted
+        counted += 1
+        return 0
+
+    with closing(catalog._db._engine.raw_connection()) as pooled:  # the one that the next call gets
+        pooled.driver_connection.set_progress_handler(count, 100)  # type: ignore[union-attr]
+    call()
+    with closing(catalog._db._engine.raw_connection()) as pooled:
+        pooled.driver_connection.set_progress_handler(None, 0)  # type: ignore[union-attr]
+    return counted
+
+
+def test_what_is_asked_of_a_folder_costs_as_much_with_hundreds_of_checkpoints_as_with_thirty(saver: Saver) -> None:
+    """An index that is read from end to end shows in no plan: `@latest` read all names of its folder, to find folders among them."""
+    catalog = saver.catalog
+    calls: dict[str, Callable[[], Any]] = {
+        "latest": lambda: catalog.resolve("/run/@latest"),
+        "resolve": lambda: catalog.resolve("/run/7"),
+        "list_folder": lambda: catalog.list_folder("/run", after="7", limit=5),
+        "entry": lambda: catalog.entry("/run/7"),
+        "files": lambda: catalog.files(catalog.resolve("/run/7").publication_id),
+        "pending_drains": lambda: catalog.pending_drains("pfs", limit=8),
+        "eviction_candidates": lambda: catalog.eviction_candidates("nvme", limit=8),
+        "save": lambda: saver.save(f"/other/{new_id()}"),
+    }
+    for number in range(30):
+        saver.save(f"/run/{number}")
+    saver.settle_all()
+    few = {name: _steps(catalog, call) for name, call in calls.items()}
+    for number in range(30, 400):
+        saver.save(f"/run/{number}")
+    saver.settle_all()
+    many = {name: _steps(catalog, call) for name, call in calls.items()}
+    assert {name: (few[name], many[name]) for name in calls if many[name] > 1.5 * few[name] + 5} == {}
+
+
 def test_no_operation_reads_a_growing_table_from_end_to_end(saver: Saver) -> None:
     catalog = saver.catalog
     for number in range(4):
