@@ -14,19 +14,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xxhash
 
 from ckptstore.catalog.model import AttemptState, AttemptView, Kind, StoredFile
+from ckptstore.layout import LAYOUT_KEY, Elsewhere, Layout, write_layout
 from ckptstore.manifest import build_index, part_file_name, read_index
+from ckptstore.safetensors_format import Header, TensorEntry, parse_header
 from ckptstore.wire import FileInfo
 from ckptstore_client.loading import load_state
 from ckptstore_client.reading import VerifiedObject
 from ckptstore_client.replicas import OpenFile, Replica
 from ckptstore_client.staging import Staging
-from ckptstore_tiers.checksums import BlockDigests
+from ckptstore_server.partial_files import PartialFile, in_order
+from ckptstore_tiers.checksums import BLOCK_BYTES, BlockDigests
 
 FOLDER = Path(__file__).parent
 PART = FOLDER / "part-1.safetensors"
+INCREMENT = FOLDER / "increment-1.safetensors"
 INDEX = FOLDER / "checkpoint-1.json"
+#: The object that an incremental part refers to: the whole one.
+BASE = "0" * 32
 
 
 def state() -> dict[str, Any]:
@@ -46,12 +53,44 @@ def state() -> dict[str, Any]:
     }
 
 
-def staged() -> bytes:
+def later_state() -> dict[str, Any]:
+    """In which a tensor has changed and one has come; the others are as they were."""
+    later = state()
+    later["model"]["half"] = torch.tensor([3.5, 0.25], dtype=torch.bfloat16)
+    later["new"] = np.array([[1.0, 2.0]])
+    return later
+
+
+def staged(what: dict[str, Any] | None = None) -> bytes:
     staging = Staging()
-    plan = staging.plan(state())
+    plan = staging.plan(state() if what is None else what)
     segment = bytearray(plan.size_bytes)
     staging.copy(plan, memoryview(segment))
     return bytes(segment)
+
+
+def increment() -> bytes:
+    """What is stored of the later state, whose unchanged tensors are those of the whole part."""
+    base, later = PART.read_bytes(), staged(later_state())
+    before, after = parse_header(base, len(base)), parse_header(later, len(later))
+    own, elsewhere = {}, {}
+    for key, entry in after.tensors.items():
+        value, old = bytes_of(later, after, entry), before.tensors.get(key)
+        digest = xxhash.xxh3_128_hexdigest(value)
+        if old is not None and value == bytes_of(base, before, old):
+            start = before.data_start + old.start
+            elsewhere[key] = Elsewhere(TensorEntry(key, old.dtype, old.shape, start, start + old.size_bytes), digest, BASE)
+        else:
+            own[key] = digest
+    entries = [entry for entry in in_order(after) if entry.key in own]
+    metadata = after.metadata | {LAYOUT_KEY: write_layout(Layout(own, elsewhere))}
+    source = PartialFile.of(entries, metadata, memoryview(later)[after.data_start :]).source
+    assert source.size_bytes <= BLOCK_BYTES
+    return bytes(source.block(0, memoryview(bytearray(BLOCK_BYTES))))
+
+
+def bytes_of(file: bytes, header: Header, entry: TensorEntry) -> bytes:
+    return file[header.data_start + entry.start : header.data_start + entry.end]
 
 
 def index() -> bytes:
@@ -79,11 +118,17 @@ def index() -> bytes:
 class GoldenFile:
     """The file as the only replica."""
 
+    def __init__(self, place: Path = PART) -> None:
+        self._place = place
+
     def openable(self, object_id: str, *, recall: bool = True) -> list[str]:
         return ["nvme"]
 
     def open(self, object_id: str, tier: str) -> Replica:
-        return OpenFile(os.open(PART, os.O_RDONLY), tier, size_bytes=PART.stat().st_size)
+        return OpenFile(os.open(self._place, os.O_RDONLY), tier, size_bytes=self._place.stat().st_size)
+
+    def part(self, object_id: str) -> Replica:
+        pytest.fail("the file itself can be opened")
 
     def stream(self, object_id: str, *, recall: bool = True) -> Replica:
         pytest.fail("the file itself is whole")
@@ -92,13 +137,35 @@ class GoldenFile:
         pytest.fail("the file itself is whole")
 
 
-def test_the_part_of_version_1_is_still_read() -> None:
-    data = PART.read_bytes()
+def opened(place: Path, object_id: str) -> VerifiedObject:
+    data = place.read_bytes()
     digests = BlockDigests.of(data)
-    file = FileInfo(object_id="0" * 32, name="part", rank=0, size_bytes=len(data), digest=digests.root, blocks=digests.blocks)
-    with VerifiedObject(file, GoldenFile(), operation="load", path="/gold") as reader:
-        found = load_state(reader, None, None)
-    expected = state()
+    file = FileInfo(object_id=object_id, name="part", rank=0, size_bytes=len(data), digest=digests.root, blocks=digests.blocks)
+    return VerifiedObject(file, GoldenFile(place), operation="load", path="/gold")
+
+
+def open_base(object_id: str) -> VerifiedObject:
+    assert object_id == BASE
+    return opened(PART, BASE)
+
+
+def test_the_part_of_version_1_is_still_read() -> None:
+    with opened(PART, BASE) as reader:
+        assert_is(load_state(reader, None, None), state())
+
+
+def test_the_incremental_part_of_version_1_is_still_read_with_what_it_refers_to() -> None:
+    with opened(INCREMENT, "1" * 32) as reader:
+        found = load_state(reader, None, None, open_base)
+    assert_is(found, later_state())
+    assert np.array_equal(found["new"], [[1.0, 2.0]])
+
+
+def test_the_incremental_part_of_version_1_is_still_written_byte_by_byte() -> None:
+    assert increment() == INCREMENT.read_bytes()
+
+
+def assert_is(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert type(found["model"]) is OrderedDict
     assert found["model"]["w"] is found["model"]["tied"]
     for name in ("w", "half"):
@@ -121,6 +188,6 @@ def test_the_index_of_version_1_is_still_read_and_written() -> None:
 
 
 if __name__ == "__main__":
-    for place, data in ((PART, staged()), (INDEX, index())):
+    for place, write in ((PART, staged), (INCREMENT, increment), (INDEX, index)):
         if not place.exists():
-            place.write_bytes(data)
+            place.write_bytes(write())
