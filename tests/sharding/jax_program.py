@@ -71,8 +71,26 @@ def main(store: Store, folder: str) -> None:
             check(load_tree(store, f"{folder}/{saved}", like), like)
     like = tree_on(layouts["rows"], step=0)
     check(load_tree(store, f"{folder}/two-dimensional", blank(like)), like)
+    leaves_of_numpy(store, f"{folder}/numpy")
     refusals(store, folder, like)
     print("all is well")
+
+
+def leaves_of_numpy(store: Store, path: str) -> None:
+    """Arrays and scalars of numpy beside jax's: as they were where `like` has one of numpy's, jax arrays where it wants one."""
+    grid = np.arange(24.0).reshape(4, 6)
+    rows = sharding((4,), "a")
+    tree = {
+        "strided": grid[::2, 1::2], "whole": grid, "no dimension": np.array(3, np.int16), "none": np.empty((0, 3), np.uint8),
+        "truth": np.array([True, False]), "scalar": np.float32(0.1), "jax": jax.device_put(jnp.arange(8), rows),
+    }  # fmt: skip
+    save_tree(store, path, tree).wait("nvme", timeout_s=60)
+    found = load_tree(store, path, jax.tree.map(lambda leaf: np.zeros_like(leaf) if isinstance(leaf, np.ndarray) else leaf, tree))
+    for name, value in tree.items():
+        assert type(found[name]) is type(value) and found[name].dtype == value.dtype, name
+        assert np.asarray(found[name]).tobytes() == np.asarray(value).tobytes(), name
+    spread = load_tree(store, path, tree | {"whole": jax.ShapeDtypeStruct(grid.shape, grid.dtype, sharding=rows)})["whole"]
+    assert isinstance(spread, jax.Array) and spread.sharding == rows and np.array_equal(np.asarray(spread), grid)
 
 
 def refusals(store: Store, folder: str, like: dict[str, Any]) -> None:
