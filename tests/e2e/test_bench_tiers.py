@@ -111,6 +111,12 @@ def assert_every_setting_is_there(report: dict[str, Any]) -> None:
     small = rows(report, "Small and random")
     assert {(row["tier"], row["act"]) for row in small} >= {("nvme", "fsync"), ("nvme", "small write"), ("s3", "random read")}
     assert all(row["device_p50_s"] <= row["device_p99_s"] for row in small)
+    for row in small:  # fsync is the device's own, by itself
+        assert (row["ratio"] is None) == (row["per_s"] is None) == (row["act"] == "fsync")
+        if row["ratio"] is not None:
+            assert row["ratio"]["values"] == pytest.approx(
+                [ours / its for ours, its in zip(row["per_s"]["values"], row["device_per_s"]["values"], strict=True)]
+            )
     assert {(row["block_bytes"] >> 20, row["threads"]) for row in rows(report, "s3: all of it, by setting")} >= {(8, 1), (8, 2)}
 
 

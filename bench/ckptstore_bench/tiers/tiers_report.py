@@ -89,10 +89,12 @@ def _small(results: Sequence[TierResult]) -> Table:
         Column(key="threads", heading="threads", kind="count"),
         Column(key="per_s", heading="ckptstore", kind="per_s"),
         Column(key="device_per_s", heading="device", kind="per_s"),
+        Column(key="ratio", heading="ratio", kind="ratio"),
         *_latency_columns(),
     )
     rows = tuple(
-        _cells(result.measured, row) | {"per_s": _per_s(row, "store"), "device_per_s": _per_s(row, "device")}
+        _cells(result.measured, row)
+        | {"per_s": samples(_per_s(row, "store")), "device_per_s": samples(_per_s(row, "device")), "ratio": samples(_ratios_per_s(row))}
         for result in results
         for act in ("random read", "small write", "fsync")
         for row in result.measured.of(act)
@@ -152,8 +154,15 @@ def _cells(measured: Measured, row: Row) -> dict[str, Cell]:
     }
 
 
-def _per_s(row: Row, side: Side) -> Cell:
-    return samples(len(timing.latencies_s) / timing.seconds for timing in row.timings.get(side, ()))
+def _per_s(row: Row, side: Side) -> list[float]:
+    """Acts a second, by round."""
+    return [len(timing.latencies_s) / timing.seconds for timing in row.timings.get(side, ())]
+
+
+def _ratios_per_s(row: Row) -> list[float]:
+    """Our acts a second to the device's, round by round; none where only one of the two did it."""
+    ours, device = _per_s(row, "store"), _per_s(row, "device")
+    return [mine / its for mine, its in zip(ours, device, strict=True)] if ours and device else []
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float | None:
