@@ -18,8 +18,8 @@ anew for each load (means of three loads on a busy machine; getrusage):
 
     from memory, into existing tensors     40 ms of processor, 16 page faults        (76 ms, 1,033)
     from memory, into new ones             62 ms, 145                                (166 ms, 40,955)
-    from NVMe, into existing tensors       54 ms, 26                                 (88 ms, 4,104)
-    from NVMe, into new ones               86 ms, 140                                (97 ms, 15,699)
+    from NVMe, into existing tensors       73–82 ms, 26–28                           (88 ms, 4,104)
+    from NVMe, into new ones               114–226 ms, 162                           (97 ms, 15,699)
 """
 
 from __future__ import annotations

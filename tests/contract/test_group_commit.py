@@ -38,18 +38,23 @@ class Bed:
     def write(self, work: Work) -> Any:
         return self.database.write("test", work)
 
+    def hold(self) -> tuple[Future[Any], threading.Event]:
+        """A transaction that is under way until the event is set."""
+        begun, go_on = threading.Event(), threading.Event()
+
+        def work(_: Connection) -> None:
+            begun.set()
+            assert go_on.wait(60)
+
+        held = self._executor.submit(self.write, work)
+        assert begun.wait(60)
+        return held, go_on
+
     def together(self, *works: Work) -> list[Future[Any]]:
         """These, each from a thread of its own, in this order, while one transaction is under way; their futures, ended."""
         group_commit = self.database.group_commit
         assert group_commit is not None
-        begun, go_on = threading.Event(), threading.Event()
-
-        def hold(_: Connection) -> None:
-            begun.set()
-            assert go_on.wait(60)
-
-        first = self._executor.submit(self.write, hold)
-        assert begun.wait(60)
+        first, go_on = self.hold()
         futures = []
         for number, work in enumerate(works, 1):
             futures.append(self._executor.submit(self.write, work))
@@ -154,14 +159,7 @@ def test_a_database_that_another_process_locks_is_told_to_all_who_wait_and_recov
 
 
 def test_who_is_not_begun_in_time_is_told_so_and_does_nothing_later(bed: Bed) -> None:
-    begun, go_on = threading.Event(), threading.Event()
-
-    def hold(_: Connection) -> None:
-        begun.set()
-        assert go_on.wait(60)
-
-    first = bed._executor.submit(bed.write, hold)
-    assert begun.wait(60)
+    first, go_on = bed.hold()
     late = bed._executor.submit(bed.write, insert(1))
     with pytest.raises(CatalogUnavailable, match="has not come through"):
         late.result(60)

@@ -55,15 +55,16 @@ class FreshMemory:
     def __init__(self, views: Sequence[memoryview]) -> None:
         self._views = views
         self._lock = threading.Lock()
-        self._steps: deque[memoryview] | None = None
+        self._begun = False
+        self._steps: deque[memoryview] = deque()
         self._threads: list[threading.Thread] = []
 
     def touch(self) -> None:
         """Begin, in the order of the views, unless it was begun. Any thread."""
         with self._lock:
-            if self._steps is not None:
+            if self._begun:
                 return
-            self._steps = deque()
+            self._begun = True
             if sum(map(len, self._views)) < _WORTH_TOUCHING_BYTES:
                 return
             for view in self._views:
@@ -77,10 +78,7 @@ class FreshMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
-            if self._steps is None:
-                self._steps = deque()
-            self._steps.clear()
+        self._steps.clear()
         for thread in self._threads:
             thread.join()
 

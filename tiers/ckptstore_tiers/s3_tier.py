@@ -188,8 +188,10 @@ class S3Tier:
     def sweep(self, owned_ids: Iterable[str] | None) -> int:
         """Abort the unfinished uploads of these ids, and nothing else: the bucket may hold other stores' uploads."""
         owned = None if owned_ids is None else frozenset(owned_ids)
+        if owned is not None and not owned:
+            return 0
         aborted = 0
-        for key, upload_id in () if owned is not None and not owned else self._unfinished_uploads():
+        for key, upload_id in self._unfinished_uploads():
             if owned is None or key.rpartition("~")[2] in owned:
                 with contextlib.suppress(NotFound):  # it ended meanwhile
                     self._connection.ask(
