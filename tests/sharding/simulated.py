@@ -45,10 +45,23 @@ def dtensor(whole: torch.Tensor, mesh: DeviceMesh, placements: Sequence[Any], *,
     made = DTensor.from_local(
         torch.empty(0, dtype=whole.dtype), mesh, placements, run_check=False, shape=whole.shape, stride=whole.contiguous().stride()
     )
-    (chunk,) = made.__create_chunk_list__()
-    box = tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))
-    local = torch.full_like(whole[box], 77) if empty else whole[box].clone()
+    mine = whole[held_slices(made)]
+    local = torch.full_like(mine, 77) if empty else mine.clone()
     return DTensor.from_local(local, mesh, placements, run_check=False, shape=whole.shape, stride=whole.contiguous().stride())
+
+
+def held_slices(value: DTensor) -> tuple[slice, ...]:
+    """What of the whole a rank has: cut as `torch.chunk` does it, FSDP's strided placements after the tensor parallelism on their right."""
+    mesh, coordinate = value.device_mesh, value.device_mesh.get_coordinate()
+    assert coordinate is not None
+    rows = [torch.arange(length) for length in value.shape]
+    in_order = list(range(mesh.ndim))
+    for i in reversed(in_order) if any(hasattr(one, "split_factor") for one in value.placements) else in_order:
+        dim = getattr(value.placements[i], "dim", None)
+        if dim is not None:
+            pieces = rows[dim].chunk(mesh.size(i))
+            rows[dim] = pieces[coordinate[i]] if coordinate[i] < len(pieces) else rows[dim][:0]
+    return tuple(slice(int(mine[0]), int(mine[-1]) + 1) if len(mine) else slice(0, 0) for mine in rows)
 
 
 def states_of(world_size: int, make: Callable[[int], Any]) -> list[Any]:
@@ -93,10 +106,7 @@ class Ranks:
 
 def full(value: Any, whole: torch.Tensor) -> torch.Tensor:
     """What of `whole` a loaded value should hold."""
-    if not isinstance(value, DTensor):
-        return whole
-    (chunk,) = value.__create_chunk_list__()
-    return whole[tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))]
+    return whole[held_slices(value)] if isinstance(value, DTensor) else whole
 
 
 def needed_blocks(store: Store, path: str, state: Any) -> set[tuple[int, int]]:
@@ -105,12 +115,13 @@ def needed_blocks(store: Store, path: str, state: Any) -> set[tuple[int, int]]:
     needed: set[tuple[int, int]] = {(rank, 0) for rank in checkpoint.index.trees}
     with checkpoint:
         for name, value in state.items():
-            (chunk,) = value.__create_chunk_list__()
+            held = held_slices(value)
+            wanted = Box(tuple(rows.start for rows in held), tuple(rows.stop - rows.start for rows in held))
             for piece in checkpoint.index.tensor(name).pieces():
                 with checkpoint.part(piece.rank) as part:
                     entry = part.header.tensors[piece.key]
                     ids = np.arange(entry.start, entry.end, 4).reshape(entry.shape) + part.header.data_start
-                common = piece.box.common(Box(tuple(chunk.offsets), tuple(chunk.sizes)))
+                common = piece.box.common(wanted)
                 if common is not None:
                     first = [inside - outside for inside, outside in zip(common.offset, piece.box.offset, strict=True)]
                     mine = ids[tuple(slice(start, start + size) for start, size in zip(first, common.size, strict=True))]

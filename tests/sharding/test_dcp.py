@@ -10,7 +10,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from ckptstore.errors import InvalidInput, NotFound, NotStorable
 from ckptstore_client import Store
@@ -101,6 +103,38 @@ def test_what_eight_ranks_staged_loads_on_other_ranks(ranks: Ranks, folder: str,
         assert torch.equal(into["model"]["w"].to_local(), full(into["model"]["w"], W))
         assert torch.equal(into["model"]["v"].to_local(), full(into["model"]["v"], V))
         assert into["optim"]["state"][0]["step"].item() == 4.0 and into["optim"]["groups"] == [{"lr": 0.1, "params": [0]}]
+
+
+FSDP_AFTER_TENSOR_PARALLELISM = [_StridedShard(0, split_factor=2), Shard(0)]
+
+
+class OwnSavePlanner(DefaultSavePlanner):
+    pass
+
+
+class OwnLoadPlanner(DefaultLoadPlanner):
+    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
+        return super().resolve_tensor(read_item)
+
+
+def test_rows_that_torchs_planner_mistakes_are_loaded_as_they_lie_or_refused(ranks: Ranks, folder: str) -> None:
+    """13 rows over 3 × 2 ranks: FSDP's last two ranks have rows 6 and 11 to 12, and torch says 6 to 7 and 12."""
+    whole = torch.randn(13, 4)
+
+    def state(empty: bool) -> Any:
+        return {"w": dtensor(whole, mesh_of((3, 2)), FSDP_AFTER_TENSOR_PARALLELISM, empty=empty)}
+
+    saved = states_of(6, lambda _: state(False))
+    staged(ranks, f"{folder}/x", saved)
+    for into in states_of(6, lambda _: state(True)):
+        load(ranks, f"{folder}/x", into)
+        assert torch.equal(into["w"].to_local(), full(into["w"], whole))
+    planner, reader = OwnLoadPlanner(), Reader(f"{folder}/x", store=ranks[0])
+    planner.set_up_planner(saved[5], reader.read_metadata())
+    with pytest.raises(InvalidInput, match=r"load into w: a planner of your own"):
+        reader.read_data(planner.create_local_plan(), planner)
+    with pytest.raises(CheckpointException, match=r"save w: its local tensor is \(2, 4\), the planner says \(1, 4\)"):
+        dcp.save(saved[5], storage_writer=Writer(f"{folder}/y", store=ranks[0]), planner=OwnSavePlanner(), no_dist=True)
 
 
 def test_one_process_saves_and_loads_without_a_process_group(ranks: Ranks, folder: str) -> None:

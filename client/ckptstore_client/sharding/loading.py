@@ -257,9 +257,11 @@ class _ShareMatch(Match):
     def _wanted(self, value: Any, spread: Spread, place: str | None) -> tuple[Box, Any]:
         """Which box of the whole a tensor wants, and the memory for it."""
         if type(value) is dtensor_type():
-            from ckptstore_client.sharding.dtensors import wanted_box
+            from ckptstore_client.sharding.dtensors import SCATTERED, SCATTERED_HINT, wanted_box
 
             box, whole, local = wanted_box(value)
+            if box is None:
+                raise InvalidInput(SCATTERED, operation="load into", subject=shown_place(place), hint=SCATTERED_HINT)
         else:
             extent = self._extent(place or "")
             local = value.detach() if "torch" in sys.modules and hasattr(value, "detach") else value

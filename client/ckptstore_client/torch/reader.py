@@ -15,7 +15,7 @@ import os
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     STORAGE_TYPES,
     BytesStorageMetadata,
@@ -30,12 +30,14 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from ckptstore.boxes import Box
+from ckptstore.errors import InvalidInput
 from ckptstore.part_reading import Selection, TensorRef
 from ckptstore.safetensors_format import Header
 from ckptstore.shards import Spread
 from ckptstore_client.connecting import default_store
 from ckptstore_client.frameworks import framework
 from ckptstore_client.loading import assembled, references
+from ckptstore_client.sharding.dtensors import SCATTERED, SCATTERED_HINT, is_misplaced, wanted_box
 from ckptstore_client.sharding.filling_boxes import Want, fill_boxes
 from ckptstore_client.sharding.loading import PerRanks, ShardedCheckpoint, refuse
 from ckptstore_client.sharding.spreading import is_alone
@@ -101,10 +103,14 @@ class Reader(StorageReader):
         tensors = framework("$torch")
         wants, targets = [], []
         state = getattr(planner, "state_dict", {})  # of DCP's own planners, and those made of them
+        misplaced: dict[str, str] = {}  # fqn of the state → fqn of the checkpoint
         for item in plan.items:
             fqn = item.storage_index.fqn
             if item.type is LoadItemType.BYTE_IO:
                 planner.load_bytes(item, self._bytes_of(fqn))
+                continue
+            if is_misplaced(state.get(item.dest_index.fqn)):
+                misplaced[item.dest_index.fqn] = fqn
                 continue
             target = planner.resolve_tensor(item).detach()
             chunk = item.storage_index.offset or (0,) * len(item.lengths)
@@ -112,6 +118,7 @@ class Reader(StorageReader):
             common = not is_alone(state.get(item.dest_index.fqn))
             wants.append(Want(self._spread(self._leaves[fqn]), Box(offset, tuple(item.lengths)), tensors, target, common))
             targets.append((item, target))
+        wants += [self._as_it_lies(state[name], name, fqn, planner) for name, fqn in misplaced.items()]
         fill_boxes(wants, self._checkpoint.part)
         for item, target in targets:
             planner.commit_tensor(item, target)
@@ -119,6 +126,14 @@ class Reader(StorageReader):
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def _as_it_lies(self, value: Any, name: str, fqn: str, planner: LoadPlanner) -> Want:
+        """All of what this rank has of a tensor whose rows DCP's planner mistakes for others."""
+        box, _, local = wanted_box(value)
+        why = SCATTERED if box is None else "a planner of your own would be asked for other rows than this rank has"
+        if box is None or getattr(type(planner), "resolve_tensor", None) is not DefaultLoadPlanner.resolve_tensor:
+            raise InvalidInput(why, operation="load into", subject=name, hint=SCATTERED_HINT)
+        return Want(self._spread(self._leaves[fqn]), box, framework("$torch"), local, common=not is_alone(value))
 
     # --- what was stored -------------------------------------------------------------------------------------------------------
 

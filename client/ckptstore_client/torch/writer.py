@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from ckptstore.boxes import Box
-from ckptstore.errors import InvalidInput
+from ckptstore.errors import InvalidInput, NotStorable
 from ckptstore.paths import check_path
 from ckptstore_client.connecting import default_store
 from ckptstore_client.pending import PendingCheckpoint
@@ -185,6 +185,10 @@ def _from_items(items: Sequence[WriteItem], planner: SavePlanner) -> dict[str, A
             state[fqn] = data.detach()
             continue
         chunk = item.tensor_data.chunk
+        if data.shape != chunk.sizes:
+            why = f"its local tensor is {tuple(data.shape)}, the planner says {tuple(chunk.sizes)}"
+            hint = "torch's planners mistake rows that FSDP cut after tensor parallelism and that do not divide; leave planner= out"
+            raise NotStorable(why, operation="save", subject=fqn, hint=hint)
         pieces[fqn].append((Box(tuple(chunk.offsets), tuple(chunk.sizes)), data.detach()))
         wholes[fqn] = item
     for fqn, item in wholes.items():
