@@ -17,6 +17,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import tomlkit
 
@@ -69,6 +70,16 @@ class Scratch:
         if tier.path is not None:
             return tier.model_copy(update={"path": tier.path / self.name / TIER})
         return tier.model_copy(update={"url": f"{(tier.url or '').rstrip('/')}/{self.name}"})
+
+    def described(self) -> list[dict[str, Any]]:
+        """The tiers' settings, for a report; where URL and options go to fsspec, they may hold secrets, and only the scheme is told."""
+        described = []
+        for tier in self.tiers:
+            said = tier.model_dump(mode="json", exclude_none=True)
+            if tier.url is not None and not tier.url.startswith("s3://"):
+                said |= {"url": f"{tier.url.partition('://')[0]}://…", "options": {}}
+            described.append(said)
+        return described
 
     def beside(self, tier: str | None = None) -> tuple[str, Path]:
         """(tier, a folder beside its root): where a peer writes, so that it meets the same device. The first posix tier unless said."""

@@ -18,6 +18,7 @@ from ckptstore_client.cli.main import run
 from ckptstore_tiers.codecs import CodecTier
 from ckptstore_tiers.posix import PosixTier
 from ckptstore_tiers.sources import MemorySource
+from tests.browser import check_drawn
 from tests.contract.float_files import mixed_file, one_tensor
 from tests.contract.tier_contract import new_key
 
@@ -39,10 +40,12 @@ def rows(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["weights"], row["codec"]): row for row in document["tables"][0]["rows"]}
 
 
+@pytest.mark.browser
 def test_a_file_of_the_user_is_as_small_as_a_tier_makes_it(tmp_path: Path, bench: Bench) -> None:
     file, data = tmp_path / "mine.safetensors", mixed_file()
     file.write_bytes(data)
-    found = rows(bench(file))
+    report = bench(file)
+    found = rows(report)
     for compression in ("zstd", "float"):
         with closing(CodecTier(PosixTier("cold", tmp_path / "root"), tmp_path / "spool", compression)) as tier:
             key = new_key()
@@ -52,6 +55,7 @@ def test_a_file_of_the_user_is_as_small_as_a_tier_makes_it(tmp_path: Path, bench
             assert row["in_bytes_per_s"]["median"] > 0
             assert row["out_bytes_per_s"]["median"] > 0
     assert found["mine.safetensors", "none"]["size_ratio"] == 1.0
+    check_drawn(report, tmp_path / "report.html")
 
 
 def test_only_the_beginning_of_a_large_file_is_read(tmp_path: Path, bench: Bench) -> None:

@@ -21,6 +21,7 @@ from ckptstore_bench.plan.quantities import duration, parse_count, scaled
 from ckptstore_bench.plan.speeds import Speed, TierSpeed, parse_speed, parse_tiers, read_measured
 from ckptstore_bench.plan.ways import GUARDED_STALL_S
 from ckptstore_client.cli.main import run as command_line
+from tests.browser import check_drawn
 
 GB = 1e9
 TIERS = parse_tiers(["memory=20GB/s", "nvme=10GB/s,5GB/s"], ["pfs=100GB/s"])
@@ -256,7 +257,8 @@ def plan_command(*arguments: str) -> int:
     return command_line(["bench", "plan", *arguments])
 
 
-def test_the_command_gives_the_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.browser
+def test_the_command_gives_the_plan_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code = plan_command("--params", "1T", "--nodes", "1024", "--memory", "15GB/s", "--shared-tier", "pfs=200GB/s", "--json", "-")
     told = capsys.readouterr()
     assert code == 0, told.err
@@ -266,6 +268,7 @@ def test_the_command_gives_the_plan_as_json(capsys: pytest.CaptureFixture[str]) 
     assert "Young 1974" in report["limit"]
     assert report["machine"]["kernel"]
     assert len(report["plots"]) == 2
+    check_drawn(report, tmp_path / "report.html")
 
 
 @pytest.mark.parametrize(

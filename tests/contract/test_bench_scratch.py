@@ -32,6 +32,24 @@ path = "{folder}/deep/pfs"
 shared = true
 """
 
+SECRET = """
+[[tiers]]
+name = "nvme"
+kind = "posix"
+path = "/mnt/nvme"
+compression = "zstd"
+[[tiers]]
+name = "s3"
+kind = "object"
+url = "s3://models"
+options = { endpoint_url = "http://127.0.0.1:9", profile = "mine" }
+[[tiers]]
+name = "other"
+kind = "object"
+url = "ftp://me:secret@host/models"
+options = { password = "secret" }
+"""
+
 
 def everything(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
@@ -96,6 +114,14 @@ def test_a_folder_in_use_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(AlreadyExists, match="in use"):
         Scratch(folder=tmp_path / "used" / "theirs")
     assert everything(tmp_path) == before
+
+
+def test_a_report_tells_the_tiers_settings_and_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(SECRET, "utf-8")
+    nvme, s3, other = Scratch(home=tmp_path).described()
+    assert (nvme["kind"], nvme["write_threads"], nvme["compression"]) == ("posix", 6, "zstd")
+    assert s3["options"] == {"endpoint_url": "http://127.0.0.1:9", "profile": "mine"} and s3["url"].startswith("s3://models/bench-")
+    assert (other["url"], other["options"]) == ("ftp://…", {})
 
 
 def test_the_environment_of_the_operators_store_does_not_reach_the_scratch_one(

@@ -15,6 +15,7 @@ from ckptstore_client.cli.main import run
 from ckptstore_server.readers.cache.policy import S3Fifo
 from ckptstore_server.readers.cache.read_ahead import ReadAhead
 from ckptstore_tiers.checksums import BLOCK_BYTES
+from tests.browser import check_drawn
 
 # --- what goes ------------------------------------------------------------------------------------------------------------------------
 
@@ -143,6 +144,7 @@ def test_a_header_that_a_loader_reads_brings_one_window_and_its_tensors_the_rest
 # --- the bench ------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.browser
 def test_the_bench_shows_a_table_and_writes_json_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     places = {"--json": tmp_path / "cache.json", "--report": tmp_path / "cache.html"}
     options = [str(part) for pair in places.items() for part in pair]
@@ -152,4 +154,4 @@ def test_the_bench_shows_a_table_and_writes_json_and_a_page(tmp_path: Path, caps
     found = json.loads(places["--json"].read_text())
     assert {figure["bound"] for figure in found["figures"]} == {1.0}
     assert len(found["figures"]) == 16
-    assert "found on the node" in places["--report"].read_text()
+    check_drawn(found, places["--report"])

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.browser import check_drawn
 from tests.e2e.benching import run_bench
 
 
@@ -15,6 +18,8 @@ def bench(tmp_path: Path, command: str, *arguments: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     assert not scratch.exists()
     report: dict[str, Any] = json.loads(out.read_text("utf-8"))
+    check_drawn(report, tmp_path / "report.html")
+    assert report["settings"]["tiers"][0]["name"] == "nvme"
     return report
 
 
@@ -23,6 +28,7 @@ def bounds(report: dict[str, Any]) -> dict[str, float]:
     return {figure["name"]: round(figure["bound"], 3) for figure in report["figures"]}
 
 
+@pytest.mark.browser
 def test_saves_and_loads_with_dcp_are_measured_beside_its_own_writer_and_reader(tmp_path: Path) -> None:
     tiny = ["--size", "8MiB", "--ranks", "2", "--others", "1", "--tensors", "4", "--planned", "300", "--rounds", "1"]
     report = bench(tmp_path, "dcp", *tiny)
@@ -43,6 +49,7 @@ def test_saves_and_loads_with_dcp_are_measured_beside_its_own_writer_and_reader(
     assert [row["way"] for row in report["tables"][0]["rows"]] == ["store", "fs", "fs-best", "fio"]
 
 
+@pytest.mark.browser
 def test_a_watcher_is_measured_from_the_publish_until_it_holds_the_weights(tmp_path: Path) -> None:
     report = bench(tmp_path, "watch", "--size", "8MiB", "--tensors", "4", "--rounds", "2")
     assert bounds(report) == {"watch.loaded": 0.3}

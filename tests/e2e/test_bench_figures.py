@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.browser import check_drawn
 from tests.e2e.benching import run_bench
 
 BOUNDS = {"incremental.written": (1.02, False), "load.memory": (0.65, True)}
@@ -19,6 +22,7 @@ def figures(tmp_path: Path, *arguments: str, code: int = 0) -> tuple[dict[str, A
     return json.loads(out.read_text("utf-8")) if out.exists() else {}, done.stderr
 
 
+@pytest.mark.browser
 def test_each_figure_is_told_with_its_bound_and_what_it_was_measured_on(tmp_path: Path) -> None:
     report, _ = figures(tmp_path, "--only", "incremental", "--only", "memory", "--size", "16MiB", "--rounds", "2")
     found = {figure["name"]: (figure["bound"], figure["at_least"]) for figure in report["figures"]}
@@ -26,6 +30,7 @@ def test_each_figure_is_told_with_its_bound_and_what_it_was_measured_on(tmp_path
     assert all(len(figure["values"]) == 2 and min(figure["values"]) > 0 for figure in report["figures"])
     assert report["settings"]["families"] == ["incremental", "memory"]
     assert {"fio", "torch", "obstore", "botocore"} <= report["machine"]["versions"].keys()
+    check_drawn(report, tmp_path / "report.html")
 
 
 def test_a_figure_that_nobody_knows_is_refused_before_anything_is_measured(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from ckptstore_bench.hub.model import write_model
 from ckptstore_client.cli.main import run as command_line
+from tests.browser import check_drawn
 from tests.mount.mounts import can_mount
 from tests.readers.hub_place import minilm_folder
 
@@ -22,6 +23,7 @@ LAYER = "encoder.layer.{}.attention.self.key.weight"
 
 
 @can_mount
+@pytest.mark.browser
 def test_a_hot_model_is_measured_beside_a_static_file_server_and_a_local_folder(tmp_path: Path) -> None:
     out, page = tmp_path / "hub.json", tmp_path / "hub.html"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CKPTSTORE_", "HF_"))}
@@ -34,7 +36,7 @@ def test_a_hot_model_is_measured_beside_a_static_file_server_and_a_local_folder(
     assert [len(row["taken_s"]["values"]) for row in rows] == [2] * 4
     assert report["settings"]["size_bytes"] > 50_000_000, "the embeddings and one layer are the least"
     assert {figure["name"]: figure["bound"] for figure in report["figures"]} == {"hub.snapshot": 1.2, "hub.mount": 1.1}
-    assert "A hot model" in page.read_text("utf-8")
+    check_drawn(report, page)
     assert not (tmp_path / "scratch").exists()
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text("utf-8")
 

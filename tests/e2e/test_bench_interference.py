@@ -15,6 +15,7 @@ from ckptstore_bench.interference.interference_report import slow_downs
 from ckptstore_bench.interference.phases import PhaseTimes, percentile
 from ckptstore_bench.interference.training import Training
 from ckptstore_client.cli.main import run as command_line
+from tests.browser import check_drawn
 
 PROGRAM = Path(sys.executable).with_name("ckptstore")
 TINY = ["--size", "1MiB", "--steps", "4", "--every", "2", "--batch", "2", "--rounds", "2", "--threads", "1"]
@@ -30,6 +31,7 @@ def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PROGRAM, "bench", "interference", *arguments], capture_output=True, text=True, timeout=280, check=False)
 
 
+@pytest.mark.browser
 def test_each_phase_is_reported_beside_the_steps_alone_around_it(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     done = bench(*TINY, "--folder", tmp_path / "scratch", "--json", "-", "--report", page)
@@ -54,9 +56,10 @@ def test_each_phase_is_reported_beside_the_steps_alone_around_it(tmp_path: Path)
         "interference.saving": None, "interference.guarded": 3.0,
         "interference.writing": None, "interference.draining": 5.0,
     }  # fmt: skip
-    assert report["settings"]["tiers"] == ["nvme", "pfs"]
+    tiers = report["settings"]["tiers"]
+    assert [(tier["name"], tier.get("shared"), tier["write_threads"]) for tier in tiers] == [("nvme", None, 6), ("pfs", True, 6)]
     assert report["settings"]["threads"] == 1
-    assert page.stat().st_size > 10_000
+    check_drawn(report, page)
     assert not (tmp_path / "scratch").exists()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ckptstore_bench.services.seaweedfs import SeaweedS3
+from tests.browser import check_drawn
 
 PROGRAM = Path(sys.executable).with_name("ckptstore")
 BUCKET = "bench"
@@ -37,6 +38,7 @@ def bench(seaweed: SeaweedS3, home: Path, *arguments: str, **environment: str) -
     )
 
 
+@pytest.mark.browser
 def test_every_client_moves_the_object_and_leaves_nothing(seaweed: SeaweedS3, tmp_path: Path) -> None:
     out, page = tmp_path / "s3.json", tmp_path / "s3.html"
     place = ["--url", f"s3://{BUCKET}/scratch", "--endpoint", seaweed.endpoint_url]
@@ -51,7 +53,7 @@ def test_every_client_moves_the_object_and_leaves_nothing(seaweed: SeaweedS3, tm
     names = {"s3.get.libraries", "s3.get.cpu", "s3.put.libraries", "s3.put.cpu"}
     assert {figure["name"] for figure in report["figures"]} == names
     assert report["settings"]["server"]["checksum"] == "crc32, checked by the server"
-    assert "Clients of S3" in page.read_text("utf-8")
+    check_drawn(report, page)
     assert seaweed.client().list_objects_v2(Bucket=BUCKET).get("Contents", []) == []
 
 

@@ -20,6 +20,7 @@ import torch
 import ckptstore
 from ckptstore.config import read_settings
 from ckptstore_client.cli.main import run as command_line
+from tests.browser import check_drawn
 from tests.daemon_process import DaemonProcess, write_config
 from tests.services.moto_s3 import moto_s3
 
@@ -59,6 +60,7 @@ def rows(report: dict[str, Any], title: str) -> list[dict[str, Any]]:
     return next(table["rows"] for table in report["tables"] if table["title"] == title)
 
 
+@pytest.mark.browser
 def test_every_tier_is_measured_beside_its_device_and_a_store_in_use_notices_nothing(tmp_path: Path, s3_url: str) -> None:
     home, measured, page = tmp_path / "home", tmp_path / "tiers.json", tmp_path / "tiers.html"
     tiers = [
@@ -93,7 +95,7 @@ def test_every_tier_is_measured_beside_its_device_and_a_store_in_use_notices_not
     assert report["rounds"] == 2
     assert "botocore" in report["limit"]
     assert any("without its compression" in note for note in report["notes"])
-    assert "plotly" in page.read_text("utf-8").lower()
+    check_drawn(report, page)
     planned = subprocess.run(
         [PROGRAM, "bench", "plan", "--params", "8B", "--nodes", "4", "--measured", measured, "--json", "-"],
         capture_output=True, text=True, timeout=60, check=True,

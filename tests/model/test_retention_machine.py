@@ -1,5 +1,5 @@
 """Policies of folders and tiers, holds and the trash against a plain model, with the daemon dying between any two steps of carrying a
-decision out.
+decision out, of having something back, and of freeing space.
 
 The catalog is a real one, and what decides and acts is the daemon's own `Keeper`; bytes play no part, but for the keys that chores delete
 and drains write. Whatever the policies say and whenever it dies: what is held stays, in all tiers that have it; the newest checkpoint
@@ -26,7 +26,7 @@ from ckptstore.catalog import Catalog
 from ckptstore.catalog.model import Act, Chore, Join, Kind, Publication
 from ckptstore.errors import AlreadyExists, NotFound
 from ckptstore.paths import new_id
-from ckptstore.retention import BestN, EveryNSteps, Keep, LatestN, Within
+from ckptstore.retention import BestN, EveryNSeconds, EveryNSteps, Keep, LatestN, Within
 from ckptstore.retention_messages import SetRetention
 from ckptstore_server.judging import Judging
 from ckptstore_server.retention import Keeper
@@ -36,11 +36,11 @@ FOLDER = "/run"
 
 
 class Died(Exception):
-    """The daemon, before its next call of the catalog."""
+    """The daemon, before or after a call of the catalog."""
 
 
 #: The calls of the catalog by which a Keeper changes something.
-CHANGES = ("discard", "leave_tier", "return_to_tier")
+CHANGES = ("discard", "leave_tier", "return_to_tier", "undo", "empty_trash")
 
 
 @dataclass
@@ -49,13 +49,14 @@ class Tier:
 
 
 class StandInNode:
-    """What a Keeper needs of its node; it may die after so many changes."""
+    """What a Keeper needs of its node; it may die after so many changes, before the next one's call or behind it."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
         self.durable = [Tier(row.name) for row in TIERS]
         self.board = self
         self.lives: int | None = None
+        self.last_call = False
 
     def announce(self) -> None:
         """Nobody waits."""
@@ -65,6 +66,8 @@ class StandInNode:
     async def query(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
         if getattr(call, "__name__", "") in CHANGES and self.lives is not None:
             if self.lives == 0:
+                if self.last_call:
+                    call(*args, **options)
                 raise Died
             self.lives -= 1
         return call(*args, **options)
@@ -101,14 +104,25 @@ class Bytes(Saver):
         self.there |= {(tier, publication_id) for publication_id in written}
         return written
 
+    def do(self, chore: Chore) -> None:
+        if chore.act is Act.DELETE_OBJECT:
+            self.there.discard((chore.tier, str(chore.object_id)))
+        if chore.act is Act.DELETE_RECORD:
+            self.there.discard((chore.tier, str(chore.publication_id)))
+
     def work_off(self, *tiers: str) -> list[Chore]:
         done = super().work_off(*tiers)
         for chore in done:
-            if chore.act is Act.DELETE_OBJECT:
-                self.there.discard((chore.tier, str(chore.object_id)))
-            if chore.act is Act.DELETE_RECORD:
-                self.there.discard((chore.tier, str(chore.publication_id)))
+            self.do(chore)
         return done
+
+    def work_off_until_death(self, lives: int) -> None:
+        """Some chores are done; of the last one the catalog never hears."""
+        for chore in [chore for tier in ORDER for chore in self.catalog.chores(tier, grace_s=0.0, limit=3)][: lives + 1]:
+            self.do(chore)
+            if lives:
+                self.catalog.chore_done(chore)
+            lives -= 1
 
 
 ORDER = [tier.name for tier in TIERS]
@@ -118,11 +132,16 @@ POLICIES = st.lists(
         st.builds(EveryNSteps, steps=st.integers(2, 4)),
         st.builds(BestN, n=st.integers(1, 2), metric=st.just("a")),
         st.builds(Keep, steps=st.lists(st.integers(0, 9), min_size=1, max_size=2).map(tuple)),
+        st.builds(EveryNSeconds, seconds=st.sampled_from([1e-6, 0.01, 3600.0])),
         st.builds(Within, seconds=st.sampled_from([1e-6, 3600.0])),
     ),
     min_size=1,
     max_size=2,
 )
+
+
+#: Of the daemon, at its next change of the catalog.
+DEATHS = st.sampled_from([None, "before", "behind"])
 
 
 def depth(found: Publication) -> int:
@@ -147,6 +166,10 @@ class Retention(RuleBasedStateMachine):
         catalog = Catalog.open(f"sqlite:///{self.home / 'catalog.sqlite3'}", node="node-a")
         catalog.register_tiers(TIERS)
         return catalog
+
+    def start_again(self) -> None:
+        self.catalog.close()
+        self.saver = Bytes(self._opened(), self.saver.there)
 
     def teardown(self) -> None:
         self.saver.catalog.close()
@@ -224,8 +247,7 @@ class Retention(RuleBasedStateMachine):
         try:
             asyncio.run(keeper.apply())
         except Died:
-            self.catalog.close()
-            self.saver = Bytes(self._opened(), self.saver.there)
+            self.start_again()
         now = self.checkpoints()
         self.present = {path: found.publication_id for path, found in now.items()}
         assert self.present.items() <= {path: found.publication_id for path, found in before.items()}.items(), "out of nowhere"
@@ -267,12 +289,17 @@ class Retention(RuleBasedStateMachine):
         self.catalog.release(path)
         self.held.discard(self.present[path])
 
-    @rule(path=saved)
-    def undo(self, path: str) -> None:
-        keeper, _ = self.keeper()
+    @rule(path=saved, death=DEATHS)
+    def undo(self, path: str, death: str | None) -> None:
+        keeper, node = self.keeper()
+        node.lives, node.last_call = None if death is None else 0, death == "behind"
         lying = [found for where, found in self.trashed if where == path]
         try:
             asyncio.run(keeper.undo(path))
+        except Died:
+            self.start_again()
+            if death == "before":
+                return
         except NotFound:
             assert not lying, "what was in the trash could not be had back"
             return
@@ -295,12 +322,23 @@ class Retention(RuleBasedStateMachine):
         else:
             assert self.present.pop(path) not in self.held
 
-    @rule(everything=st.booleans())
-    def gc(self, everything: bool) -> None:
-        removed = self.catalog.empty_trash(all_of_it=everything)
-        assert len(removed) == (len(self.trashed) if everything else 0)
-        self.trashed = [] if everything else self.trashed
-        self.saver.work_off()
+    @rule(everything=st.booleans(), death=DEATHS, lives=st.one_of(st.none(), st.integers(0, 4)))
+    def gc(self, everything: bool, death: str | None, lives: int | None) -> None:
+        """The trash is emptied, then space is freed; either may end halfway, and what is left is done the next time."""
+        keeper, node = self.keeper()
+        node.lives, node.last_call = None if death is None else 0, death == "behind"
+        try:
+            removed = asyncio.run(keeper.empty_trash(everything=everything)).removed
+            assert len(removed) == (len(self.trashed) if everything else 0)
+        except Died:
+            self.start_again()
+        if everything and death != "before":
+            self.trashed = []
+        if lives is None:
+            self.saver.work_off()
+        else:
+            self.saver.work_off_until_death(lives)
+            self.start_again()
 
     @invariant()
     def what_should_be_there_is(self) -> None:

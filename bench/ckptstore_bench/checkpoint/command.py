@@ -63,7 +63,7 @@ def checkpoint(
         outcomes = measure_run(asked, scratch, steps)
         settings = {
             "model": model, "scale": scale, "mode": str(mode), "processes": load.processes, "writes": writes, "reads": reads,
-            "within": within, "interval_s": interval_s, "fsync": True, "tiers": [known.name for known in scratch.tiers],
+            "within": within, "interval_s": interval_s, "fsync": True, "tiers": scratch.described(),
         }  # fmt: skip
         why_not = why_not_comparable(load, mode=mode, writes=writes, reads=reads, interval_s=interval_s)
         return checkpoint_report(asked, outcomes, settings=settings, not_comparable=why_not, tier=name, folder=beside)

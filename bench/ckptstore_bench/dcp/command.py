@@ -44,6 +44,6 @@ def dcp(
         with Workspace(scratch, memory_limit_bytes=3 * size_bytes + (256 << 20)) as workspace:
             described = machine.describe(workspace.folder, "torch")
             results = measure_dcp(wanted, workspace, steps)
-        return build(results, wanted, machine=described)
+        return build(results, wanted, tiers=scratch.described(), machine=described)
 
     run(invocation, measure, as_json=as_json, page_file=report)

@@ -25,7 +25,7 @@ PLAN_MS = 500.0
 DISK_SHARE = 0.85
 
 
-def build(results: Results, wanted: Wanted, *, machine: dict[str, Any]) -> Report:
+def build(results: Results, wanted: Wanted, *, tiers: list[dict[str, Any]], machine: dict[str, Any]) -> Report:
     measures = [name for name in BOUNDS if name in results.seconds]
     table = Table(
         title=f"{wanted.ranks} ranks, {wanted.tensors} tensors",
@@ -44,6 +44,7 @@ def build(results: Results, wanted: Wanted, *, machine: dict[str, Any]) -> Repor
             "others": wanted.others,
             "tensors": wanted.tensors,
             "planned": wanted.planned,
+            "tiers": tiers,
         },
         machine=machine,
         tables=(table,),

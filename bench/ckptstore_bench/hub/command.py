@@ -48,6 +48,6 @@ def hub(
         with Workspace(scratch, memory_limit_bytes=64 << 20, network=network) as workspace:
             described = machine.describe(workspace.folder, "huggingface_hub", "transformers", "torch", "aiohttp")
             measured = measure_hub(size_bytes, rounds, workspace, network, steps)
-        return build(measured, rounds=rounds, machine=described)
+        return build(measured, rounds=rounds, tiers=scratch.described(), machine=described)
 
     run(invocation, measure, as_json=as_json, page_file=report)

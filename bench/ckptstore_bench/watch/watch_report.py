@@ -20,7 +20,7 @@ SAID = {
 }
 
 
-def build(taken: Rounds, shape: StateShape, *, rounds: int, machine: dict[str, Any]) -> Report:
+def build(taken: Rounds, shape: StateShape, *, rounds: int, tiers: list[dict[str, Any]], machine: dict[str, Any]) -> Report:
     beyond = [loaded - copy for loaded, copy in zip(taken.seconds[LOADED], taken.seconds[COPY], strict=True)]
     table = Table(
         title=shape.what,
@@ -34,7 +34,7 @@ def build(taken: Rounds, shape: StateShape, *, rounds: int, machine: dict[str, A
         title="Watching for new weights",
         limit=LIMIT_SAID,
         rounds=rounds,
-        settings={"size_bytes": shape.size_bytes, "tensors": len(shape.tensors)},
+        settings={"size_bytes": shape.size_bytes, "tensors": len(shape.tensors), "tiers": tiers},
         machine=machine,
         tables=(table,),
         figures=tuple(figure("watch.loaded", what, beyond, BEYOND_COPY_S, at_least=False, unit="s")),
