@@ -1,16 +1,18 @@
-"""How do numpy arrays and numpy scalars go into a file and come back? Exact dtypes, C order, by `numpy.copyto` into views.
+"""How do numpy arrays and numpy scalars go into a file and come back? Exact dtypes, C order, copied into views.
 
 What is kept: dtype, shape, values bit for bit. What is not: strides (an array in Fortran order comes back in C order). Refused by
 place: subclasses (masked arrays, matrices, memmaps), big-endian, structured, object, text and date dtypes, complex128:
 safetensors has no name for them.
 
-Stateless, any thread; `numpy.copyto` lets other threads run.
+Arrays of a MiB or more are copied by a few threads (`piece_copies`), others by `numpy.copyto`; both let other threads run. Stateless, any
+thread.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +23,12 @@ from ckptstore.errors import InvalidInput, NotStorable
 from ckptstore.part import ARRAY
 from ckptstore.safetensors_format import TensorEntry
 from ckptstore_client.frameworks import TensorSpec
+from ckptstore_client.piece_copies import copy_stretches
+
+#: Below this, an array is copied before another thread could begin with it.
+THREADED_BYTES = 1 << 20
+#: As many as torch takes: OMP_NUM_THREADS, or one a core of this process.
+THREADS = int(text) if (text := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(text) else len(os.sched_getaffinity(0))
 
 ARRAY_TYPES: tuple[type, ...] = (np.ndarray,)
 
@@ -73,8 +81,24 @@ def _dtype(entry: TensorEntry) -> np.dtype[Any]:
 
 
 def _copy(destinations: Sequence[np.ndarray[Any, Any]], sources: Sequence[np.ndarray[Any, Any]]) -> None:
+    stretches = []
     for destination, source in zip(destinations, sources, strict=True):
-        np.copyto(destination, source, casting="no")
+        if source.nbytes >= THREADED_BYTES and _is_plain(destination, source):
+            stretches.append((_address(destination), _address(source), source.nbytes))
+        else:
+            np.copyto(destination, source, casting="no")
+    copy_stretches(stretches, THREADS)
+
+
+def _is_plain(destination: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> bool:
+    """Whether the bytes can be taken as they are."""
+    alike = source.dtype == destination.dtype and source.shape == destination.shape
+    return alike and source.flags.c_contiguous and destination.flags.c_contiguous and destination.flags.writeable
+
+
+def _address(array: np.ndarray[Any, Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 @dataclass(frozen=True)
@@ -106,7 +130,7 @@ class NumpyArrays:
     def same_tensor(self, value: np.ndarray[Any, Any]) -> Hashable:
         if value.size == 0:
             return id(value)
-        return (value.__array_interface__["data"][0], value.dtype, value.shape, value.strides)
+        return (_address(value), value.dtype, value.shape, value.strides)
 
     def views(self, buffer: memoryview, entries: Sequence[TensorEntry], data_start: int) -> list[np.ndarray[Any, Any]]:
         whole = np.frombuffer(buffer, np.uint8)

@@ -12,7 +12,7 @@ import torch
 
 from ckptstore_client import cuda
 from ckptstore_client.frameworks import framework
-from ckptstore_client.torch_copies import PIECE_BYTES
+from ckptstore_client.piece_copies import PIECE_BYTES
 
 MIB = 1 << 20
 
