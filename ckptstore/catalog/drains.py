@@ -50,6 +50,13 @@ class Drains(References):
 
         return self._db.read("list drains", work, tier)
 
+    def is_queued(self, object_id: str, tier: str) -> bool:
+        """Whether a copy of the object into the tier waits, or is being made, for this node."""
+        place = self._place(self._tier(tier))
+        here = (drains.c.object_id == object_id, drains.c.tier == tier, drains.c.place == place)
+        query = select(drains.c.object_id).where(*here).limit(1)
+        return self._db.read("look for drain", lambda tx: tx.execute(query).first() is not None, object_id)
+
     def drain_first(self, publication_id: str) -> Publication:
         """What of it, and of what it refers to, waits to be drained goes before all else, into every tier and on every node."""
 

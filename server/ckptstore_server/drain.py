@@ -71,7 +71,7 @@ class Drainer:
             return 0
         started = 0
         for drain in due:
-            if (drain.object_id, handle.name) in self._moving:
+            if (drain.object_id, handle.name) in self._moving or self._replicas.is_claimed(drain.object_id, handle.name):
                 continue
             await workers.acquire()
             self._moving.add((drain.object_id, handle.name))

@@ -109,11 +109,12 @@ class Recall:
         try:
             if not await self._has_room(handle, file.size_bytes):
                 return False  # and nothing is queued: a recall that cannot be done is not work that waits
-            # The queue knows of it first: a crash in the middle leaves work for the next daemon, not a file that nobody knows.
-            await self._node.query(self._node.catalog.request_drain, file.object_id, handle.name)
-            failpoint(BEFORE_PUT)
-            await self._node.run(self._node.upkeep_executor, self._copy, file, handle, arriving)
-            failpoint(AFTER_CATALOG)
+            with self._replicas.claimed(file.object_id, handle.name):
+                # The queue knows of it first: a crash in the middle leaves work for the next daemon, not a file that nobody knows.
+                await self._node.query(self._node.catalog.request_drain, file.object_id, handle.name)
+                failpoint(BEFORE_PUT)
+                await self._node.run(self._node.upkeep_executor, self._copy, file, handle, arriving)
+                failpoint(AFTER_CATALOG)
         except CkptStoreError as error:
             self._node.remark(f"recall into {handle.name}", error)
             return False

@@ -7,6 +7,8 @@ replaced from a good one. Blocking: executors' threads call these methods.
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 
@@ -65,11 +67,31 @@ class Replicas:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._places = KeyLocks()
+        self._claims_lock = threading.Lock()
+        self._claims: Counter[tuple[str, str]] = Counter()
         self.arrivals = Arrivals()
 
     def place(self, object_id: str, tier: str) -> AbstractContextManager[None]:
         """Held while one object is written to or deleted from one tier: a late deletion must not meet a new copy."""
         return self._places.held(f"{tier}/{object_id}")
+
+    @contextmanager
+    def claimed(self, object_id: str, tier: str) -> Iterator[None]:
+        """Around a copy that is made at once though it is in the tier's queue, too: who finds it there leaves it alone meanwhile."""
+        claim = (object_id, tier)
+        with self._claims_lock:
+            self._claims[claim] += 1
+        try:
+            yield
+        finally:
+            with self._claims_lock:
+                self._claims[claim] -= 1
+                if not self._claims[claim]:
+                    del self._claims[claim]
+
+    def is_claimed(self, object_id: str, tier: str) -> bool:
+        with self._claims_lock:
+            return (object_id, tier) in self._claims
 
     def recorded(self, object_id: str) -> list[tuple[TierHandle, Replica]]:
         """The catalog's undamaged replicas that this node can reach, nearest first."""
@@ -169,23 +191,24 @@ class Replicas:
         `quietly`: out of training's way, for nobody waits for it; a replica that was lost is replaced without delay all the same.
         CalledOff when it is not wanted any more; then nothing is left of it.
         A source that turns out damaged is marked and the next one taken; one that does not answer is passed over. ChecksumMismatch when
-        none is left, TierUnavailable if one of them may be good. If the object was deleted meanwhile, what was written is removed again.
+        none is left, TierUnavailable if one of them may be good. If the object was deleted meanwhile, what was written is removed again;
+        if somebody else has brought it meanwhile, nothing is read.
         """
         digests = digests_of(file)
         away: TierUnavailable | None = None
+        if self._is_whole_after_all(file, into):
+            return
         for tier in self._copy_sources(file, into):
             try:
                 with ExitStack() as stack:
-                    source = stack.enter_context(blocks_of(stack.enter_context(self.reader(file, tier))))
                     stack.enter_context(self.place(file.object_id, into.name))
-                    if repairs := self._is_damaged(file.object_id, into):
-                        # Wrong bytes may be in the way, and an object that is there is never written over. They go only for better ones:
-                        # where every replica is damaged, each is left to whoever can save a part of it.
-                        with into.watched() as old:
-                            if _is_there(old, file.key) and (problem := self.check(file, tier)):
-                                self.damaged(file, tier, problem)
-                                continue
-                            old.delete(file.key)
+                    recorded = self._recorded_in(file.object_id, into)
+                    if recorded is not None and not recorded.damaged and not self._node.catalog.is_queued(file.object_id, into.name):
+                        return
+                    source = stack.enter_context(blocks_of(stack.enter_context(self.reader(file, tier))))
+                    repairs = recorded is not None and recorded.damaged
+                    if repairs and not self._make_way(file, into, tier):
+                        continue
                     target = stack.enter_context(into.watched(writes=True))
                     # A repair that rested would keep the place locked, and `verify` or a reader's report waiting for its own repair.
                     movement = stack.enter_context(into.lane.moving(file.object_id, file.size_bytes, quietly=quietly and not repairs))
@@ -212,16 +235,37 @@ class Replicas:
             raise away
         raise ChecksumMismatch("no good replica is left to copy from", operation="copy", subject=file.key, tier=into.name)
 
+    def _is_whole_after_all(self, file: StoredFile, into: TierHandle) -> bool:
+        """Whether what was called damaged in a tier was damaged on the way alone, not where it lies; then it is believed again."""
+        with self.place(file.object_id, into.name):
+            recorded = self._recorded_in(file.object_id, into)
+            if recorded is None or not recorded.damaged or self.check(file, into.name) is not None:
+                return False
+            return self._node.catalog.add_replica(file.object_id, into.name, stored_bytes=recorded.stored_bytes)
+
+    def _make_way(self, file: StoredFile, into: TierHandle, source: str) -> bool:
+        """Remove wrong bytes from where better ones are to lie: an object that is there is never written over.
+
+        Where every replica is damaged, each is left to whoever can save a part of it: False, if the source is no better.
+        """
+        with into.watched() as old:
+            if _is_there(old, file.key) and (problem := self.check(file, source)):
+                self.damaged(file, source, problem)
+                return False
+            old.delete(file.key)
+        return True
+
     def _copy_sources(self, file: StoredFile, into: TierHandle) -> list[str]:
         """Where to copy from: this node's own tiers before its memory, since reading a segment keeps its slot from the next save, and a
         slow store would hold up training; then the rest, nearest first."""
         local = {handle.name for handle, _ in self.recorded(file.object_id)} & {handle.name for handle in self._node.node_local}
         return sorted(self.sources(file, excluding=into.name), key=lambda tier: tier not in local)
 
-    def _is_damaged(self, object_id: str, handle: TierHandle) -> bool:
+    def _recorded_in(self, object_id: str, handle: TierHandle) -> Replica | None:
+        """What the catalog says of the object in a tier of this node's."""
         places = (self._node.node_id, "")
-        known = self._node.catalog.replicas(object_id)
-        return any(replica.damaged and replica.tier == handle.name and replica.node in places for replica in known)
+        known = (replica for replica in self._node.catalog.replicas(object_id) if replica.tier == handle.name)
+        return next((replica for replica in known if replica.node in places), None)
 
     def repair(self, file: StoredFile, tier: str) -> bool:
         """Replace a damaged replica from a good one; False when no good one can be had now, or nobody wants it in that tier any more."""
@@ -229,8 +273,9 @@ class Replicas:
         if not self._node.catalog.is_wanted_in(file.object_id, tier) or not any(True for _ in self.sources(file, excluding=tier)):
             return False
         try:
-            self._node.catalog.request_drain(file.object_id, tier)  # first: a crash in the middle leaves work for the next daemon
-            self.copy(file, handle)
+            with self.claimed(file.object_id, tier):
+                self._node.catalog.request_drain(file.object_id, tier)  # first: a crash in the middle leaves work for the next daemon
+                self.copy(file, handle)
         except (TierUnavailable, ChecksumMismatch) as error:
             self._node.remark(f"repair in {tier}", error)
             return False

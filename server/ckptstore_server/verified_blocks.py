@@ -34,12 +34,11 @@ class VerifiedBlocks:
 
         ChecksumMismatch if no good replica is left, TierUnavailable if one may be where nobody answers.
         """
-        bad: list[str] = []
-        last: CkptStoreError | None = None
+        bad: dict[str, CkptStoreError] = {}  # by tier
         while True:
             opened = self._reader or self._open_next(bad)
             if opened is None:
-                raise self._none_left(last, bad)
+                raise self._none_left(bad)
             tier, reader = opened
             try:
                 reader.read_into(first_block * BLOCK_BYTES, view)
@@ -48,12 +47,12 @@ class VerifiedBlocks:
                     self._digests.check(first_block + start // BLOCK_BYTES, block, operation="read", subject=self.file.key, tier=tier)
                 return
             except (ChecksumMismatch, NotFound) as error:
-                last = error
+                bad[tier] = error
                 self._replicas.damaged(self.file, tier, error.why)
             except TierUnavailable as error:
+                bad[tier] = error
                 if not isinstance(reader, ArrivingReader):  # a recall that failed tells nothing of its tier: the replicas themselves do
                     self._down = error
-            bad.append(tier)
             self._reader = None
 
     @property
@@ -65,7 +64,7 @@ class VerifiedBlocks:
         self._stack.close()
         self._reader = None
 
-    def _open_next(self, bad: list[str]) -> tuple[str, ObjectReader] | None:
+    def _open_next(self, bad: dict[str, CkptStoreError]) -> tuple[str, ObjectReader] | None:
         arriving = self._replicas.arrivals.find(self.file.object_id)
         if arriving is not None and arriving.tier not in bad:
             with suppress(NotFound):  # it has arrived meanwhile, and is recorded
@@ -77,18 +76,18 @@ class VerifiedBlocks:
             try:
                 self._reader = tier, self._stack.enter_context(self._replicas.reader(self.file, tier))
                 return self._reader
-            except NotFound:
+            except NotFound as error:
+                bad[tier] = error
                 self._replicas.missing(self.file, tier)
-                bad.append(tier)
             except ChecksumMismatch as error:  # of another length, or no file of a codec's
+                bad[tier] = error
                 self._replicas.damaged(self.file, tier, error.why)
-                bad.append(tier)
             except TierUnavailable as error:
+                bad[tier] = error
                 self._down = error
-                bad.append(tier)
         return None
 
-    def _none_left(self, last: CkptStoreError | None, bad: list[str]) -> CkptStoreError:
+    def _none_left(self, bad: dict[str, CkptStoreError]) -> CkptStoreError:
         """Why the block cannot be had. A good copy that is only out of reach, in a tier that is down or on another node, is not damage."""
         if self._down is not None:
             return self._down
@@ -102,5 +101,6 @@ class VerifiedBlocks:
                 tier=away[0].tier,
                 hint="load it there, or wait until a shared tier holds it too",
             )
-        tier = ", ".join(dict.fromkeys(bad)) or None
-        return last or ChecksumMismatch("no replica of the object is left", operation="read", subject=self.file.key, tier=tier)
+        why = "; ".join(f"{tier}: {error.why}" for tier, error in bad.items()) or "no replica of the object is left"
+        wrong = [tier for tier, error in bad.items() if isinstance(error, ChecksumMismatch)]  # others have it no more
+        return ChecksumMismatch(why, operation="read", subject=self.file.key, tier=", ".join(wrong or bad) or None)

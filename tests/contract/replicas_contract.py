@@ -46,8 +46,11 @@ class ReplicasContract:
         assert saver.catalog.pending_drains("object", limit=10) == []
         backlog = next(item for item in saver.catalog.backlog() if item.tier == "object")
         assert (backlog.objects, backlog.last_error) == (1, "503 Slow Down")
+        assert saver.catalog.is_queued(drain.object_id, "object")
         saver.catalog.request_drain(drain.object_id, "object")
         assert [item.tries for item in saver.catalog.pending_drains("object", limit=10)] == [1]
+        assert saver.catalog.add_replica(drain.object_id, "object")
+        assert not saver.catalog.is_queued(drain.object_id, "object")
 
     def test_a_tier_counts_only_with_all_objects_and_the_record(self, saver: Saver) -> None:
         published = saver.save("/run/1", names=["a", "b"])

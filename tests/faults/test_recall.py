@@ -116,6 +116,21 @@ def test_the_first_bytes_are_loaded_while_the_last_ones_are_still_in_the_store(f
     assert [line.problem for line in verified(store) if "safetensors" in line.path] == []
 
 
+def test_what_waits_in_the_queue_leaves_a_recall_that_is_under_way_alone(far: FaultStore, proxy: S3FaultProxy) -> None:
+    """A recall is in the tier's queue, so that a crash leaves work for the next daemon; the loop that works it off finds it there."""
+    hold_after_the_first_range(proxy)
+    with ThreadPoolExecutor(1) as executor:
+        waiting = executor.submit(whole, far.connect())
+        until("the recall is under way", lambda: ranges_fetched(proxy) == 3)
+        store = far.connect()
+        for number in range(3):  # each makes all loops look at what waits
+            store.save(f"/other/{number}", {"w": np.ones(3)}).wait("object", timeout_s=60)
+        begun_again = sum(method == "GET" and f"{PATH}/rank" in target for method, target in proxy.requests) - 3
+        proxy.clear()
+        assert waiting.result(timeout=60)
+    assert not begun_again
+
+
 def test_several_ranks_that_load_at_once_read_the_store_once(far: FaultStore, proxy: S3FaultProxy) -> None:
     begin = threading.Barrier(4)
 
