@@ -25,6 +25,8 @@ MARK ?= not soak
 WORKERS ?= $(shell echo $$(( $$(nproc) + 2 )))
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# Those that draw their examples: the same ones in every `make test`, new ones in `make soak`.
+PROPERTY_TESTS = $(shell grep -rl '^from hypothesis' --include='test_*.py' tests)
 DEMO_ARGS ?=
 
 # $(call require,PROGRAM=DEBIAN_PACKAGE …,WHAT FOR): install what is missing when root, else say what to install.
@@ -48,7 +50,7 @@ help:
 	@echo 'make demo    train, kill, resume from memory, NVMe and S3, and compare with an uninterrupted run'
 	@echo 'make test    ruff, mypy and the tests'
 	@echo 'make check   ruff and mypy only'
-	@echo 'make soak    the long tests: hundreds of random kills'
+	@echo 'make soak    the long tests: hundreds of random kills, and new examples for the property tests'
 	@echo 'make bench   the figures of docs/bench.md, measured on this machine (BENCH_ARGS="--only NAME")'
 	@echo 'make setup   the virtual environment and the Debian packages that the tests need'
 	@echo 'make clean   remove the virtual environment and all caches'
@@ -82,9 +84,10 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 test: check debian
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m '$(MARK)' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=same -m '$(MARK)' $(PYTEST_ARGS)
 
 soak: $(INSTALLED) debian
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not soak' $(PYTEST_ARGS) $(PROPERTY_TESTS)
 	$(BIN)/python -m pytest -q --timeout 3600 -m soak $(PYTEST_ARGS)
 
 demo: $(INSTALLED)

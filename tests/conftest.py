@@ -1,6 +1,8 @@
-"""In which order do the files run? Those that take minutes first: beside them the quick ones fill the other processes to the end.
+"""In which order do the files run, and on which examples? Those that take minutes first: beside them the quick ones fill the other
+processes to the end. pytest-xdist's own order, most tests first, leaves the long stories with few tests for the end, where each runs alone.
 
-pytest-xdist's own order, most tests first, leaves the long stories with few tests for the end, where each runs alone.
+Property tests draw the same examples in every `make test`, so that what passes on one machine passes on the next; new ones in `make soak`
+and wherever pytest is called without `--hypothesis-profile=same`.
 """
 
 from __future__ import annotations
@@ -9,8 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.services.postgres import Postgres
+
+settings.register_profile("same", derandomize=True)
 
 #: By what they took, longest first; a file that is not named comes after them, and costs at most its own time at the end.
 LONG_FILES = (
@@ -38,6 +43,7 @@ LONG_FILES = (
     "test_faults_with_everything_on.py",
     "test_catalog_postgres.py",
     "test_recall.py",
+    "test_recall_with_everything_on.py",
     "test_auto_start.py",
     "test_bench_dcp.py",
     "test_bench_tiers.py",

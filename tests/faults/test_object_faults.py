@@ -48,12 +48,6 @@ def moto() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def proxy(seaweed: SeaweedS3) -> Iterator[S3FaultProxy]:
-    with S3FaultProxy(seaweed.endpoint_url) as proxy:
-        yield proxy
-
-
 @pytest.fixture(autouse=True)
 def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS)

@@ -19,8 +19,8 @@ from ckptstore.errors import CkptStoreError, NotFound
 from ckptstore_bench.services.seaweedfs import SeaweedS3
 from ckptstore_client import Store
 from ckptstore_client.descriptors import DescriptorConnection
-from tests.faults.fault_store import FaultStore, objects_below, posix_tier, verified
-from tests.faults.outage import BUCKET
+from tests.faults.far_store import far_store
+from tests.faults.fault_store import FaultStore, objects_below, verified
 from tests.services.s3_fault_proxy import Fault, S3FaultProxy
 from tests.until import until
 
@@ -28,12 +28,6 @@ RANGE_BYTES = 16 << 20
 #: Fetched in three ranges.
 STATE_BYTES = 40 << 20
 PATH = "/run/step-1"
-
-
-@pytest.fixture
-def proxy(seaweed: SeaweedS3) -> Iterator[S3FaultProxy]:
-    with S3FaultProxy(seaweed.endpoint_url) as proxy:
-        yield proxy
 
 
 def state() -> dict[str, Any]:
@@ -71,20 +65,11 @@ class HeldLook:
 @pytest.fixture
 def far(seaweed: SeaweedS3, proxy: S3FaultProxy, tmp_path: Path) -> Iterator[FaultStore]:
     """A daemon whose one checkpoint lies in the bucket and nowhere else."""
-    options = {"endpoint_url": proxy.endpoint_url, "read_timeout_s": 60.0, "retry_for_s": 2.0}
-    tiers = [
-        posix_tier("nvme", tmp_path / "nvme"),
-        {"name": "object", "kind": "object", "url": f"s3://{BUCKET}/{tmp_path.name}", "options": options},
-    ]
-    environment = {key: value for key, value in seaweed.environment().items() if key != "AWS_ENDPOINT_URL"}
-    with FaultStore(tmp_path / "home", tiers, environment=environment, rigging=HeldLook(tmp_path / "home")) as place:
-        place.start()
-        place.connect().save(PATH, state(), step=1).wait("object", timeout_s=120)
-        place.daemon.kill()
-        for path in objects_below(tmp_path / "nvme"):
-            path.unlink()
-        place.start()
-        proxy.clear()
+
+    def save(store: Store) -> None:
+        store.save(PATH, state(), step=1).wait("object", timeout_s=120)
+
+    with far_store(tmp_path, seaweed, proxy, save, rigging=HeldLook(tmp_path / "home")) as place:
         yield place
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from ckptstore.errors import CkptStoreError
 from ckptstore_bench.services.seaweedfs import SeaweedS3
+from ckptstore_client import Store
 from tests.faults.everything_on import assert_saved, save
-from tests.faults.fault_store import FaultStore, objects_below, posix_tier, verified
-from tests.faults.outage import BUCKET
+from tests.faults.far_store import far_store
+from tests.faults.fault_store import FaultStore, verified
 from tests.services.s3_fault_proxy import Fault, S3FaultProxy
 from tests.until import until
 
@@ -26,28 +27,15 @@ def at(step: int) -> str:
     return f"/run/step-{step}"
 
 
-@pytest.fixture
-def proxy(seaweed: SeaweedS3) -> Iterator[S3FaultProxy]:
-    with S3FaultProxy(seaweed.endpoint_url) as proxy:
-        yield proxy
-
-
 @pytest.fixture(params=["zstd", "float"])
 def far(request: pytest.FixtureRequest, seaweed: SeaweedS3, proxy: S3FaultProxy, tmp_path: Path) -> Iterator[FaultStore]:
     """A daemon whose checkpoints lie in the bucket and nowhere else."""
-    options = {"endpoint_url": proxy.endpoint_url, "read_timeout_s": 60.0, "retry_for_s": 2.0}
-    bucket = {"name": "object", "kind": "object", "url": f"s3://{BUCKET}/{tmp_path.name}", "options": options}
-    tiers = [posix_tier("nvme", tmp_path / "nvme"), {**bucket, "compression": request.param}]
-    environment = {key: value for key, value in seaweed.environment().items() if key != "AWS_ENDPOINT_URL"}
-    with FaultStore(tmp_path / "home", tiers, environment=environment) as place:
-        place.start()
+
+    def save_all(store: Store) -> None:
         for step in STEPS:
-            save(place.connect(), at(step), step, size_bytes=SIZE_BYTES).wait("object", timeout_s=120)
-        place.daemon.kill()
-        for path in objects_below(tmp_path / "nvme"):
-            path.unlink()
-        place.start()
-        proxy.clear()
+            save(store, at(step), step, size_bytes=SIZE_BYTES).wait("object", timeout_s=120)
+
+    with far_store(tmp_path, seaweed, proxy, save_all, compression=request.param) as place:
         yield place
 
 
