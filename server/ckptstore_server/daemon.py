@@ -21,6 +21,7 @@ from typing import IO, Any
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 
+from ckptstore import sockets
 from ckptstore.catalog import Catalog
 from ckptstore.catalog.model import TierRow
 from ckptstore.config import Settings
@@ -188,7 +189,7 @@ class Daemon:
                 node.remark(f"open {handle.name}", error)
 
     def _http_servers(self, services: Services) -> list[Server]:
-        self._settings.api_socket.unlink(missing_ok=True)  # the lock is ours: a socket file that is left is stale
+        sockets.claim(self._settings.api_socket)
         local = create_app(services, local=True)
         # HTTP/1 only: there every body has a length that is known before it comes, and can be refused.
         plain: dict[str, Any] = {"interface": Interfaces.ASGI, "http": HTTPModes.http1, "log_enabled": False, "websockets": False}

@@ -16,7 +16,7 @@ import pytest
 
 import ckptstore
 from ckptstore.config import read_settings
-from ckptstore.errors import AlreadyRunning, AttemptAborted, Busy, CkptStoreError, WaitTimeout
+from ckptstore.errors import AlreadyRunning, AttemptAborted, Busy, CkptStoreError, ConfigInvalid, WaitTimeout
 from ckptstore_client.store import Store
 from tests.daemon_process import DaemonProcess, write_config
 from tests.faults.crash_story import until
@@ -72,6 +72,19 @@ def test_the_socket_files_of_a_dead_daemon_are_no_obstacle(home: Path, daemon: D
     assert settings.api_socket.is_socket() and settings.fd_socket.is_socket()
     with DaemonProcess(home), store_of(home) as store:
         assert_loads(store, "/run/one")
+
+
+@pytest.mark.parametrize("socket", ["api_socket", "fd_socket"])
+def test_what_lies_in_the_place_of_a_socket_and_is_none_is_named_and_left(home: Path, socket: str) -> None:
+    place: Path = getattr(read_settings(home / "config.toml", home=home), socket)
+    place.write_text("somebody's", "utf-8")
+    process = DaemonProcess(home).start(wait=False)
+    try:
+        assert process.wait_exit(TIMEOUT_S) == ConfigInvalid.exit_code
+    finally:
+        process.kill()
+    assert f"{place}: something that is no socket is in its place" in process.log()
+    assert place.read_text("utf-8") == "somebody's"
 
 
 def test_a_stop_stores_what_was_handed_over_and_the_next_daemon_drains_it(home: Path, daemon: DaemonProcess) -> None:
