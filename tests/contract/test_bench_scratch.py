@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from ckptstore_bench.contenders.process import ContenderProcess
 from ckptstore_bench.contests import Contest
 from ckptstore_bench.scratch import SPARE_BYTES, Scratch
 from ckptstore_bench.shape import equal_tensors
+from ckptstore_bench.shared_state import SharedState
 
 CONFIGURATION = """
 [memory]
@@ -177,9 +179,10 @@ def peer(name: str, setup: Setup, folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def setup(tmp_path: Path) -> Setup:
+def setup(tmp_path: Path) -> Iterator[Setup]:
     shape = equal_tensors(64, 2)
-    return Setup(shape=shape, state=tmp_path, home=tmp_path, folder=tmp_path / "peer", disk="nvme", tiers=("nvme",))
+    with SharedState(shape) as state:
+        yield Setup(shape=shape, state=state.path, home=tmp_path, folder=tmp_path / "peer", disk="nvme", tiers=("nvme",))
 
 
 @pytest.mark.parametrize(

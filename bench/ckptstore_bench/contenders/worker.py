@@ -37,6 +37,8 @@ def serve(pipe: Connection, contender: Contender, setup: Setup) -> None:
         pipe.send(("done", (None, 0.0)))
         while (asked := pipe.recv()) is not None:
             method, arguments = asked
+            if method == "save":
+                _step(setup)
             pipe.send(("done", _turn(made, method, arguments)))
         made.close()
     except EOFError:  # the parent has ended
@@ -44,6 +46,13 @@ def serve(pipe: Connection, contender: Contender, setup: Setup) -> None:
     except BaseException as error:  # noqa: BLE001 — the top of this process: whatever a peer raises is its reason in the report
         traceback.print_exc()
         pipe.send(("failed", _reason(contender, error)))
+
+
+def _step(setup: Setup) -> None:
+    """What a training step does before each save: it uses the state. Memory that lay idle a hypervisor may have taken away."""
+    from ckptstore_bench.shared_state import flat, open_state, touch
+
+    touch(flat(open_state(setup.state, setup.shape)))
 
 
 def _turn(made: Any, method: str, arguments: tuple[Any, ...]) -> tuple[Any, float]:
