@@ -52,13 +52,18 @@ def assert_loads(store: Store, path: str) -> None:
     assert np.array_equal(state["weights"], STATE["weights"])
 
 
-def test_a_second_daemon_on_the_same_home_refuses_by_name_and_harms_nothing(home: Path, daemon: DaemonProcess) -> None:
-    second = DaemonProcess(home).start(wait=False)
+def log_of_refused(home: Path, why: type[CkptStoreError]) -> str:
+    """What a daemon said that did not start, for this reason."""
+    process = DaemonProcess(home).start(wait=False)
     try:
-        assert second.wait_exit(TIMEOUT_S) == AlreadyRunning.exit_code
+        assert process.wait_exit(TIMEOUT_S) == why.exit_code
     finally:
-        second.kill()
-    assert f"another daemon (pid {daemon.pid}) serves this home" in second.log()
+        process.kill()
+    return process.log()
+
+
+def test_a_second_daemon_on_the_same_home_refuses_by_name_and_harms_nothing(home: Path, daemon: DaemonProcess) -> None:
+    assert f"another daemon (pid {daemon.pid}) serves this home" in log_of_refused(home, AlreadyRunning)
     with store_of(home) as store:
         store.save("/run/one", STATE).wait("nvme", timeout_s=TIMEOUT_S)
         assert_loads(store, "/run/one")
@@ -78,12 +83,7 @@ def test_the_socket_files_of_a_dead_daemon_are_no_obstacle(home: Path, daemon: D
 def test_what_lies_in_the_place_of_a_socket_and_is_none_is_named_and_left(home: Path, socket: str) -> None:
     place: Path = getattr(read_settings(home / "config.toml", home=home), socket)
     place.write_text("somebody's", "utf-8")
-    process = DaemonProcess(home).start(wait=False)
-    try:
-        assert process.wait_exit(TIMEOUT_S) == ConfigInvalid.exit_code
-    finally:
-        process.kill()
-    assert f"{place}: something that is no socket is in its place" in process.log()
+    assert f"{place}: something that is no socket is in its place" in log_of_refused(home, ConfigInvalid)
     assert place.read_text("utf-8") == "somebody's"
 
 
