@@ -117,6 +117,24 @@ class OwnLoadPlanner(DefaultLoadPlanner):
         return super().resolve_tensor(read_item)
 
 
+def test_rows_that_torchs_planner_knows_nothing_of_are_loaded_and_no_memory_of_others_is_written(ranks: Ranks, folder: str) -> None:
+    """9 rows over 4 × 2 ranks: the last rank has row 8, and torch says none."""
+    whole, mesh_shape = torch.randn(9, 4), (4, 2)
+
+    def state(empty: bool) -> Any:
+        return {"w": dtensor(whole, mesh_of(mesh_shape), FSDP_AFTER_TENSOR_PARALLELISM, empty=empty)}
+
+    staged(ranks, f"{folder}/x", states_of(8, lambda _: state(False)))
+    for into in (states := states_of(8, lambda _: state(True))):
+        load(ranks, f"{folder}/x", into)
+        assert torch.equal(into["w"].to_local(), full(into["w"], whole))
+    assert len(states[7]["w"].to_local()) == 1
+    value = states[7]["w"]
+    small = DTensor.from_local(torch.zeros(0, 4), value.device_mesh, value.placements, run_check=False, shape=whole.shape, stride=(4, 1))
+    with pytest.raises(InvalidInput, match=r"load into w: its local tensor is \(0, 4\), its placements say \(1, 4\)"):
+        load(ranks, f"{folder}/x", {"w": small})
+
+
 def test_rows_that_torchs_planner_mistakes_are_loaded_as_they_lie_or_refused(ranks: Ranks, folder: str) -> None:
     """13 rows over 3 × 2 ranks: FSDP's last two ranks have rows 6 and 11 to 12, and torch says 6 to 7 and 12."""
     whole = torch.randn(13, 4)

@@ -103,14 +103,14 @@ class Reader(StorageReader):
         tensors = framework("$torch")
         wants, targets = [], []
         state = getattr(planner, "state_dict", {})  # of DCP's own planners, and those made of them
-        misplaced: dict[str, str] = {}  # fqn of the state → fqn of the checkpoint
+        # Of some of these the planner asks for nothing: it believes that this rank has no rows.
+        misplaced = {fqn for fqn, value in state.items() if fqn in self._leaves and is_misplaced(value)}
         for item in plan.items:
             fqn = item.storage_index.fqn
             if item.type is LoadItemType.BYTE_IO:
                 planner.load_bytes(item, self._bytes_of(fqn))
                 continue
-            if is_misplaced(state.get(item.dest_index.fqn)):
-                misplaced[item.dest_index.fqn] = fqn
+            if item.dest_index.fqn in misplaced:
                 continue
             target = planner.resolve_tensor(item).detach()
             chunk = item.storage_index.offset or (0,) * len(item.lengths)
@@ -118,7 +118,8 @@ class Reader(StorageReader):
             common = not is_alone(state.get(item.dest_index.fqn))
             wants.append(Want(self._spread(self._leaves[fqn]), Box(offset, tuple(item.lengths)), tensors, target, common))
             targets.append((item, target))
-        wants += [self._as_it_lies(state[name], name, fqn, planner) for name, fqn in misplaced.items()]
+        lying = [self._as_it_lies(state[fqn], fqn, planner) for fqn in sorted(misplaced)]
+        wants += [want for want in lying if want.box.volume]
         fill_boxes(wants, self._checkpoint.part)
         for item, target in targets:
             planner.commit_tensor(item, target)
@@ -127,12 +128,15 @@ class Reader(StorageReader):
         done.set_result(None)
         return done
 
-    def _as_it_lies(self, value: Any, name: str, fqn: str, planner: LoadPlanner) -> Want:
+    def _as_it_lies(self, value: Any, fqn: str, planner: LoadPlanner) -> Want:
         """All of what this rank has of a tensor whose rows DCP's planner mistakes for others."""
         box, _, local = wanted_box(value)
         why = SCATTERED if box is None else "a planner of your own would be asked for other rows than this rank has"
         if box is None or getattr(type(planner), "resolve_tensor", None) is not DefaultLoadPlanner.resolve_tensor:
-            raise InvalidInput(why, operation="load into", subject=name, hint=SCATTERED_HINT)
+            raise InvalidInput(why, operation="load into", subject=fqn, hint=SCATTERED_HINT)
+        if tuple(local.shape) != box.size:
+            why = f"its local tensor is {tuple(local.shape)}, its placements say {box.size}"
+            raise InvalidInput(why, operation="load into", subject=fqn)
         return Want(self._spread(self._leaves[fqn]), box, framework("$torch"), local, common=not is_alone(value))
 
     # --- what was stored -------------------------------------------------------------------------------------------------------
